@@ -1,0 +1,253 @@
+"""The files that describe the project tell one story, and they package what is on the disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import XAICLIPLib
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[2]
+HOMEPAGE = "https://github.com/xaiclip/SlicerXAICLIP"
+
+PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
+CATALOGUE: dict[str, Any] = json.loads((ROOT / "XAICLIP.json").read_text(encoding="utf-8"))
+
+
+def cmake_sets(path: Path) -> dict[str, str]:
+    """Read the ``set(NAME value)`` commands of a CMake file; a list is joined with spaces."""
+    text = re.sub(r"(?m)^\s*#.*$", "", path.read_text(encoding="utf-8"))
+    commands = re.findall(r'\bset\(\s*(\w+)\s*("[^"]*"|[^")]*)\)', text)
+    return {name: " ".join(value.strip('"').split()) for name, value in commands}
+
+
+def read_s4ext(path: Path) -> dict[str, str]:
+    """Read a Slicer extension description: the first word of a line is the key."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    pairs = (line.partition(" ") for line in lines if line.strip() and not line.startswith("#"))
+    return {key: value.strip() for key, _, value in pairs}
+
+
+CMAKE = cmake_sets(ROOT / "CMakeLists.txt")
+S4EXT = read_s4ext(ROOT / "XAICLIP.s4ext")
+
+
+def shipped_resources() -> set[str]:
+    """List the files under Resources that are packaged: all but the screenshots."""
+    files = (p.relative_to(ROOT / "Resources") for p in (ROOT / "Resources").rglob("*"))
+    return {
+        file.as_posix()
+        for file in files
+        if (ROOT / "Resources" / file).is_file() and file.parts[0] != "Screenshots" and not file.name.startswith(".")
+    }
+
+
+def library_scripts() -> set[str]:
+    """List the Python files of the library, relative to its folder."""
+    package = ROOT / "XAICLIPLib"
+    return {file.relative_to(package).as_posix() for file in package.rglob("*.py")}
+
+
+def test_name_is_one() -> None:
+    text = (ROOT / "CMakeLists.txt").read_text(encoding="utf-8")
+    assert re.search(r"(?m)^project\(XAICLIP\)$", text)
+    assert PROJECT["name"] == "xaiclip"
+    assert PROJECT["scripts"] == {"xaiclip": "XAICLIPLib.cli:main"}
+    assert HOMEPAGE.endswith("/SlicerXAICLIP")
+
+
+@pytest.mark.parametrize(
+    ("fact", "value", "places"),
+    [
+        (
+            "description",
+            PROJECT["description"],
+            [CMAKE["EXTENSION_DESCRIPTION"], S4EXT["description"]],
+        ),
+        (
+            "homepage",
+            HOMEPAGE,
+            [
+                PROJECT["urls"]["Homepage"],
+                CMAKE["EXTENSION_HOMEPAGE"],
+                S4EXT["homepage"],
+                S4EXT["scmurl"].removesuffix(".git"),
+                CATALOGUE["scm_url"].removesuffix(".git"),
+            ],
+        ),
+        (
+            "contributors",
+            PROJECT["authors"][0]["name"],
+            [CMAKE["EXTENSION_CONTRIBUTORS"], S4EXT["contributors"]],
+        ),
+        (
+            "category",
+            "Segmentation",
+            [CMAKE["EXTENSION_CATEGORY"], S4EXT["category"], CATALOGUE["category"]],
+        ),
+        ("status", CMAKE["EXTENSION_STATUS"], [S4EXT["status"]]),
+        (
+            "dependencies",
+            CMAKE["EXTENSION_DEPENDS"],
+            [S4EXT["depends"], " ".join(CATALOGUE["build_dependencies"])],
+        ),
+        ("branch", S4EXT["scmrevision"], [CATALOGUE["scm_revision"]]),
+        ("icon", CMAKE.get("EXTENSION_ICONURL"), [S4EXT.get("iconurl")]),
+        ("screenshots", CMAKE.get("EXTENSION_SCREENSHOTURLS"), [S4EXT.get("screenshoturls")]),
+    ],
+)
+def test_fact_is_the_same_everywhere(fact: str, value: str, places: list[str]) -> None:
+    assert places == [value] * len(places), fact
+
+
+def test_description_is_one_plain_sentence() -> None:
+    text = PROJECT["description"]
+    assert re.fullmatch(r"[A-Z][^\n.;\"]*\.", text), "CMake splits at semicolons and ends at quotes"
+    assert len(text) <= 200
+
+
+def test_pictures_named_by_address_exist() -> None:
+    addresses = " ".join(CMAKE.get(f"EXTENSION_{k}", "") for k in ("ICONURL", "SCREENSHOTURLS"))
+    for address in addresses.split():
+        path = address.partition("/SlicerXAICLIP/main/")[2]
+        assert path and (ROOT / path).is_file(), address
+
+
+def test_catalogue_entry_has_only_the_fields_of_its_schema() -> None:
+    assert re.search(r"slicer-extension-catalog-entry-schema-v1\.0\.\d\.json#$", CATALOGUE["$schema"])
+    assert set(CATALOGUE) <= {
+        "$schema",
+        "build_dependencies",
+        "build_subdirectory",
+        "category",
+        "enabled",
+        "scm_revision",
+        "scm_type",
+        "scm_url",
+        "tier",
+    }
+    assert CATALOGUE["tier"] in range(1, 6)
+
+
+def test_licence_is_apache_everywhere() -> None:
+    assert PROJECT["license"] == "Apache-2.0"
+    assert PROJECT["license-files"] == ["LICENSE"]
+    assert CMAKE["EXTENSION_LICENSE_FILE"] == "${CMAKE_CURRENT_SOURCE_DIR}/LICENSE"
+    assert CMAKE["EXTENSION_README_FILE"] == "${CMAKE_CURRENT_SOURCE_DIR}/README.md"
+    text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert "Apache License\n                           Version 2.0, January 2004" in text
+    assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_version_is_one() -> None:
+    assert PROJECT["dynamic"] == ["version"]
+    assert PYPROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "XAICLIPLib.__version__"}
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    newest = re.search(r"(?m)^## \[(\d[^\]]*)\]", changelog)
+    assert newest and newest[1] == XAICLIPLib.__version__
+
+
+def test_constraints_hold_every_dependency_and_torch_first() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert pins[0] == "torch==2.13.0"
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+( ; python_version >= \"3\.11\")?", p) for p in pins)
+    extras = PROJECT["optional-dependencies"].values()
+    wanted = [*PROJECT["dependencies"], *(name for extra in extras for name in extra)]
+    pinned = {canonical(pin) for pin in pins}
+    assert {canonical(name) for name in wanted} <= pinned
+    assert len(pinned) == len(pins), "a package is pinned twice"
+
+
+def canonical(requirement: str) -> str:
+    """Give the name of a requirement as package indices compare it."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[\s=<>!~;\[]", requirement)[0]).lower()
+
+
+def test_cmake_packages_every_script_and_resource() -> None:
+    lists = cmake_sets(ROOT / "XAICLIPLib" / "CMakeLists.txt")
+    assert set(lists["XAICLIPLIB_SCRIPTS"].split()) == library_scripts()
+    assert set(lists["XAICLIPLIB_RESOURCES"].split()) == shipped_resources()
+
+
+def test_cmake_enters_only_folders_that_exist() -> None:
+    text = (ROOT / "CMakeLists.txt").read_text(encoding="utf-8")
+    folders = re.findall(r"(?m)^\s*add_subdirectory\((\S+)\)", text)
+    assert "XAICLIPLib" in folders
+    assert all((ROOT / folder / "CMakeLists.txt").is_file() for folder in folders)
+
+
+def test_pyproject_names_every_subpackage() -> None:
+    folders = {Path("XAICLIPLib", file).parent for file in library_scripts()}
+    names = {".".join(folder.parts) for folder in folders} | {"XAICLIPLib.Resources"}
+    assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == names
+    for folder in folders:
+        assert (ROOT / folder / "__init__.py").is_file(), folder
+
+
+def test_wheel_holds_the_library_and_its_resources(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for name in ("XAICLIPLib", "Resources"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
+    command += ["--disable-pip-version-check", "--no-index", "-w", str(tmp_path), str(source)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+    (wheel,) = tmp_path.glob(f"xaiclip-{XAICLIPLib.__version__}-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        info = next(name for name in archive.namelist() if name.endswith("/METADATA"))
+        metadata = archive.read(info).decode()
+    scripts = {f"XAICLIPLib/{name}" for name in library_scripts()}
+    resources = {f"XAICLIPLib/Resources/{name}" for name in shipped_resources()}
+    assert names == scripts | resources | {"XAICLIPLib/py.typed"}
+    assert "License-Expression: Apache-2.0" in metadata
+
+    # Unpacked, as pip would install it, the library finds its resources inside itself.
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    code = "from XAICLIPLib.resources import resource_path; print(resource_path())"
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert Path(found.stdout.strip()) == tmp_path / "site" / "XAICLIPLib" / "Resources"
+
+
+def test_ci_runs_make_test() -> None:
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    text = script.read_text(encoding="utf-8")
+    assert text.startswith("#!/usr/bin/env bash\n")
+    assert "set -euo pipefail" in text
+    assert text.rstrip().endswith("exec make test")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"(?m)^([a-z]+):", makefile))
+    assert {"demo", "test", "lint", "bench", "clean", "help"} <= targets
+
+
+def test_text_files_end_their_lines_with_lf() -> None:
+    names = ["*.txt", "*.md", "*.json", "*.s4ext", "*.toml", "XAICLIPLib/**/*.py"]
+    files = [file for name in names for file in ROOT.glob(name)]
+    assert [str(file) for file in files if b"\r" in file.read_bytes()] == []
