@@ -1,0 +1,1 @@
+"""Which voxels change, how, and what the scores of the changes say about each voxel."""

@@ -1,0 +1,285 @@
+"""What a change of the input costs the target: exact incremental sliding-window inference.
+
+With blending weights w the logit of a sliding-window network at voxel v is the weighted mean of f(x_p)(v) over the
+patches p that hold v. A score over the voxels T needs only the patches that meet T; a perturbation of the voxels S
+changes only the patches that meet S. So only patches that meet both are computed again, every other one is cached.
+No assumption about the network is made: each patch is recomputed whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from XAICLIPLib.errors import InputError
+from XAICLIPLib.perturbation.perturbation import Perturbation
+from XAICLIPLib.segmentation.segmenter import Activation
+from XAICLIPLib.segmentation.sliding_window import Box, Tiling, intersect, run_batch, shift
+
+Score = Literal["soft dice", "hard dice", "mean probability"]
+SCORES: tuple[Score, ...] = get_args(Score)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is explained.
+
+    Attributes
+    ----------
+    name
+        The structure's name.
+    label
+        Output channel of the network.
+    reference
+        (X, Y, Z) bool: the structure as unperturbed, what the perturbed prediction is compared with.
+    voxels
+        (X, Y, Z) bool: where the comparison is made; holds the reference, usually with a rim around it, so that a
+        prediction that spills over loses score as well.
+    """
+
+    name: str
+    label: int
+    reference: Tensor
+    voxels: Tensor
+
+
+def probability(logits: Tensor, label: int, activation: Activation) -> Tensor:
+    """Probability of one channel from logits (K, ...)."""
+    return logits.softmax(0)[label] if activation == "softmax" else logits[label].sigmoid()
+
+
+def decided(logits: Tensor, label: int, activation: Activation) -> Tensor:
+    """Whether each voxel is given to one channel, from logits (K, ...)."""
+    return logits.argmax(0) == label if activation == "softmax" else logits[label] > 0
+
+
+def target_score(kind: Score, logits: Tensor, reference: Tensor, label: int, activation: Activation) -> Tensor:
+    """Score of logits (K, n) against the reference (n) bool, a scalar tensor in [0, 1].
+
+    ``soft dice`` is 2 sum(p r) / (sum(p) + sum(r)) with the probability p and the reference r; ``hard dice`` takes the
+    decided voxels for p; ``mean probability`` is the mean of p over the reference.
+    """
+    if kind == "mean probability":
+        return probability(logits, label, activation)[reference].mean()
+    if kind == "soft dice":
+        predicted = probability(logits, label, activation)
+    else:
+        predicted = decided(logits, label, activation).to(logits.dtype)
+    truth = reference.to(logits.dtype)
+    return 2 * (predicted * truth).sum() / (predicted.sum() + truth.sum())
+
+
+@dataclass
+class _Patch:
+    """A patch that meets the target: where, and what it says there unperturbed."""
+
+    box: Box
+    inside: tuple[Tensor, ...]  # indices of its target voxels within the patch
+    rows: Tensor  # the same voxels as rows of the target
+    weight: Tensor  # blending weight over total weight of each of those voxels
+    logits: Tensor  # (K, n), unperturbed
+
+
+@dataclass
+class _Pending:
+    """A perturbation whose patches are under way."""
+
+    index: int
+    change: Tensor | None
+    left: int
+
+
+@dataclass
+class Scorer:
+    """Scores perturbations of one volume for one target.
+
+    Parameters
+    ----------
+    forward
+        The network: patches (N, C, *size) to logits (N, K, *size).
+    volume
+        (C, X, Y, Z), the unperturbed input, on the device where the network runs.
+    baseline
+        (C, X, Y, Z), what replaces perturbed voxels.
+    tiling
+        The network's patches over the volume.
+    target
+        What is scored.
+    activation
+        How logits become probabilities.
+    kind
+        The score.
+    batch_size
+        Patches computed together, of whatever perturbations; halved when memory runs out.
+
+    Attributes
+    ----------
+    full_score
+        Score of the unperturbed volume.
+    forwards
+        Patches computed for perturbations so far (without the target's own).
+    warnings
+        What had to be changed to go on, in words.
+    """
+
+    forward: Callable[[Tensor], Tensor]
+    volume: Tensor
+    baseline: Tensor
+    tiling: Tiling
+    target: Target
+    activation: Activation = "softmax"
+    kind: Score = "soft dice"
+    batch_size: int = 4
+    full_score: float = field(init=False)
+    forwards: int = field(init=False, default=0)
+    warnings: list[str] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not bool(self.target.reference.any()):
+            raise InputError(
+                f"The network finds no {self.target.name} in this volume, so there is nothing to explain: "
+                "choose another structure with --target or give a mask."
+            )
+        device = self.volume.device
+        voxels = self.target.voxels.to(device)
+        self._reference = self.target.reference.to(device)[voxels]
+        padded_rows = torch.full(voxels.shape, -1, dtype=torch.long, device=device)
+        padded_rows[voxels] = torch.arange(len(self._reference), device=device)
+        self._volume = self.tiling.pad(self.volume)
+        rows = self._pad_like(padded_rows, -1)
+        self._patches = self._target_patches(rows)
+        count = len(self._reference)
+        channels = self._patches[0].logits.shape[0]
+        self._logits = torch.zeros((channels, count), device=device)
+        for patch in self._patches:
+            self._logits[:, patch.rows] += patch.logits * patch.weight
+        self.full_score = float(self._score(self._logits))
+
+    def _pad_like(self, indices: Tensor, value: int) -> Tensor:
+        """Pad an index volume (X, Y, Z) as the volume itself is padded."""
+        padded = torch.full(self._volume.shape[1:], value, dtype=indices.dtype, device=indices.device)
+        inner = tuple(slice(o, o + s) for o, s in zip(self.tiling.offset, self.tiling.shape, strict=True))
+        padded[inner] = indices
+        return padded
+
+    @torch.inference_mode()
+    def _target_patches(self, rows: Tensor) -> list[_Patch]:
+        """Find the patches that meet the target and run them unperturbed."""
+        weight = self.tiling.weight.to(rows.device)
+        total = torch.zeros(int(rows.max()) + 1, device=rows.device)
+        found: list[_Patch] = []
+        for box in self.tiling.patches:
+            local = rows[box]
+            inside = torch.nonzero(local >= 0, as_tuple=True)
+            if len(inside[0]) == 0:
+                continue
+            own = local[inside]
+            total[own] += weight[inside]
+            found.append(_Patch(box, inside, own, weight[inside], torch.empty(0)))
+        for start in range(0, len(found), self.batch_size):
+            part = found[start : start + self.batch_size]
+            output = self._run([self._volume[(slice(None), *patch.box)] for patch in part])
+            for patch, logits in zip(part, output, strict=True):
+                patch.logits = logits[(slice(None), *patch.inside)].clone()
+        for patch in found:
+            patch.weight = patch.weight / total[patch.rows]
+        return found
+
+    def _run(self, patches: list[Tensor]) -> Tensor:
+        """Run patches (C, *size) as batches that fit; halves the batch size when memory runs out."""
+        try:
+            return run_batch(self.forward, torch.stack(patches))
+        except torch.OutOfMemoryError:
+            if len(patches) == 1:
+                raise
+        self.batch_size = max(1, len(patches) // 2)
+        if self.volume.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.warnings.append(f"Memory ran out: the batch was halved to {self.batch_size} patches.")
+        half = self.batch_size
+        return torch.cat([self._run(patches[:half]), self._run(patches[half:])])
+
+    def _score(self, logits: Tensor) -> Tensor:
+        return target_score(self.kind, logits, self._reference, self.target.label, self.activation)
+
+    def touched(self, perturbation: Perturbation) -> list[int]:
+        """Which of the target's patches a perturbation changes: what its evaluation costs."""
+        moved = shift(perturbation.box, self.tiling.offset)
+        return [n for n, patch in enumerate(self._patches) if intersect(patch.box, moved)]
+
+    def lost(self, perturbations: Iterable[Perturbation]) -> Iterator[list[tuple[int, float]]]:
+        """Score lost by each perturbation, exactly as full inference on the perturbed volume would give it.
+
+        Yields lists of (number of the perturbation, score lost), one list per network batch, in order; a perturbation
+        that meets no patch of the target loses nothing and costs nothing. Close the iterator to cancel.
+        """
+        queue: list[tuple[_Pending, int, Perturbation]] = []
+        ready: list[tuple[int, Tensor | float]] = []
+        for index, perturbation in enumerate(perturbations):
+            touched = self.touched(perturbation)
+            if not touched:
+                ready.append((index, 0.0))
+                continue
+            pending = _Pending(index, None, len(touched))
+            queue.extend((pending, patch, perturbation) for patch in touched)
+            while len(queue) >= self.batch_size:
+                size = self.batch_size
+                ready += self._advance(queue[:size])
+                del queue[:size]
+                yield self._collect(ready)
+        while queue:
+            size = self.batch_size
+            ready += self._advance(queue[:size])
+            del queue[:size]
+            yield self._collect(ready)
+        if ready:
+            yield self._collect(ready)
+
+    @staticmethod
+    def _collect(ready: list[tuple[int, Tensor | float]]) -> list[tuple[int, float]]:
+        """Fetch finished scores from the device, all at once, and empty the list."""
+        on_device = [value for _, value in ready if isinstance(value, Tensor)]
+        fetched = iter(torch.stack(on_device).tolist() if on_device else [])
+        collected = [(n, next(fetched) if isinstance(value, Tensor) else value) for n, value in ready]
+        ready.clear()
+        return collected
+
+    @torch.inference_mode()
+    def _advance(self, jobs: list[tuple[_Pending, int, Perturbation]]) -> list[tuple[int, Tensor | float]]:
+        """Run one batch of (perturbation, patch) jobs; returns the perturbations that it finishes."""
+        patches = [self._perturbed(self._patches[number].box, perturbation) for _, number, perturbation in jobs]
+        output = self._run(patches)
+        self.forwards += len(jobs)
+        finished: list[tuple[int, Tensor | float]] = []
+        for (pending, number, _), logits in zip(jobs, output, strict=True):
+            patch = self._patches[number]
+            if pending.change is None:
+                pending.change = self._logits.clone()
+            pending.change[:, patch.rows] += (logits[(slice(None), *patch.inside)] - patch.logits) * patch.weight
+            pending.left -= 1
+            if pending.left == 0:
+                finished.append((pending.index, self.full_score - self._score(pending.change)))
+                pending.change = None
+        return finished
+
+    def _perturbed(self, box: Box, perturbation: Perturbation) -> Tensor:
+        """The patch at ``box`` (padded indices) of the perturbed volume."""
+        patch = self._volume[(slice(None), *box)].clone()
+        support = shift(perturbation.box, self.tiling.offset)
+        common = intersect(box, support)
+        assert common is not None  # only touched patches are asked for
+        here = (slice(None), *shift(common, [-s.start for s in box]))
+        source = (slice(None), *shift(common, [-o for o in self.tiling.offset]))
+        replaced = self.baseline[source]
+        if isinstance(perturbation.strength, Tensor):
+            share = perturbation.strength[shift(common, [-s.start for s in support])].to(patch.device)
+            patch[here] = patch[here] * (1 - share) + replaced * share
+        elif perturbation.strength == 1.0:
+            patch[here] = replaced
+        else:
+            patch[here] = patch[here] * (1 - perturbation.strength) + replaced * perturbation.strength
+        return patch

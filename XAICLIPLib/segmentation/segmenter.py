@@ -1,0 +1,89 @@
+"""What every segmentation network looks like to the rest of the library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
+Activation = Literal["softmax", "sigmoid"]
+
+
+@dataclass(frozen=True)
+class SlidingWindow:
+    """How a network is moved over a volume that is larger than its input, in voxels of the network's grid.
+
+    The meaning of every field is that of ``monai.inferers.sliding_window_inference``; a size of 0 in ``roi_size``
+    means the whole axis.
+    """
+
+    roi_size: tuple[int, ...]
+    overlap: float | tuple[float, ...] = 0.25
+    mode: Literal["constant", "gaussian"] = "constant"
+    sigma_scale: float | tuple[float, ...] = 0.125
+    padding_value: float = 0.0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A volume in a network's input space: resampled, normalised, on the CPU.
+
+    ``tensor`` is (C, X, Y, Z) float32; ``affine`` (4, 4) maps its voxel indices to RAS millimetres.
+    """
+
+    tensor: Tensor
+    affine: NDArray[np.float64]
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel size along X, Y and Z in mm."""
+        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(x), float(y), float(z)
+
+
+class Segmenter(Protocol):
+    """A segmentation network with all that belongs to it.
+
+    ``labels`` maps each output channel to the structure's name; with ``softmax`` channel 0 is the background, with
+    ``sigmoid`` every channel is a structure of its own. ``window`` is None where the network takes whole volumes.
+    """
+
+    @property
+    def name(self) -> str:
+        """Short name for the user."""
+        ...
+
+    @property
+    def labels(self) -> Mapping[int, str]:
+        """Structure of each output channel."""
+        ...
+
+    @property
+    def activation(self) -> Activation:
+        """How logits become probabilities."""
+        ...
+
+    @property
+    def window(self) -> SlidingWindow | None:
+        """The network's sliding window."""
+        ...
+
+    @property
+    def provenance(self) -> Mapping[str, str]:
+        """Name, version, licence and checksum, for the record of an explanation."""
+        ...
+
+    def prepare(self, image: sitk.Image) -> Prepared:
+        """Bring an image into the network's input space."""
+        ...
+
+    def logits(self, patches: Tensor) -> Tensor:
+        """Run the network: (N, C, *size) to (N, K, *size), float32, on the device of ``patches``."""
+        ...

@@ -1,0 +1,127 @@
+"""Where the patches of a sliding window lie and how their outputs are blended, patch by patch.
+
+The geometry and the weights are those of ``monai.inferers.sliding_window_inference`` (a test compares the two); that
+function hides the patches, which exact incremental scoring must see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from monai.data.utils import compute_importance_map, dense_patch_slices
+from monai.utils import ensure_tuple_rep, fall_back_tuple
+from torch import Tensor
+from torch.nn import functional
+
+from XAICLIPLib.segmentation.segmenter import SlidingWindow
+
+Box = tuple[slice, ...]
+"""Bounds along each spatial axis, in voxels; every slice has a start and a stop."""
+
+
+def intersect(a: Box, b: Box) -> Box | None:
+    """The common part of two boxes, None where they do not meet."""
+    common = tuple(slice(max(i.start, j.start), min(i.stop, j.stop)) for i, j in zip(a, b, strict=True))
+    return common if all(s.start < s.stop for s in common) else None
+
+
+def shift(box: Box, offset: Sequence[int]) -> Box:
+    """The box moved by ``offset`` voxels."""
+    return tuple(slice(s.start + o, s.stop + o) for s, o in zip(box, offset, strict=True))
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """The patches that cover a volume.
+
+    Attributes
+    ----------
+    shape
+        Spatial shape of the volume.
+    padding
+        Voxels added before and after each axis where the volume is smaller than the window.
+    patches
+        Bounds of each patch in the padded volume.
+    weight
+        Blending weight of each voxel of a patch, on the CPU.
+    padding_value
+        Value of the added voxels.
+    """
+
+    shape: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    patches: tuple[Box, ...]
+    weight: Tensor
+    padding_value: float = 0.0
+
+    @classmethod
+    def of(cls, shape: Sequence[int], window: SlidingWindow | None) -> Tiling:
+        """Patches of ``window`` over a volume of spatial ``shape``; one patch, the volume, where it is None."""
+        shape = tuple(int(s) for s in shape)
+        if window is None:
+            whole = tuple(slice(0, s) for s in shape)
+            return cls(shape, tuple((0, 0) for _ in shape), (whole,), torch.ones(shape))
+        roi = fall_back_tuple(window.roi_size, shape)
+        missing = [max(r - s, 0) for r, s in zip(roi, shape, strict=True)]
+        padding = tuple((m // 2, m - m // 2) for m in missing)
+        padded = tuple(max(r, s) for r, s in zip(roi, shape, strict=True))
+        overlap = ensure_tuple_rep(window.overlap, len(shape))
+        step = [r if r == s else max(1, int(r * (1 - o))) for r, s, o in zip(roi, padded, overlap, strict=True)]
+        patches = dense_patch_slices(padded, roi, step, return_slice=True)
+        weight = compute_importance_map(roi, mode=window.mode, sigma_scale=window.sigma_scale)
+        return cls(shape, padding, tuple(tuple(p) for p in patches), weight, window.padding_value)
+
+    @property
+    def offset(self) -> tuple[int, ...]:
+        """What turns indices of the volume into indices of the padded volume."""
+        return tuple(before for before, _ in self.padding)
+
+    def pad(self, volume: Tensor) -> Tensor:
+        """The volume (C, *shape) with the voxels that the window needs around it."""
+        if not any(before or after for before, after in self.padding):
+            return volume
+        flat = [side for pair in reversed(self.padding) for side in pair]
+        return functional.pad(volume, flat, value=self.padding_value)
+
+    def touching(self, box: Box) -> list[int]:
+        """Patches that meet a box given in the volume's indices."""
+        moved = shift(box, self.offset)
+        return [n for n, patch in enumerate(self.patches) if intersect(patch, moved)]
+
+
+def run_batch(forward: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+    """Run a batch; a lone item is doubled on a CPU, where 3D convolutions of batch 1 fall to a slow kernel."""
+    if len(batch) == 1 and batch.device.type == "cpu":
+        return forward(batch.expand(2, *batch.shape[1:]).contiguous())[:1]
+    return forward(batch)
+
+
+def predict_logits(
+    forward: Callable[[Tensor], Tensor],
+    volume: Tensor,
+    tiling: Tiling,
+    batch_size: int,
+    after_batch: Callable[[int, int], None] = lambda done, total: None,
+) -> Tensor:
+    """Blended logits (K, *shape) of a volume (C, *shape), on the volume's device.
+
+    ``after_batch`` is called with the number of patches done and in all.
+    """
+    padded = tiling.pad(volume)
+    weight = tiling.weight.to(volume.device)
+    total = torch.zeros(padded.shape[1:], device=volume.device)
+    blended: Tensor | None = None
+    for start in range(0, len(tiling.patches), batch_size):
+        boxes = tiling.patches[start : start + batch_size]
+        output = run_batch(forward, torch.stack([padded[(slice(None), *box)] for box in boxes]))
+        if blended is None:
+            blended = torch.zeros((output.shape[1], *padded.shape[1:]), device=volume.device)
+        for box, logits in zip(boxes, output, strict=True):
+            blended[(slice(None), *box)] += logits * weight
+            total[box] += weight
+        after_batch(start + len(boxes), len(tiling.patches))
+    assert blended is not None  # a tiling has at least one patch
+    inner = tuple(slice(b, b + s) for b, s in zip(tiling.offset, tiling.shape, strict=True))
+    return blended[(slice(None), *inner)] / total[inner]
