@@ -1,0 +1,104 @@
+"""Patch embeddings in the joint image-text space of an open_clip model.
+
+The pooled embedding of a CLIP image tower says what is in the image, not where. The value path of the last
+attention layer keeps each patch's own evidence and lies, after the usual projection, in the joint space: every
+patch can be compared with a text.
+
+References
+----------
+C. Zhou, C. C. Loy, B. Dai. "Extract Free Dense Labels from CLIP" (MaskCLIP), ECCV 2022.
+Y. Li et al. "CLIP Surgery for Better Explainability with Enhancement in Open-Vocabulary Tasks", 2023.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def has_patch_tokens(visual: nn.Module) -> bool:
+    """Whether `dense_embeddings` can read patch tokens from this image tower (else: multi-scale crops)."""
+    return _blocks(visual) is not None
+
+
+def _blocks(visual: Any) -> nn.ModuleList | nn.Sequential | None:
+    """The transformer blocks of an open_clip ``VisionTransformer`` or of a timm ViT trunk; None for other towers."""
+    if hasattr(visual, "transformer") and getattr(visual, "attn_pool", None) is None and hasattr(visual, "ln_post"):
+        return visual.transformer.resblocks
+    trunk = getattr(visual, "trunk", None)
+    if trunk is not None and hasattr(trunk, "blocks") and getattr(trunk, "attn_pool", None) is None:
+        block = trunk.blocks[-1]
+        return trunk.blocks if hasattr(getattr(block, "attn", None), "qkv") else None
+    return None
+
+
+def _value_path(block: Any, tokens: Tensor) -> Tensor:
+    """Run a transformer block with the identity as its attention matrix: each token attends to itself alone."""
+    if hasattr(block, "ln_1"):  # open_clip
+        attention = block.attn
+        width = attention.embed_dim
+        bias = None if attention.in_proj_bias is None else attention.in_proj_bias[2 * width :]
+        value = functional.linear(block.ln_1(tokens), attention.in_proj_weight[2 * width :], bias)
+        tokens = tokens + block.ls_1(attention.out_proj(value))
+        return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
+    attention = block.attn  # timm
+    value = attention.qkv(block.norm1(tokens)).chunk(3, dim=-1)[2]
+    value = attention.proj(getattr(attention, "norm", nn.Identity())(value))
+    tokens = tokens + block.drop_path1(block.ls1(value))
+    return tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))
+
+
+def _project(visual: Any, tokens: Tensor) -> Tensor:
+    """Bring patch tokens (N, L, width) into the joint space (N, L, D) as the tower does with its pooled token."""
+    if hasattr(visual, "trunk"):
+        trunk = visual.trunk
+        tokens = trunk.norm(tokens)
+        tokens = getattr(trunk, "fc_norm", nn.Identity())(tokens)
+        return visual.head(getattr(trunk, "head", nn.Identity())(tokens))
+    tokens = visual.ln_post(tokens)
+    return tokens if visual.proj is None else tokens @ visual.proj
+
+
+def dense_embeddings(visual: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Pooled and patch embeddings of a batch of preprocessed images.
+
+    Parameters
+    ----------
+    visual
+        ``model.visual`` of an open_clip model for which `has_patch_tokens` holds.
+    images
+        (N, 3, H, W), normalised as the model wants it.
+
+    Returns
+    -------
+    pooled
+        (N, D), not normalised: what ``visual(images)`` gives.
+    patches
+        (N, h, w, D), each patch embedding of unit length.
+    """
+    blocks = _blocks(visual)
+    if blocks is None:
+        raise TypeError(f"{type(visual).__name__} gives no patch tokens")
+    entering: list[Tensor] = []
+    handle = blocks[-1].register_forward_pre_hook(lambda _module, inputs: entering.append(inputs[0]))
+    try:
+        pooled = visual(images)
+    finally:
+        handle.remove()
+    pooled = pooled[0] if isinstance(pooled, tuple) else pooled
+    prefix = getattr(visual.trunk, "num_prefix_tokens", 1) if hasattr(visual, "trunk") else 1
+    patches = _project(visual, _value_path(blocks[-1], entering[0])[:, prefix:])
+    height, width = _grid(visual, images, patches.shape[1])
+    patches = functional.normalize(patches, dim=-1)
+    return pooled, patches.reshape(len(images), height, width, -1)
+
+
+def _grid(visual: Any, images: Tensor, count: int) -> tuple[int, int]:
+    """Rows and columns of patches."""
+    patch = visual.trunk.patch_embed.patch_size if hasattr(visual, "trunk") else visual.patch_size
+    rows, columns = (int(side) // int(step) for side, step in zip(images.shape[-2:], patch, strict=True))
+    if rows * columns != count:
+        raise ValueError(f"{count} patch tokens do not fill a grid of {rows} x {columns}")
+    return rows, columns

@@ -1,0 +1,1 @@
+"""How the shipped models were made: seeded, resumable scripts over ``../shared/data``."""
