@@ -18,7 +18,7 @@ from torch import Tensor
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.perturbation.perturbation import Perturbation
 from XAICLIPLib.segmentation.segmenter import Activation
-from XAICLIPLib.segmentation.sliding_window import Box, Tiling, intersect, run_batch, shift
+from XAICLIPLib.segmentation.sliding_window import Box, Tiling, intersect, run_fitting, shift
 
 Score = Literal["soft dice", "hard dice", "mean probability"]
 SCORES: tuple[Score, ...] = get_args(Score)
@@ -33,31 +33,39 @@ class Target:
     name
         The structure's name.
     label
-        Output channel of the network.
+        Output channel of the network; several where the target is a group of structures, such as both kidneys.
     reference
         (X, Y, Z) bool: the structure as unperturbed, what the perturbed prediction is compared with.
     voxels
-        (X, Y, Z) bool: where the comparison is made; holds the reference, usually with a rim around it, so that a
-        prediction that spills over loses score as well.
+        (X, Y, Z) bool: where the comparison is made; usually the reference with a rim around it, so that a prediction
+        that spills over loses score as well. What of the reference lies outside does not count.
     """
 
     name: str
-    label: int
+    label: int | tuple[int, ...]
     reference: Tensor
     voxels: Tensor
 
 
-def probability(logits: Tensor, label: int, activation: Activation) -> Tensor:
-    """Probability of one channel from logits (K, ...)."""
-    return logits.softmax(0)[label] if activation == "softmax" else logits[label].sigmoid()
+def probability(logits: Tensor, label: int | tuple[int, ...], activation: Activation) -> Tensor:
+    """Probability of one channel, or of any of several, from logits (K, ...)."""
+    channels = [label] if isinstance(label, int) else list(label)
+    if activation == "softmax":
+        return logits.softmax(0)[channels].sum(0)
+    return logits[channels].amax(0).sigmoid()
 
 
-def decided(logits: Tensor, label: int, activation: Activation) -> Tensor:
-    """Whether each voxel is given to one channel, from logits (K, ...)."""
-    return logits.argmax(0) == label if activation == "softmax" else logits[label] > 0
+def decided(logits: Tensor, label: int | tuple[int, ...], activation: Activation) -> Tensor:
+    """Whether each voxel is given to one channel, or to any of several, from logits (K, ...)."""
+    channels = [label] if isinstance(label, int) else list(label)
+    if activation == "softmax":
+        return torch.isin(logits.argmax(0), torch.tensor(channels, device=logits.device))
+    return logits[channels].amax(0) > 0
 
 
-def target_score(kind: Score, logits: Tensor, reference: Tensor, label: int, activation: Activation) -> Tensor:
+def target_score(
+    kind: Score, logits: Tensor, reference: Tensor, label: int | tuple[int, ...], activation: Activation
+) -> Tensor:
     """Score of logits (K, n) against the reference (n) bool, a scalar tensor in [0, 1].
 
     ``soft dice`` is 2 sum(p r) / (sum(p) + sum(r)) with the probability p and the reference r; ``hard dice`` takes the
@@ -124,6 +132,11 @@ class Scorer:
         Patches computed for perturbations so far (without the target's own).
     warnings
         What had to be changed to go on, in words.
+
+    Raises
+    ------
+    InputError
+        No voxel of the target belongs to its reference.
     """
 
     forward: Callable[[Tensor], Tensor]
@@ -139,14 +152,14 @@ class Scorer:
     warnings: list[str] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        if not bool(self.target.reference.any()):
+        device = self.volume.device
+        voxels = self.target.voxels.to(device)
+        self._reference = self.target.reference.to(device)[voxels]
+        if not bool(self._reference.any()):
             raise InputError(
                 f"The network finds no {self.target.name} in this volume, so there is nothing to explain: "
                 "choose another structure with --target or give a mask."
             )
-        device = self.volume.device
-        voxels = self.target.voxels.to(device)
-        self._reference = self.target.reference.to(device)[voxels]
         padded_rows = torch.full(voxels.shape, -1, dtype=torch.long, device=device)
         padded_rows[voxels] = torch.arange(len(self._reference), device=device)
         self._volume = self.tiling.pad(self.volume)
@@ -180,28 +193,24 @@ class Scorer:
             own = local[inside]
             total[own] += weight[inside]
             found.append(_Patch(box, inside, own, weight[inside], torch.empty(0)))
-        for start in range(0, len(found), self.batch_size):
-            part = found[start : start + self.batch_size]
+        done = 0
+        while done < len(found):
+            part = found[done : done + self.batch_size]  # the size may shrink on the way
             output = self._run([self._volume[(slice(None), *patch.box)] for patch in part])
             for patch, logits in zip(part, output, strict=True):
                 patch.logits = logits[(slice(None), *patch.inside)].clone()
+            done += len(part)
         for patch in found:
             patch.weight = patch.weight / total[patch.rows]
         return found
 
     def _run(self, patches: list[Tensor]) -> Tensor:
-        """Run patches (C, *size) as batches that fit; halves the batch size when memory runs out."""
-        try:
-            return run_batch(self.forward, torch.stack(patches))
-        except torch.OutOfMemoryError:
-            if len(patches) == 1:
-                raise
-        self.batch_size = max(1, len(patches) // 2)
-        if self.volume.device.type == "cuda":
-            torch.cuda.empty_cache()
-        self.warnings.append(f"Memory ran out: the batch was halved to {self.batch_size} patches.")
-        half = self.batch_size
-        return torch.cat([self._run(patches[:half]), self._run(patches[half:])])
+        """Run patches (C, *size) as batches that fit, and go on with the size that did."""
+        output, fitted = run_fitting(self.forward, patches)
+        if fitted < len(patches):
+            self.warnings.append(f"Memory ran out: batches were cut from {len(patches)} to {fitted} patches.")
+            self.batch_size = fitted
+        return output
 
     def _score(self, logits: Tensor) -> Tensor:
         return target_score(self.kind, logits, self._reference, self.target.label, self.activation)
@@ -276,7 +285,7 @@ class Scorer:
         source = (slice(None), *shift(common, [-o for o in self.tiling.offset]))
         replaced = self.baseline[source]
         if isinstance(perturbation.strength, Tensor):
-            share = perturbation.strength[shift(common, [-s.start for s in support])].to(patch.device)
+            share = perturbation.strength[shift(common, [-s.start for s in support])].to(patch)
             patch[here] = patch[here] * (1 - share) + replaced * share
         elif perturbation.strength == 1.0:
             patch[here] = replaced

@@ -8,6 +8,8 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
+from XAICLIPLib.errors import InputError
+
 Baseline = Literal["air", "mean", "blur"]
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 
@@ -34,12 +36,19 @@ def baseline_volume(kind: Baseline, volume: Tensor, region: Tensor, spacing_mm: 
     -------
     Tensor
         (C, X, Y, Z), on the device of ``volume``.
+
+    Raises
+    ------
+    InputError
+        The mean over a region without voxels.
     """
     if kind == "air":
         return volume.amin(dim=(1, 2, 3), keepdim=True).expand_as(volume)
     if kind == "mean":
+        if not bool(region.any()):
+            raise InputError("The region is empty, so its mean is no baseline: choose another region or baseline.")
         mean = volume[:, region.to(volume.device)].mean(dim=1)
         return mean[:, None, None, None].expand_as(volume)
     sigma = [BLUR_MM / s for s in spacing_mm]
-    blurred = [gaussian_filter(channel.cpu().numpy(), sigma) for channel in volume]
+    blurred = [gaussian_filter(channel.detach().cpu().numpy(), sigma) for channel in volume]
     return torch.stack([torch.from_numpy(channel) for channel in blurred]).to(volume.device)

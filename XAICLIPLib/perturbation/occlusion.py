@@ -14,10 +14,19 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from XAICLIPLib.errors import InputError
 from XAICLIPLib.perturbation.perturbation import Estimate, Perturbation, Scores
 
-WINDOW_MM = 30.0
-STRIDE_MM = 15.0
+SMALLEST_MM, LARGEST_MM = 16.0, 48.0
+"""Bounds of the window that `window_for` chooses."""
+
+
+def window_for(volume_ml: float) -> float:
+    """Edge in mm of the window for a structure of this volume: half the edge of a cube of as much, within bounds.
+
+    About 48 mm for a liver and 28 mm for a kidney: as many windows for the one as for the other.
+    """
+    return round(min(max(0.5 * (1000 * volume_ml) ** (1 / 3), SMALLEST_MM), LARGEST_MM), 1)
 
 
 def in_voxels(size_mm: float, spacing_mm: Sequence[float]) -> tuple[int, ...]:
@@ -59,8 +68,8 @@ def occlusion(
     region: Tensor,
     spacing_mm: Sequence[float],
     *,
-    window_mm: float = WINDOW_MM,
-    stride_mm: float = STRIDE_MM,
+    window_mm: float,
+    stride_mm: float,
     seed: int = 0,
 ) -> Iterator[Estimate]:
     """Occlude window after window; the saliency of a voxel is the mean score lost over the windows that hold it.
@@ -80,13 +89,25 @@ def occlusion(
         Edge of the window and distance between windows.
     seed
         Of the order.
+
+    Raises
+    ------
+    InputError
+        A size is no positive length, or the windows leave gaps between them.
     """
+    if not 0 < stride_mm <= window_mm < math.inf:
+        raise InputError(
+            f"Windows of {window_mm:g} mm every {stride_mm:g} mm do not cover the region: "
+            "both must be above zero and the stride at most the window."
+        )
     planned = windows(region.cpu(), in_voxels(window_mm, spacing_mm), in_voxels(stride_mm, spacing_mm))
     order = torch.randperm(len(planned), generator=torch.Generator().manual_seed(seed)).tolist()
     planned = [planned[n] for n in order]
     lost = torch.zeros(region.shape)
     covered = torch.zeros(region.shape)
     done = 0
+    if not planned:
+        yield Estimate(lost, covered, 0, 0)
     for batch in scorer.lost(planned):
         for number, value in batch:
             lost[planned[number].box] += value

@@ -1,8 +1,8 @@
 """MONAI bundles as segmenters: network, preprocessing, sliding window, labels and weights, all from the bundle.
 
-A bundle's configuration can run code: strings that begin with ``$`` are Python, and ``_target_`` may name any
-callable. Only the parts that are needed (network, preprocessing, inferer) are evaluated, and these only when they hold
-no expression and name nothing outside MONAI and torch, unless the user trusts the bundle.
+A bundle's configuration can run code. Only the parts that are needed (network, preprocessing, inferer) are built, by
+`XAICLIPLib.segmentation.configuration`, which runs none; MONAI's own parser, which does, is used where the user trusts
+the bundle.
 
 References
 ----------
@@ -12,30 +12,35 @@ MONAI bundle specification, https://docs.monai.io/en/stable/mb_specification.htm
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import pickle
+from collections.abc import Callable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import yaml
 from monai.bundle import ConfigParser
-from monai.inferers import SlidingWindowInferer
-from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Transform
+from monai.data.meta_tensor import MetaTensor
+from monai.inferers import SimpleInferer, SliceInferer, SlidingWindowInferer
+from monai.transforms import Compose
 from torch import Tensor
 
 from XAICLIPLib import imaging
 from XAICLIPLib.checksums import sha256
 from XAICLIPLib.errors import InputError
+from XAICLIPLib.segmentation.configuration import READING, Configuration
 from XAICLIPLib.segmentation.segmenter import Activation, Prepared, SlidingWindow
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
-_ALLOWED = ("monai.networks.", "monai.transforms.", "monai.inferers.", "torch.nn.")
 _CONFIGURATIONS = ("inference.json", "inference.yaml", "inference.yml")
 _WEIGHTS = ("model.safetensors", "model.pt", "model.pth")
 _NETWORK_KEYS = ("network_def", "network")
 _PREPROCESSING_KEYS = ("preprocessing", "inference_transform", "pre_transforms", "test_preprocessing")
+_UNREADABLE = (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError)
 
 
 def is_bundle(folder: Path) -> bool:
@@ -53,7 +58,7 @@ class BundleSegmenter:
     device
         Where the network runs.
     trust
-        Evaluate expressions and names outside MONAI and torch in the bundle's configuration. They are code.
+        Evaluate expressions in the bundle's configuration and call whatever it names. They are code.
 
     Raises
     ------
@@ -64,33 +69,22 @@ class BundleSegmenter:
     def __init__(self, folder: Path, device: torch.device, trust: bool = False) -> None:
         self.folder = Path(folder)
         self.device = device
-        metadata = self._read_metadata()
-        parser = ConfigParser(self._read_configuration())
-        parser.update({"bundle_root": str(self.folder)})
-        network_key = self._first_key(parser, _NETWORK_KEYS, "a network")
-        preprocessing_key = self._first_key(parser, _PREPROCESSING_KEYS, "its preprocessing")
-        needed = [network_key, preprocessing_key] + (["inferer"] if "inferer" in parser else [])
+        self._metadata = self._read_metadata()
+        content = {**self._read_configuration(), "bundle_root": str(self.folder)}
+        network_key = self._first_key(content, _NETWORK_KEYS, "a network")
+        preprocessing_key = self._first_key(content, _PREPROCESSING_KEYS, "its preprocessing")
+        configuration = Configuration(content, str(self.folder))
         if not trust:
-            for key in needed:
-                self._refuse_code(parser, key)
-        network = self._build(parser, network_key)
+            for key in (network_key, preprocessing_key, "inferer"):
+                if key in content:
+                    configuration.refuse_code(key)
+        make = ConfigParser(deepcopy(content)).get_parsed_content if trust else configuration.build
+        self._labels, self.channels, self.modality = self._read_channels()
+        self._activation: Activation = self._find_activation(configuration)
         self.weights = self._find_weights()
-        self.network = self._load_weights(network).eval().to(device)
-        self._transform = self._without_reading(self._build(parser, preprocessing_key))
-        self._window = self._sliding_window(self._build(parser, "inferer") if "inferer" in parser else None)
-        data_format = metadata.get("network_data_format", {})
-        image = data_format.get("inputs", {}).get("image", {})
-        channels = data_format.get("outputs", {}).get("pred", {}).get("channel_def", {})
-        if not channels:
-            raise InputError(
-                f"The bundle {self.folder} does not name its output channels: "
-                "add channel_def under network_data_format/outputs/pred in configs/metadata.json."
-            )
-        self._labels = {int(channel): str(name) for channel, name in channels.items()}
-        self.channels: int = int(image.get("num_channels", 1))
-        self.modality: str | None = image.get("modality")
-        self._activation: Activation = self._find_activation(parser)
-        self._metadata = metadata
+        self.network = self._load_weights(self._build(make, network_key)).eval().to(device)
+        self._transform = _without_reading(self._build(make, preprocessing_key))
+        self._window = self._sliding_window(self._build(make, "inferer") if "inferer" in content else None)
 
     @property
     def name(self) -> str:
@@ -104,7 +98,7 @@ class BundleSegmenter:
 
     @property
     def activation(self) -> Activation:
-        """From the bundle's postprocessing; softmax where it does not say."""
+        """From the bundle's postprocessing; where it does not say, softmax if channel 0 is the background."""
         return self._activation
 
     @property
@@ -124,15 +118,31 @@ class BundleSegmenter:
         }
 
     def prepare(self, image: sitk.Image) -> Prepared:
-        """Run the bundle's preprocessing on an image that is already in memory."""
+        """Run the bundle's preprocessing on an image that is already in memory.
+
+        Raises
+        ------
+        InputError
+            The network wants several images, or the preprocessing fails or loses where the voxels lie.
+        """
         if self.channels != 1:
             raise InputError(
                 f"The network {self.name} wants {self.channels} images of one patient at once, and one was given: "
                 "choose a network for a single image."
             )
-        prepared = self._transform({"image": imaging.as_metatensor(image)})["image"]
-        affine = np.asarray(prepared.affine, dtype=np.float64)
-        return Prepared(torch.as_tensor(prepared.as_tensor(), dtype=torch.float32), affine)
+        try:
+            prepared = self._transform({"image": imaging.as_metatensor(image)})["image"]
+        except Exception as error:  # whatever the bundle's transforms raise
+            raise InputError(
+                f"The preprocessing of the bundle {self.folder} fails on this volume ({_reason(error)})."
+            ) from error
+        if not isinstance(prepared, MetaTensor) or prepared.ndim != 4 or len(prepared) != 1:
+            raise InputError(
+                f"The preprocessing of the bundle {self.folder} does not give one 3D image with its geometry: "
+                "choose another network."
+            )
+        affine = prepared.affine.cpu().numpy().astype(np.float64)
+        return Prepared(prepared.as_tensor().to("cpu", torch.float32).contiguous(), affine)
 
     def logits(self, patches: Tensor) -> Tensor:
         """(N, C, X, Y, Z) to (N, K, X, Y, Z)."""
@@ -144,57 +154,57 @@ class BundleSegmenter:
     def _read_metadata(self) -> dict[str, Any]:
         path = self.folder / "configs" / "metadata.json"
         try:
-            return dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise InputError(f"{self.folder} is no MONAI bundle: {path} cannot be read ({error}).") from error
+            return _read_mapping(path)
+        except _UNREADABLE as error:
+            raise InputError(f"{self.folder} is no MONAI bundle: {path} cannot be read ({_reason(error)}).") from error
 
     def _read_configuration(self) -> dict[str, Any]:
         for name in _CONFIGURATIONS:
             path = self.folder / "configs" / name
             if path.is_file():
                 try:
-                    return dict(ConfigParser.load_config_file(str(path)))
-                except Exception as error:  # json, yaml and MONAI raise their own
-                    raise InputError(f"The bundle's {path} cannot be read ({error}).") from error
+                    return _read_mapping(path)
+                except _UNREADABLE as error:
+                    raise InputError(f"The bundle's {path} cannot be read ({_reason(error)}).") from error
         raise InputError(f"The bundle {self.folder} has none of configs/{', configs/'.join(_CONFIGURATIONS)}.")
 
-    def _first_key(self, parser: ConfigParser, keys: tuple[str, ...], what: str) -> str:
+    def _read_channels(self) -> tuple[dict[int, str], int, str | None]:
+        """Names of the output channels, number of input channels and modality, from the metadata."""
+        try:
+            data_format = self._metadata.get("network_data_format") or {}
+            image = (data_format.get("inputs") or {}).get("image") or {}
+            channels = ((data_format.get("outputs") or {}).get("pred") or {}).get("channel_def") or {}
+            labels = {int(channel): str(name) for channel, name in channels.items()}
+            count = int(image.get("num_channels", 1))
+            modality = image.get("modality")
+        except (AttributeError, TypeError, ValueError) as error:
+            raise InputError(
+                f"The bundle {self.folder} does not describe its input and output as MONAI asks: "
+                f"correct network_data_format in configs/metadata.json ({_reason(error)})."
+            ) from error
+        if not labels:
+            raise InputError(
+                f"The bundle {self.folder} does not name its output channels: "
+                "add channel_def under network_data_format/outputs/pred in configs/metadata.json."
+            )
+        return labels, count, None if modality is None else str(modality)
+
+    def _first_key(self, content: Mapping[str, Any], keys: tuple[str, ...], what: str) -> str:
         for key in keys:
-            if key in parser:
+            if key in content:
                 return key
         raise InputError(
             f"The bundle {self.folder} does not define {what}: its inference configuration has none of "
             f"{', '.join(keys)}."
         )
 
-    def _refuse_code(self, parser: ConfigParser, key: str) -> None:
-        """Refuse a section that would run code, with all that it refers to."""
-        seen: set[str] = set()
-        waiting = [key]
-        while waiting:
-            key = waiting.pop()
-            if key in seen:
-                continue
-            seen.add(key)
-            for target, text in _strings(parser[key]):
-                if text.startswith("@"):
-                    waiting.append(text[1:])
-                elif text.startswith(("$", "%")):
-                    raise InputError(
-                        f"The bundle {self.folder} would run code from its configuration ({key}: {text[:60]}); "
-                        "read it, and if you trust it, say so with --trust."
-                    )
-                elif target and "." in text and not text.startswith(_ALLOWED):
-                    raise InputError(
-                        f"The bundle {self.folder} would call {text}, which is neither MONAI nor torch; "
-                        "read it, and if you trust it, say so with --trust."
-                    )
-
-    def _build(self, parser: ConfigParser, key: str) -> Any:
+    def _build(self, make: Callable[[str], Any], key: str) -> Any:
         try:
-            return parser.get_parsed_content(key)
+            return make(key)
+        except InputError:
+            raise
         except Exception as error:  # whatever the bundle's classes raise
-            raise InputError(f"The bundle {self.folder} does not build ({key}: {error}).") from error
+            raise InputError(f"The bundle {self.folder} does not build ({key}: {_reason(error)}).") from error
 
     def _find_weights(self) -> Path:
         for name in _WEIGHTS:
@@ -202,60 +212,108 @@ class BundleSegmenter:
                 return self.folder / "models" / name
         raise InputError(f"The bundle {self.folder} has no weights: put model.pt into its models folder.")
 
-    def _load_weights(self, network: torch.nn.Module) -> torch.nn.Module:
+    def _load_weights(self, network: Any) -> torch.nn.Module:
+        if not isinstance(network, torch.nn.Module):
+            raise InputError(f"The bundle {self.folder} does not define a network, but {type(network).__name__}.")
         try:
-            if self.weights.suffix == ".safetensors":
-                from safetensors.torch import load_file
-
-                state: Any = load_file(self.weights)
-            else:
-                state = torch.load(self.weights, map_location="cpu", weights_only=True)
-            for key in ("state_dict", "model", "network"):
-                if isinstance(state, dict) and isinstance(state.get(key), dict):
-                    state = state[key]
-            network.load_state_dict({k.removeprefix("module."): v for k, v in state.items()})
+            state = _read_weights(self.weights)
+        except pickle.UnpicklingError as error:  # its own message advises to load without safety
+            raise InputError(
+                f"The weights {self.weights} are damaged or hold more than weights: get the file again."
+            ) from error
         except Exception as error:  # a damaged or hostile file fails in many ways
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(f"The weights {self.weights} do not load into the bundle's network ({first}).") from error
-        return network
+            raise InputError(
+                f"The weights {self.weights} cannot be read ({_reason(error)}): get the file again."
+            ) from error
+        try:
+            network.load_state_dict(state)
+        except Exception as error:  # keys or shapes of another network, or no state at all
+            raise InputError(
+                f"The weights {self.weights} do not belong to the bundle's network ({_reason(error)})."
+            ) from error
+        # Nothing is trained: without this, inference outside no_grad would keep every patch's graph in memory.
+        return network.requires_grad_(False)
 
-    @staticmethod
-    def _without_reading(transform: Any) -> Compose:
-        """The preprocessing less what reads files: the image is in memory, its channel first."""
-        steps = transform.transforms if isinstance(transform, Compose) else [transform]
-        kept: list[Transform] = [s for s in steps if not isinstance(s, (LoadImaged, EnsureChannelFirstd))]
-        return Compose(kept)
-
-    @staticmethod
-    def _sliding_window(inferer: Any) -> SlidingWindow | None:
-        if not isinstance(inferer, SlidingWindowInferer):
+    def _sliding_window(self, inferer: Any) -> SlidingWindow | None:
+        if inferer is None or isinstance(inferer, SimpleInferer):
             return None
-        roi = inferer.roi_size
+        kind = type(inferer).__name__
+        if not isinstance(inferer, SlidingWindowInferer) or isinstance(inferer, SliceInferer):
+            raise InputError(
+                f"The bundle {self.folder} moves its network by {kind}, which is not supported: "
+                "choose one with SlidingWindowInferer or SimpleInferer."
+            )
+        roi = (inferer.roi_size,) * 3 if isinstance(inferer.roi_size, int) else tuple(inferer.roi_size)
+        if len(roi) != 3:
+            raise InputError(f"The bundle {self.folder} has a {len(roi)}D network: choose one for 3D volumes.")
+        if getattr(inferer.padding_mode, "value", inferer.padding_mode) != "constant":
+            raise InputError(
+                f"The bundle {self.folder} pads small volumes by {inferer.padding_mode}, which is not supported: "
+                "choose a network that pads by a constant."
+            )
+        overlap, sigma = inferer.overlap, inferer.sigma_scale
         return SlidingWindow(
-            roi_size=(roi,) * 3 if isinstance(roi, int) else tuple(int(s) for s in roi),
-            overlap=inferer.overlap if isinstance(inferer.overlap, (int, float)) else tuple(inferer.overlap),
+            roi_size=tuple(int(s or 0) for s in roi),
+            overlap=float(overlap) if isinstance(overlap, (int, float)) else tuple(float(o) for o in overlap),
             mode="gaussian" if str(inferer.mode.value) == "gaussian" else "constant",
-            sigma_scale=inferer.sigma_scale
-            if isinstance(inferer.sigma_scale, (int, float))
-            else tuple(inferer.sigma_scale),
+            sigma_scale=float(sigma) if isinstance(sigma, (int, float)) else tuple(float(s) for s in sigma),
             padding_value=float(inferer.cval),
         )
 
-    def _find_activation(self, parser: ConfigParser) -> Activation:
-        text = json.dumps(parser["postprocessing"], default=str) if "postprocessing" in parser else ""
-        if '"sigmoid": true' in text:
-            return "sigmoid"
-        first = self._labels.get(0, "").lower()
-        return "softmax" if '"softmax": true' in text or first in ("background", "bg") else "sigmoid"
+    def _find_activation(self, configuration: Configuration) -> Activation:
+        said = {
+            name
+            for part in configuration.mappings("postprocessing")
+            for name in ("sigmoid", "softmax", "argmax")
+            if part.get(name) is True or (isinstance(part.get(name), list) and True in part[name])
+        }
+        if said:
+            return "sigmoid" if "sigmoid" in said else "softmax"
+        return "softmax" if self._labels.get(0, "").lower() in ("background", "bg") else "sigmoid"
 
 
-def _strings(part: Any, key: str = "") -> Iterator[tuple[bool, str]]:
-    """Every string of a configuration, with whether it is a ``_target_``."""
-    if isinstance(part, str):
-        yield key == "_target_", part
-    elif isinstance(part, Mapping):
-        for name, value in part.items():
-            yield from _strings(value, str(name))
-    elif isinstance(part, (list, tuple)):
-        for value in part:
-            yield from _strings(value)
+def _read_mapping(path: Path) -> dict[str, Any]:
+    """A JSON or YAML file whose top is a mapping."""
+    text = path.read_text(encoding="utf-8-sig")
+    content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    if not isinstance(content, dict):
+        raise ValueError("it holds no mapping")
+    return content
+
+
+def _read_weights(path: Path) -> dict[str, Any]:
+    """The state of a network, taken out of what training scripts wrap around it."""
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        state: Any = load_file(path)
+    else:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    for key in ("state_dict", "model", "network"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not state:
+        raise ValueError("it holds no state of a network")
+    if all(str(name).startswith("module.") for name in state):  # as DataParallel saves it
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    return dict(state)
+
+
+def _without_reading(transform: Any) -> Callable[[Any], Any]:
+    """The preprocessing less what reads files: the image is in memory, its channel first."""
+    if transform is None or isinstance(transform, READING):
+        return Compose([])
+    if isinstance(transform, (list, tuple)):
+        transform = Compose(list(transform))
+    if isinstance(transform, Compose):  # changed in place, to keep its other settings, such as lazy resampling
+        kept = [step for step in transform.transforms if not isinstance(step, READING)]
+        transform.transforms = tuple(_without_reading(s) if isinstance(s, Compose) else s for s in kept)
+    return transform
+
+
+def _reason(error: BaseException) -> str:
+    """What the first cause of an error says, on one line that a person can read."""
+    while error.__cause__ is not None:  # MONAI wraps what its transforms raise
+        error = error.__cause__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:200] + "…"

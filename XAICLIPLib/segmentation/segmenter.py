@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
+import SimpleITK as sitk
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-if TYPE_CHECKING:
-    import SimpleITK as sitk
+from XAICLIPLib import imaging
 
 Activation = Literal["softmax", "sigmoid"]
 
@@ -47,6 +48,18 @@ class Prepared:
         x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(x), float(y), float(z)
 
+    def mask_from(self, mask: sitk.Image) -> Tensor:
+        """A mask on any grid as (X, Y, Z) bool on this one; what is finer than this grid does not get lost."""
+        grid = imaging.image_from_array(np.zeros(self.tensor.shape[1:], np.uint8), self.affine)
+        near = imaging.resample_like(mask, grid, "nearest")
+        if not sitk.GetArrayViewFromImage(near).any():
+            near = imaging.resample_like(mask, grid, "linear", antialias=True) > 0
+        return torch.from_numpy(np.ascontiguousarray(sitk.GetArrayFromImage(near).transpose(2, 1, 0))) != 0
+
+    def as_image(self, values: Tensor) -> sitk.Image:
+        """Values (X, Y, Z) on this grid as a volume."""
+        return imaging.image_from_array(values.cpu().numpy(), self.affine)
+
 
 class Segmenter(Protocol):
     """A segmentation network with all that belongs to it.
@@ -58,6 +71,11 @@ class Segmenter(Protocol):
     @property
     def name(self) -> str:
         """Short name for the user."""
+        ...
+
+    @property
+    def modality(self) -> str | None:
+        """What it was trained on ("CT", "MR", "CT, MR"); None where that is not known."""
         ...
 
     @property

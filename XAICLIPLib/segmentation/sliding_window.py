@@ -69,9 +69,10 @@ class Tiling:
         padded = tuple(max(r, s) for r, s in zip(roi, shape, strict=True))
         overlap = ensure_tuple_rep(window.overlap, len(shape))
         step = [r if r == s else max(1, int(r * (1 - o))) for r, s, o in zip(roi, padded, overlap, strict=True)]
-        patches = dense_patch_slices(padded, roi, step, return_slice=True)
+        found = dense_patch_slices(padded, roi, step, return_slice=True)
+        patches = tuple(tuple(slice(int(s.start), int(s.stop)) for s in patch) for patch in found)
         weight = compute_importance_map(roi, mode=window.mode, sigma_scale=window.sigma_scale)
-        return cls(shape, padding, tuple(tuple(p) for p in patches), weight, window.padding_value)
+        return cls(shape, padding, patches, weight, window.padding_value)
 
     @property
     def offset(self) -> tuple[int, ...]:
@@ -91,11 +92,48 @@ class Tiling:
         return [n for n, patch in enumerate(self.patches) if intersect(patch, moved)]
 
 
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error means that memory ran out; only CUDA has a class of its own for it."""
+    text = str(error).lower()
+    words = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(w in text for w in words)
+
+
 def run_batch(forward: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
     """Run a batch; a lone item is doubled on a CPU, where 3D convolutions of batch 1 fall to a slow kernel."""
     if len(batch) == 1 and batch.device.type == "cpu":
-        return forward(batch.expand(2, *batch.shape[1:]).contiguous())[:1]
+        try:
+            return forward(batch.expand(2, *batch.shape[1:]).contiguous())[:1]
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
     return forward(batch)
+
+
+def run_fitting(forward: Callable[[Tensor], Tensor], patches: Sequence[Tensor]) -> tuple[Tensor, int]:
+    """Run patches (C, *size) as one batch, or as batches of half the size, again and again, where memory runs out.
+
+    Returns
+    -------
+    Tensor
+        (N, K, *size), in the order of ``patches``.
+    int
+        The size of the batches that fit: the number of patches where all went at once.
+    """
+    size, outputs, done = len(patches), [], 0
+    while done < len(patches):
+        part = patches[done : done + size]
+        try:
+            outputs.append(run_batch(forward, torch.stack(list(part))))
+            done += len(part)
+            continue
+        except RuntimeError as error:
+            if len(part) == 1 or not out_of_memory(error):
+                raise
+        size = len(part) // 2
+        if part[0].device.type == "cuda":  # outside the handler: the error holds on to the failed batch
+            torch.cuda.empty_cache()
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs), size
 
 
 def predict_logits(
@@ -107,21 +145,27 @@ def predict_logits(
 ) -> Tensor:
     """Blended logits (K, *shape) of a volume (C, *shape), on the volume's device.
 
-    ``after_batch`` is called with the number of patches done and in all.
+    Gradients are followed only where the volume asks for its own: the graph of every patch would fill the memory.
+    ``after_batch`` is called with the number of patches done and in all; what it raises stops the prediction. The
+    batch shrinks where memory runs out.
     """
-    padded = tiling.pad(volume)
-    weight = tiling.weight.to(volume.device)
-    total = torch.zeros(padded.shape[1:], device=volume.device)
-    blended: Tensor | None = None
-    for start in range(0, len(tiling.patches), batch_size):
-        boxes = tiling.patches[start : start + batch_size]
-        output = run_batch(forward, torch.stack([padded[(slice(None), *box)] for box in boxes]))
-        if blended is None:
-            blended = torch.zeros((output.shape[1], *padded.shape[1:]), device=volume.device)
-        for box, logits in zip(boxes, output, strict=True):
-            blended[(slice(None), *box)] += logits * weight
-            total[box] += weight
-        after_batch(start + len(boxes), len(tiling.patches))
-    assert blended is not None  # a tiling has at least one patch
-    inner = tuple(slice(b, b + s) for b, s in zip(tiling.offset, tiling.shape, strict=True))
-    return blended[(slice(None), *inner)] / total[inner]
+    with torch.set_grad_enabled(torch.is_grad_enabled() and volume.requires_grad):
+        padded = tiling.pad(volume)
+        weight = tiling.weight.to(volume.device)
+        total = torch.zeros(padded.shape[1:], device=volume.device)
+        blended: Tensor | None = None
+        done = 0
+        while done < len(tiling.patches):
+            boxes = tiling.patches[done : done + batch_size]
+            output, fitted = run_fitting(forward, [padded[(slice(None), *box)] for box in boxes])
+            batch_size = fitted if fitted < len(boxes) else batch_size
+            if blended is None:
+                blended = torch.zeros((output.shape[1], *padded.shape[1:]), device=volume.device)
+            for box, logits in zip(boxes, output, strict=True):
+                blended[(slice(None), *box)] += logits * weight
+                total[box] += weight
+            done += len(boxes)
+            after_batch(done, len(tiling.patches))
+        assert blended is not None  # a tiling has at least one patch
+        inner = tuple(slice(b, b + s) for b, s in zip(tiling.offset, tiling.shape, strict=True))
+        return blended[(slice(None), *inner)] / total[inner]

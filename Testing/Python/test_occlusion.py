@@ -1,0 +1,242 @@
+"""Occlusion: the windows, the order, the averaging, against captum."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import pytest
+import torch
+from captum.attr import Occlusion
+from monai.networks.nets import UNet
+from torch import Tensor
+
+from XAICLIPLib.errors import InputError
+from XAICLIPLib.perturbation.occlusion import in_voxels, occlusion, windows
+from XAICLIPLib.perturbation.perturbation import Estimate, Perturbation
+from XAICLIPLib.scoring import Scorer, Target, target_score
+from XAICLIPLib.segmentation.sliding_window import Box, Tiling
+
+SHAPE = (16, 12, 8)
+
+
+class Counting:
+    """A scorer that loses by a rule, two perturbations at a time, and remembers what it was asked."""
+
+    def __init__(self, loss: dict[tuple[int, ...], float] | None = None) -> None:
+        self.loss = loss or {}
+        self.boxes: list[Box] = []
+
+    def lost(self, perturbations: Iterable[Perturbation]) -> Iterator[list[tuple[int, float]]]:
+        batch: list[tuple[int, float]] = []
+        for number, perturbation in enumerate(perturbations):
+            self.boxes.append(perturbation.box)
+            batch.append((number, self.loss.get(tuple(s.start for s in perturbation.box), 0.0)))
+            if len(batch) == 2:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+
+def everywhere(shape: tuple[int, ...] = SHAPE) -> Tensor:
+    return torch.ones(shape, dtype=torch.bool)
+
+
+def organ() -> Tensor:
+    region = torch.zeros(SHAPE, dtype=torch.bool)
+    region[5:9, 3:7, 2:5] = True
+    return region
+
+
+def last(estimates: Iterator[Estimate]) -> Estimate:
+    *_, estimate = estimates
+    return estimate
+
+
+def bounds(perturbations: Iterable[Perturbation]) -> list[tuple[tuple[int, int], ...]]:
+    return [tuple((s.start, s.stop) for s in p.box) for p in perturbations]
+
+
+def network_scorer(ignoring: bool = False) -> tuple[Scorer, Tensor]:
+    """A scorer of a small network that takes the whole volume; optionally one that ignores its input."""
+    torch.manual_seed(0)
+    network = UNet(spatial_dims=3, in_channels=1, out_channels=2, channels=(8, 16), strides=(2,), norm="instance")
+    network = network.eval().requires_grad_(False)
+    constant = torch.randn(2, *SHAPE)
+
+    def forward(patches: Tensor) -> Tensor:
+        if ignoring:
+            return constant.expand(len(patches), *constant.shape)
+        result: Tensor = 6 * network(patches)
+        return result
+
+    volume = torch.rand(1, *SHAPE)
+    target = Target("liver", 1, organ(), everywhere())
+    return Scorer(forward, volume, torch.full_like(volume, -0.5), Tiling.of(SHAPE, None), target), volume
+
+
+@pytest.mark.parametrize(
+    ("window", "stride"),
+    [((4, 4, 4), (4, 4, 4)), ((4, 4, 4), (2, 2, 2)), ((5, 4, 3), (3, 2, 3)), ((7, 5, 8), (3, 5, 8))],
+    ids=["side by side", "half overlapping", "cut at the border", "as deep as the volume"],
+)
+def test_exhaustive_occlusion_is_that_of_captum(window: tuple[int, ...], stride: tuple[int, ...]) -> None:
+    """Both give each voxel the mean, over the windows that hold it, of f(x) - f(x with the window replaced).
+
+    Captum's Occlusion sums these differences over the windows and divides by the number of windows that hold the
+    voxel (its ``use_weights``), and places windows from the corner by the stride until one reaches the border, the
+    last one cut: the same placement. f is the same scalar, the soft Dice of the target. `occlusion` takes one edge in
+    mm; here its windows are taken in voxels, so that they may be cut and differ along the axes.
+    """
+    scorer, volume = network_scorer()
+
+    def score(volumes: Tensor) -> Tensor:
+        logits = scorer.forward(volumes)
+        reference = scorer.target.reference.flatten()
+        return torch.stack([target_score("soft dice", item.flatten(1), reference, 1, "softmax") for item in logits])
+
+    expected = Occlusion(score).attribute(
+        volume[None], sliding_window_shapes=(1, *window), strides=(1, *stride), baselines=-0.5, perturbations_per_eval=4
+    )[0, 0]
+    planned = windows(everywhere(), window, stride)
+    total, count = torch.zeros(SHAPE), torch.zeros(SHAPE)
+    for batch in scorer.lost(planned):
+        for number, lost in batch:
+            total[planned[number].box] += lost
+            count[planned[number].box] += 1
+    assert expected.abs().max() > 0.01, "occlusion matters here, or the comparison says nothing"
+    torch.testing.assert_close(total / count, expected.float(), atol=1e-5, rtol=1e-4)
+
+
+def test_occlusion_by_millimetres_is_that_of_captum_in_voxels() -> None:
+    """The whole way: 12 mm windows every 6 mm on a grid of 2 × 3 × 6 mm are 6 × 4 × 2 voxels every 3 × 2 × 1."""
+    scorer, volume = network_scorer()
+
+    def score(volumes: Tensor) -> Tensor:
+        logits = scorer.forward(volumes)
+        reference = scorer.target.reference.flatten()
+        return torch.stack([target_score("soft dice", item.flatten(1), reference, 1, "softmax") for item in logits])
+
+    expected = Occlusion(score).attribute(
+        volume[None], sliding_window_shapes=(1, 6, 4, 2), strides=(1, 3, 2, 1), baselines=-0.5, perturbations_per_eval=8
+    )[0, 0]
+    estimate = last(occlusion(scorer, everywhere(), (2.0, 3.0, 6.0), window_mm=12, stride_mm=6))
+    torch.testing.assert_close(estimate.saliency(), expected.float(), atol=1e-5, rtol=1e-4)
+
+
+def test_windows_are_millimetres_on_any_grid() -> None:
+    assert in_voxels(30, (1.0, 1.5, 5.0)) == (30, 20, 6)
+    assert in_voxels(1, (3.0, 3.0, 3.0)) == (1, 1, 1)
+    scorer = Counting()
+    last(occlusion(scorer, everywhere((40, 40, 12)), (1.0, 2.0, 5.0), window_mm=20, stride_mm=10))
+    sizes = {tuple(s.stop - s.start for s in box) for box in scorer.boxes}
+    assert sizes == {(20, 10, 4)}
+    assert {tuple(s.start for s in box) for box in scorer.boxes} == {
+        (x, y, z) for x in (0, 10, 20) for y in range(0, 31, 5) for z in range(0, 9, 2)
+    }
+
+
+def test_windows_cover_the_volume_to_its_border_and_are_cut_there() -> None:
+    planned = windows(everywhere((10, 7, 3)), (4, 3, 5), (3, 3, 5))
+    assert sorted({b[0] for b in bounds(planned)}) == [(0, 4), (3, 7), (6, 10)]
+    assert sorted({b[1] for b in bounds(planned)}) == [(0, 3), (3, 6), (6, 7)]
+    assert {b[2] for b in bounds(planned)} == {(0, 3)}
+
+
+@pytest.mark.parametrize(("size", "stride"), [((4, 4, 4), (2, 2, 2)), ((3, 5, 4), (3, 2, 1))])
+def test_guided_windows_are_those_of_the_whole_volume_that_meet_the_region(
+    size: tuple[int, ...], stride: tuple[int, ...]
+) -> None:
+    region = organ()
+    whole = windows(everywhere(), size, stride)
+    expected = [b for b, p in zip(bounds(whole), whole, strict=True) if region[p.box].any()]
+    assert bounds(windows(region, size, stride)) == expected
+    assert 0 < len(expected) < len(whole)
+
+
+def test_guided_and_whole_agree_on_a_voxel_whose_windows_all_meet_the_region() -> None:
+    scorer, _ = network_scorer()
+    guided = last(occlusion(scorer, organ(), (1, 1, 1), window_mm=4, stride_mm=2))
+    whole = last(occlusion(scorer, everywhere(), (1, 1, 1), window_mm=4, stride_mm=2))
+    torch.testing.assert_close(guided.saliency()[organ()], whole.saliency()[organ()], atol=1e-5, rtol=1e-4)
+    assert guided.planned < whole.planned
+
+
+def test_saliency_is_the_mean_over_the_windows_that_hold_a_voxel() -> None:
+    loss: dict[tuple[int, ...], float] = {(0, 0, 0): 1.0, (2, 0, 0): 0.5}
+    estimate = last(occlusion(Counting(loss), everywhere((6, 4, 4)), (1, 1, 1), window_mm=4, stride_mm=2))
+    saliency = estimate.saliency()
+    assert saliency[:2].unique().tolist() == [1.0]
+    assert saliency[2:4].unique().tolist() == [0.75]
+    assert saliency[4:].unique().tolist() == [0.5]
+
+
+def test_voxels_in_no_window_have_no_saliency() -> None:
+    region = torch.zeros(20, 4, 4, dtype=torch.bool)
+    region[0, 0, 0] = True
+    scorer = Counting({(0, 0, 0): 1.0})
+    saliency = last(occlusion(scorer, region, (1, 1, 1), window_mm=4, stride_mm=4)).saliency()
+    assert saliency[:4].unique().tolist() == [1.0]
+    assert saliency[4:].unique().tolist() == [0.0]
+
+
+def test_equal_seeds_give_equal_orders_and_others_do_not() -> None:
+    orders = []
+    for seed in (3, 3, 4):
+        scorer = Counting()
+        last(occlusion(scorer, everywhere(), (1, 1, 1), window_mm=4, stride_mm=2, seed=seed))
+        orders.append([tuple((s.start, s.stop) for s in box) for box in scorer.boxes])
+    assert orders[0] == orders[1]
+    assert orders[0] != orders[2]
+    assert sorted(orders[0]) == sorted(orders[2]) == sorted(bounds(windows(everywhere(), (4, 4, 4), (2, 2, 2))))
+
+
+def test_the_seed_leaves_the_random_state_of_others_alone() -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    last(occlusion(Counting(), everywhere(), (1, 1, 1), window_mm=4, stride_mm=2))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_running_estimates_grow_to_the_complete_one() -> None:
+    scorer, _ = network_scorer()
+    steps = []
+    for estimate in occlusion(scorer, everywhere(), (1, 1, 1), window_mm=6, stride_mm=3):
+        steps.append((estimate.done, estimate.planned, float(estimate.weight.sum())))
+    done = [d for d, _, _ in steps]
+    assert len(steps) > 2
+    assert done == sorted(set(done))
+    assert done[-1] == steps[-1][1] == len(windows(everywhere(), (6, 6, 6), (3, 3, 3)))
+    assert len({planned for _, planned, _ in steps}) == 1
+    assert [w for _, _, w in steps] == sorted(w for _, _, w in steps)
+
+
+def test_a_cancelled_occlusion_keeps_the_windows_it_has() -> None:
+    scorer, _ = network_scorer()
+    running = occlusion(scorer, everywhere(), (1, 1, 1), window_mm=6, stride_mm=3)
+    estimate = next(running)
+    running.close()  # type: ignore[attr-defined]
+    assert 0 < estimate.done < estimate.planned
+    assert scorer.forwards == estimate.done
+    assert math.isfinite(float(estimate.saliency().sum()))
+
+
+def test_a_network_that_ignores_its_input_has_no_saliency() -> None:
+    scorer, _ = network_scorer(ignoring=True)
+    estimate = last(occlusion(scorer, everywhere(), (1, 1, 1), window_mm=4, stride_mm=2))
+    assert estimate.done == estimate.planned > 0
+    assert estimate.saliency().abs().max() == 0
+
+
+def test_an_empty_region_has_a_complete_estimate_of_nothing() -> None:
+    estimate = last(occlusion(Counting(), torch.zeros(SHAPE, dtype=torch.bool), (1, 1, 1)))
+    assert (estimate.done, estimate.planned) == (0, 0)
+    assert estimate.saliency().abs().max() == 0
+
+
+@pytest.mark.parametrize(("window", "stride"), [(0, 0), (10, 0), (10, -5), (10, 12), (math.nan, 1), (math.inf, 5)])
+def test_sizes_that_leave_gaps_are_refused(window: float, stride: float) -> None:
+    with pytest.raises(InputError, match="do not cover the region"):
+        last(occlusion(Counting(), everywhere(), (1, 1, 1), window_mm=window, stride_mm=stride))

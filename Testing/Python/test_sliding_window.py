@@ -1,0 +1,172 @@
+"""Tiling and blending against MONAI's own sliding window."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from monai.inferers import sliding_window_inference
+from monai.networks.nets import SegResNet
+from torch import Tensor, nn
+
+from XAICLIPLib.segmentation.segmenter import SlidingWindow
+from XAICLIPLib.segmentation.sliding_window import Tiling, intersect, predict_logits, shift
+
+
+class Positional(nn.Module):
+    """Tells every voxel of a patch apart, so that an output put in the wrong place or weighted wrongly shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.convolution = nn.Conv3d(1, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = torch.arange(x[0, 0].numel(), dtype=x.dtype).reshape(x.shape[2:]) / x[0, 0].numel()
+        result: Tensor = self.convolution(x) * (1 + places)
+        return result
+
+
+def volume_of(*shape: int) -> Tensor:
+    return torch.rand((1, *shape), generator=torch.Generator().manual_seed(1))
+
+
+def monai_logits(network: nn.Module, volume: Tensor, window: SlidingWindow) -> Tensor:
+    options: dict[str, Any] = {
+        "roi_size": window.roi_size,
+        "overlap": window.overlap,
+        "mode": window.mode,
+        "sigma_scale": window.sigma_scale,
+        "cval": window.padding_value,
+    }
+    with torch.no_grad():
+        logits = sliding_window_inference(volume[None], sw_batch_size=3, predictor=network, **options)
+    assert isinstance(logits, Tensor)
+    return logits[0]
+
+
+WINDOWS = {
+    "overlap 0.25": ((20, 17, 13), SlidingWindow((8, 8, 8), 0.25)),
+    "overlap 0.5": ((20, 17, 13), SlidingWindow((8, 8, 8), 0.5)),
+    "no overlap": ((20, 17, 13), SlidingWindow((8, 8, 8), 0.0)),
+    "gaussian": ((20, 17, 13), SlidingWindow((8, 8, 8), 0.5, "gaussian")),
+    "overlap and sigma per axis": (
+        (20, 17, 13),
+        SlidingWindow((8, 6, 7), (0.5, 0.25, 0.0), "gaussian", (0.125, 0.25, 0.5)),
+    ),
+    "overlap of almost the window": ((9, 9, 9), SlidingWindow((6, 6, 6), 0.9)),
+    "smaller than the window": ((5, 7, 4), SlidingWindow((8, 8, 8), 0.25, padding_value=-1.5)),
+    "smaller along one axis": ((5, 17, 13), SlidingWindow((8, 8, 8), 0.5, "gaussian", padding_value=0.7)),
+    "as large as the window": ((8, 8, 8), SlidingWindow((8, 8, 8), 0.5, "gaussian")),
+    "whole axes": ((9, 17, 13), SlidingWindow((0, 8, -1), 0.5, "gaussian")),
+    "slab of five slices": ((16, 15, 11), SlidingWindow((16, 8, 5), 0.5, "gaussian")),
+    "slab thicker than the volume": ((16, 15, 3), SlidingWindow((8, 8, 5), 0.5)),
+}
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_blended_logits_are_those_of_monai(name: str, batch_size: int) -> None:
+    shape, window = WINDOWS[name]
+    network, volume = Positional(), volume_of(*shape)
+    logits = predict_logits(network, volume, Tiling.of(shape, window), batch_size)
+    assert logits.shape == (3, *shape)
+    torch.testing.assert_close(logits, monai_logits(network, volume, window), atol=1e-5, rtol=1e-5)
+
+
+def test_blended_logits_of_a_real_network_are_those_of_monai() -> None:
+    torch.manual_seed(3)
+    network = SegResNet(init_filters=8, blocks_down=(1, 1), blocks_up=(1,), in_channels=1, out_channels=2).eval()
+    window = SlidingWindow((16, 16, 16), 0.5, "gaussian")
+    volume = volume_of(27, 21, 18)
+    logits = predict_logits(network, volume, Tiling.of(volume.shape[1:], window), 4)
+    torch.testing.assert_close(logits, monai_logits(network, volume, window), atol=1e-5, rtol=1e-5)
+
+
+def test_without_a_window_the_network_sees_the_whole_volume_once() -> None:
+    network, volume = Positional(), volume_of(9, 8, 7)
+    tiling = Tiling.of((9, 8, 7), None)
+    assert tiling.patches == ((slice(0, 9), slice(0, 8), slice(0, 7)),)
+    logits = predict_logits(network, volume, tiling, 4)
+    torch.testing.assert_close(logits, network(volume[None])[0].detach())
+
+
+def test_several_channels_are_padded_and_cut_alike() -> None:
+    torch.manual_seed(0)
+    network = nn.Conv3d(2, 3, 3, padding=1)
+    volume = torch.rand(2, 5, 9, 12)
+    window = SlidingWindow((8, 8, 8), 0.25, padding_value=2.0)
+    logits = predict_logits(network, volume, Tiling.of((5, 9, 12), window), 2)
+    torch.testing.assert_close(logits, monai_logits(network, volume, window), atol=1e-5, rtol=1e-5)
+
+
+def test_touching_patches_are_those_that_share_a_voxel_with_the_box() -> None:
+    tiling = Tiling.of((5, 20, 13), SlidingWindow((8, 8, 8), 0.5))
+    box = (slice(1, 3), slice(11, 12), slice(4, 9))
+    marked = torch.zeros(5, 20, 13)
+    marked[box] = 1
+    padded = tiling.pad(marked[None])[0]
+    expected = [n for n, patch in enumerate(tiling.patches) if padded[patch].any()]
+    assert tiling.touching(box) == expected
+    assert 0 < len(expected) < len(tiling.patches)
+
+
+def test_boxes_that_only_share_a_border_do_not_meet() -> None:
+    box = (slice(0, 4), slice(2, 6))
+    assert intersect(box, (slice(4, 8), slice(2, 6))) is None
+    assert intersect(box, (slice(3, 8), slice(0, 3))) == (slice(3, 4), slice(2, 3))
+    assert shift(box, (1, -2)) == (slice(1, 5), slice(0, 4))
+
+
+def test_progress_tells_the_patches_done_and_stops_the_prediction_by_raising() -> None:
+    tiling = Tiling.of((16, 16, 16), SlidingWindow((8, 8, 8), 0.0))
+    seen: list[tuple[int, int]] = []
+    predict_logits(Positional(), volume_of(16, 16, 16), tiling, 3, lambda done, total: seen.append((done, total)))
+    assert seen == [(3, 8), (6, 8), (8, 8)]
+
+    def cancel(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict_logits(Positional(), volume_of(16, 16, 16), tiling, 3, cancel)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("no"), RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)")]
+)
+def test_prediction_goes_on_in_smaller_batches_when_memory_runs_out(limit: int, error: Exception) -> None:
+    network, sizes = Positional(), []
+
+    def forward(patches: Tensor) -> Tensor:
+        sizes.append(len(patches))
+        if len(patches) > limit:
+            raise error
+        result: Tensor = network(patches)
+        return result
+
+    volume = volume_of(16, 16, 16)
+    tiling = Tiling.of((16, 16, 16), SlidingWindow((8, 8, 8), 0.0))
+    logits = predict_logits(forward, volume, tiling, 7)
+    torch.testing.assert_close(logits, predict_logits(network, volume, tiling, 8), atol=1e-6, rtol=1e-6)
+    assert sizes[0] == 7
+    assert max(sizes[3:]) <= max(limit, 2), "a size that failed is not tried again; a lone patch is doubled first"
+
+
+def test_other_errors_of_the_network_pass_through() -> None:
+    def broken(patches: Tensor) -> Tensor:
+        raise RuntimeError("a layer does not fit")
+
+    with pytest.raises(RuntimeError, match="does not fit"):
+        predict_logits(broken, volume_of(8, 8, 8), Tiling.of((8, 8, 8), None), 1)
+
+
+def test_gradients_are_followed_only_where_the_volume_asks() -> None:
+    network, volume = Positional(), volume_of(9, 9, 9)
+    tiling = Tiling.of((9, 9, 9), SlidingWindow((8, 8, 8), 0.5))
+    assert not predict_logits(network, volume, tiling, 4).requires_grad
+    volume.requires_grad_()
+    predict_logits(network, volume, tiling, 4).sum().backward()
+    assert volume.grad is not None
+    assert bool(volume.grad.any())

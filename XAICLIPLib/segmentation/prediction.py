@@ -1,0 +1,85 @@
+"""What a network says about a volume: blended logits on its own grid, and the label map in the input's geometry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import SimpleITK as sitk
+import torch
+from torch import Tensor
+
+from XAICLIPLib import imaging
+from XAICLIPLib.segmentation.segmenter import Prepared, Segmenter
+from XAICLIPLib.segmentation.sliding_window import Tiling, predict_logits
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The unperturbed output of a network.
+
+    Attributes
+    ----------
+    segmenter
+        The network.
+    prepared
+        Its input and grid.
+    volume
+        (C, X, Y, Z), the same input on the device.
+    tiling
+        The patches that were run.
+    logits
+        (K, X, Y, Z), on the device.
+    """
+
+    segmenter: Segmenter
+    prepared: Prepared
+    volume: Tensor
+    tiling: Tiling
+    logits: Tensor
+
+    def label_map(self, image: sitk.Image) -> sitk.Image:
+        """The label map (values as in `label_values`) in the geometry of ``image``, with smooth borders.
+
+        Of overlapping sigmoid classes the most probable one is shown.
+        """
+        if self.segmenter.activation == "softmax":
+            decision = self.logits.argmax(0)
+        else:
+            best = self.logits.max(0)
+            decision = torch.where(best.values > 0, best.indices + 1, 0)
+        narrow = decision.to(torch.uint8) if len(self.logits) < 255 else decision.to(torch.int32)
+        return imaging.resample_labels(self.prepared.as_image(narrow), image)
+
+
+def predict(
+    segmenter: Segmenter,
+    image: sitk.Image,
+    device: torch.device,
+    batch_size: int = 4,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> Prediction:
+    """Run a network over a volume with its own preprocessing and sliding window.
+
+    Parameters
+    ----------
+    segmenter
+        A network on ``device``.
+    image
+        A volume of any orientation and spacing.
+    batch_size
+        Patches computed together.
+    advance
+        Called with the patches done and in all.
+    """
+    prepared = segmenter.prepare(image)
+    volume = prepared.tensor.to(device)
+    tiling = Tiling.of(volume.shape[1:], segmenter.window)
+    with torch.inference_mode():
+        logits = predict_logits(segmenter.logits, volume, tiling, batch_size, advance)
+    return Prediction(segmenter, prepared, volume, tiling, logits)
+
+
+def label_values(segmenter: Segmenter) -> dict[int, int]:
+    """Value in the label map of each output channel: its number; with sigmoid, where 0 is a structure too, one more."""
+    return {channel: channel + (segmenter.activation == "sigmoid") for channel in segmenter.labels}
