@@ -37,6 +37,11 @@ def same_geometry(a: sitk.Image, b: sitk.Image, tolerance_mm: float = 1e-3) -> b
     return max(distances) <= tolerance_mm
 
 
+def volume_ml(mask: sitk.Image) -> float:
+    """Volume of a mask's voxels that are not 0, in ml."""
+    return float(np.count_nonzero(sitk.GetArrayViewFromImage(mask)) * np.prod(mask.GetSpacing()) / 1000)
+
+
 def ras_affine(image: sitk.Image) -> np.ndarray:
     """Voxel index (x, y, z) to RAS mm as a 4×4 float64 matrix: nibabel's and MONAI's affine."""
     affine = np.eye(4)
@@ -140,6 +145,52 @@ def resample_like(
         image.GetPixelID(),
     )
     return without_metadata(resampled)
+
+
+def resample_labels(label_map: sitk.Image, reference: sitk.Image) -> sitk.Image:
+    """Resample a label map into exactly the grid of another volume, with smooth borders.
+
+    Each label's membership is interpolated linearly and the strongest wins; nearest neighbour would draw a coarse
+    network's voxels as stairs. Of the type of `label_map`; 0 outside it.
+    """
+    if same_geometry(label_map, reference):
+        same = sitk.Image(label_map)
+        same.CopyInformation(reference)
+        return without_metadata(same)
+    labels = sitk.GetArrayViewFromImage(label_map)
+    shape = reference.GetSize()[::-1]
+    best, total = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    result = np.zeros(shape, labels.dtype)
+    for value in np.unique(labels[labels > 0]).tolist():
+        box = _reached(labels == value, label_map, reference)
+        if box is None:
+            continue
+        low, high = box
+        part = sitk.RegionOfInterest(reference, (high - low).tolist(), low.tolist())
+        share = sitk.GetArrayFromImage(resample_like(label_map == value, part))
+        here = tuple(slice(a, b) for a, b in zip(low[::-1], high[::-1], strict=True))
+        won = share > best[here]
+        result[here][won] = value
+        best[here][won] = share[won]
+        total[here] += share
+    result[best <= 1 - total] = 0
+    image = sitk.GetImageFromArray(result)
+    image.CopyInformation(reference)
+    return image
+
+
+def _reached(mask: np.ndarray, image: sitk.Image, reference: sitk.Image) -> tuple[np.ndarray, np.ndarray] | None:
+    """Box (x, y, z from, to) of the reference's voxels within one voxel of a mask (z, y, x) of the image."""
+    voxels = np.argwhere(mask)[:, ::-1]
+    ends = list(zip(voxels.min(0) - 1, voxels.max(0) + 1, strict=True))
+    corners = np.stack(np.meshgrid(*ends, indexing="ij"), -1).reshape(-1, 3).astype(float).tolist()
+    places = [
+        reference.TransformPhysicalPointToContinuousIndex(image.TransformContinuousIndexToPhysicalPoint(c))
+        for c in corners
+    ]
+    low = np.maximum(np.floor(np.min(places, axis=0)).astype(int), 0)
+    high = np.minimum(np.ceil(np.max(places, axis=0)).astype(int) + 1, reference.GetSize())
+    return (low, high) if (low < high).all() else None
 
 
 def _blurred(image: sitk.Image, reference: sitk.Image) -> sitk.Image:

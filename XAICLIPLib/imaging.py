@@ -27,9 +27,11 @@ from .geometry import (
     as_metatensor,
     image_from_array,
     ras_affine,
+    resample_labels,
     resample_like,
     same_geometry,
     standard_axial,
+    volume_ml,
     without_metadata,
 )
 from .intensities import body_mask, guess_modality
@@ -45,9 +47,11 @@ __all__ = [
     "ras_affine",
     "read_mask",
     "read_volume",
+    "resample_labels",
     "resample_like",
     "same_geometry",
     "standard_axial",
+    "volume_ml",
     "write_volume",
 ]
 

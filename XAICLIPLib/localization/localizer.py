@@ -1,0 +1,284 @@
+"""From words to a probability volume: dense image-text similarity, slice by slice.
+
+Every patch of every axial slice is compared with texts of the structure that is looked for, of the structures it
+might be mistaken for, and of background; a softmax over all of them gives the probability of the prompt.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from XAICLIPLib import anatomy, imaging
+from XAICLIPLib.anatomy import Structure
+from XAICLIPLib.errors import InputError
+from XAICLIPLib.localization.crops import crop_embeddings
+from XAICLIPLib.localization.dense import dense_embeddings, has_patch_tokens
+from XAICLIPLib.localization.openclip import ImageTextModel
+from XAICLIPLib.localization.slices import Modality, prepare_slices
+
+Advance = Callable[[int, int], None]
+"""Called with what is done and what there is to do."""
+
+CONTRASTS = tuple(
+    "liver,spleen,left kidney,right kidney,stomach,pancreas,gallbladder,aorta,inferior vena cava,esophagus,"
+    "urinary bladder,small bowel,colon,heart,brain,lung,bone,muscle,fat,air".split(",")
+)
+"""Structures that a prompt competes with where the localizer's folder does not name its own."""
+
+SAME_MEANING = 0.8
+"""Cosine, after the mean over the contrasts is taken off, from which a contrast means what a free text means."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a localizer is used; a model's folder may say so in ``xaiclip.json``, with these names.
+
+    Attributes
+    ----------
+    contrasts
+        Structures of the vocabulary that the prompt competes with.
+    slice_mm
+        Distance of the axial slices.
+    field_of_view
+        Edge of the square slice over the larger extent of the body.
+    shifts
+        Passes per axis, each moved by a fraction of a patch: finer maps for more time.
+    smoothing_mm
+        Standard deviation of the 3D Gaussian over the stacked maps.
+    threshold
+        Probability from which a voxel belongs to the region.
+    batch_size
+        Slices embedded together.
+    wordings
+        Texts of each contrast (of the prompt, all are used).
+    """
+
+    contrasts: tuple[str, ...] = CONTRASTS
+    slice_mm: float = 5.0
+    field_of_view: float = 1.1
+    shifts: int = 1
+    smoothing_mm: float = 5.0
+    threshold: float = 0.5
+    batch_size: int = 16
+    wordings: int = 4
+
+    @classmethod
+    def of(cls, model: ImageTextModel) -> Settings:
+        """The settings in the model's folder, else the defaults (sparser slices for towers that need crops)."""
+        path = model.folder / "xaiclip.json" if model.folder else None
+        if path is None or not path.is_file():
+            return cls() if has_patch_tokens(model.model.visual) else cls(slice_mm=10.0, batch_size=4)
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            unknown = set(found) - {f.name for f in fields(cls)}
+            if unknown:
+                raise ValueError(f"unknown settings {', '.join(sorted(unknown))}")
+            if "contrasts" in found:
+                found["contrasts"] = tuple(anatomy.structure(name).name for name in found["contrasts"])
+            return cls(**found)
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"{path} cannot be used ({error}).") from error
+
+
+class Localizer(Protocol):
+    """Anything that turns an image and words into a probability volume."""
+
+    @property
+    def name(self) -> str:
+        """Short name for the user."""
+        ...
+
+    @property
+    def threshold(self) -> float:
+        """Probability from which a voxel belongs to the region."""
+        ...
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Name, checksum and settings, for the record of an explanation."""
+        ...
+
+    def locate(
+        self, image: sitk.Image, prompt: Structure | str, modality: Modality | None, advance: Advance
+    ) -> sitk.Image:
+        """Probability (float32, on a grid of the localizer's own) that a voxel belongs to the prompt."""
+        ...
+
+
+class ClipLocalizer:
+    """Localisation with an open_clip model. Satisfies `Localizer`.
+
+    References
+    ----------
+    C. Zhou, C. C. Loy, B. Dai. "Extract Free Dense Labels from CLIP" (MaskCLIP), ECCV 2022.
+    """
+
+    def __init__(self, model: ImageTextModel, settings: Settings | None = None) -> None:
+        self.model = model
+        self.settings = settings or Settings.of(model)
+        self._embedded: dict[tuple[str, ...], Tensor] = {}
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.model.name
+
+    @property
+    def threshold(self) -> float:
+        """From the settings."""
+        return self.settings.threshold
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Name, checksum and settings."""
+        settings = {f.name: getattr(self.settings, f.name) for f in fields(self.settings)}
+        return {"name": self.name, "kind": "open_clip", "sha256": self.model.checksum, "settings": settings}
+
+    def locate(
+        self,
+        image: sitk.Image,
+        prompt: Structure | str,
+        modality: Modality | None,
+        advance: Advance = lambda done, total: None,
+    ) -> sitk.Image:
+        """Where the prompt is.
+
+        Parameters
+        ----------
+        image
+            A volume of any orientation; HU where ``modality`` is CT.
+        prompt
+            A structure of the vocabulary (all its phrases are used), or free text.
+        modality
+            Decides the grey-value window and the templates.
+        advance
+            Called with the slices done and in all.
+
+        Returns
+        -------
+        SimpleITK.Image
+            Probability in [0, 1], float32, on square axial slices around the body.
+        """
+        classes, sought = self.class_embeddings(prompt, modality)
+        slices = field_of_view(image, self.model.side, self.settings.slice_mm, self.settings.field_of_view)
+        grey = prepare_slices(sitk.GetArrayFromImage(slices), modality)
+        maps: list[Tensor] = []
+        size = self.settings.batch_size
+        for start in range(0, len(grey), size):
+            batch = torch.from_numpy(grey[start : start + size]).to(self.model.device)
+            maps.append(self._probability(batch, classes, sought).cpu())
+            advance(min(start + size, len(grey)), len(grey))
+        stacked = sitk.GetImageFromArray(torch.cat(maps).numpy())
+        stacked.CopyInformation(slices)
+        sigma = self.settings.smoothing_mm
+        return sitk.SmoothingRecursiveGaussian(stacked, [sigma] * 3) if sigma > 0 else stacked
+
+    def class_embeddings(self, prompt: Structure | str, modality: Modality | None) -> tuple[Tensor, Tensor]:
+        """Text embeddings of all classes, (K, D) of unit length, and which of them are the prompt, (K,) bool.
+
+        The prompt's own come first: one for free text, one for each member of a group.
+        """
+        rivals = [anatomy.structure(name) for name in self.settings.contrasts]
+        if isinstance(prompt, str):
+            own = [self.embed(anatomy.texts(prompt, modality))]
+        else:
+            members = [anatomy.structure(name) for name in prompt.members]
+            known = [m for m in members if m.name in self.settings.contrasts]
+            own = [self.embed(anatomy.texts(s, modality)) for s in (known or [prompt])]
+            family = {prompt.name, *prompt.members, *(m for s in members for m in s.members)}
+            rivals = [s for s in rivals if s.name not in family and prompt.name not in s.members]
+        others = [self.embed(self._wordings(s, modality)) for s in rivals]
+        if isinstance(prompt, str):
+            others = _without_same_meaning(own[0], others)
+        background = self.embed(anatomy.background_phrases())
+        sought = torch.zeros(len(own) + len(others) + 1, dtype=torch.bool, device=self.model.device)
+        sought[: len(own)] = True
+        return torch.stack([*own, *others, background]), sought
+
+    def _wordings(self, structure: Structure, modality: Modality | None) -> list[str]:
+        return [t.format(structure.name) for t in anatomy.templates(modality)][: self.settings.wordings]
+
+    @torch.inference_mode()
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """Mean direction (D,) of the embeddings of several texts."""
+        key = tuple(texts)
+        if key not in self._embedded:
+            tokens = self.model.tokenize(list(texts)).to(self.model.device)
+            parts = [self.model.model.encode_text(part) for part in tokens.split(64)]
+            mean = functional.normalize(torch.cat(parts).float(), dim=-1).mean(0)
+            self._embedded[key] = functional.normalize(mean, dim=-1)
+        return self._embedded[key]
+
+    @torch.inference_mode()
+    def _probability(self, grey: Tensor, classes: Tensor, sought: Tensor) -> Tensor:
+        """Probability (N, H, W) of the sought classes on slices (N, H, W) in [0, 1]."""
+        side, shifts = grey.shape[-1], self.settings.shifts
+        total = torch.zeros_like(grey)
+        step = self._patch_side() / shifts
+        for down in range(shifts):
+            for right in range(shifts):
+                move = (round(down * step), round(right * step))
+                moved = functional.pad(grey, (move[1], 0, move[0], 0))[:, :side, :side]
+                map_ = (self.model.scale * self._embed_slices(moved) @ classes.T).softmax(-1)[..., sought].sum(-1)
+                full = functional.interpolate(map_[:, None], size=(side, side), mode="bilinear")[:, 0]
+                total += functional.pad(full[:, move[0] :, move[1] :], (0, move[1], 0, move[0]))
+        return total / shifts**2
+
+    def _patch_side(self) -> int:
+        visual = self.model.model.visual
+        size = visual.trunk.patch_embed.patch_size if hasattr(visual, "trunk") else getattr(visual, "patch_size", 1)
+        return int(size if isinstance(size, int) else size[0])
+
+    def _embed_slices(self, grey: Tensor) -> Tensor:
+        """Embedding maps (N, h, w, D) of slices (N, H, W), float32."""
+        mean, std = (
+            torch.tensor(v, device=grey.device)[None, :, None, None] for v in (self.model.mean, self.model.std)
+        )
+        images = (grey[:, None] - mean) / std
+        visual = self.model.model.visual
+        with torch.autocast(grey.device.type, torch.float16, enabled=grey.device.type == "cuda"):
+            if has_patch_tokens(visual):
+                return dense_embeddings(visual, images)[1].float()
+            return crop_embeddings(self.model.model.encode_image, images)
+
+
+def _without_same_meaning(own: Tensor, others: list[Tensor]) -> list[Tensor]:
+    """The contrasts less the one that means what the free text means, if there is such a one."""
+    middle = torch.stack(others).mean(0)
+    alike = functional.cosine_similarity(torch.stack(others) - middle, (own - middle)[None], dim=-1)
+    best = int(alike.argmax())
+    return [o for n, o in enumerate(others) if n != best or float(alike[n]) < SAME_MEANING]
+
+
+def field_of_view(image: sitk.Image, side: int, slice_mm: float, margin: float) -> sitk.Image:
+    """Square axial slices around the body, ``side`` pixels wide, as far as the volume reaches along the body's axis.
+
+    The pixel size follows the body, so that a child and a heavy adult fill the slice alike. Float32, index axes
+    nearest to left, posterior, superior; outside the volume its lowest value.
+    """
+    coarse = imaging.standard_axial(image, (4.0, 4.0, slice_mm))
+    inside = np.argwhere(sitk.GetArrayViewFromImage(imaging.body_mask(coarse)).any(axis=0))
+    low, high = inside.min(0)[::-1], inside.max(0)[::-1] + 1  # x, y
+    pixel = float((high - low).max()) * 4.0 * margin / side
+    middle = coarse.TransformContinuousIndexToPhysicalPoint([*((low + high - 1) / 2).tolist(), 0.0])
+    axes = np.reshape(coarse.GetDirection(), (3, 3))
+    grid = sitk.Image([side, side, coarse.GetSize()[2]], sitk.sitkUInt8)
+    grid.SetSpacing([pixel, pixel, slice_mm])
+    grid.SetDirection(coarse.GetDirection())
+    grid.SetOrigin((np.array(middle) - axes @ (np.array([1.0, 1.0, 0.0]) * pixel * (side - 1) / 2)).tolist())
+    lowest = float(sitk.GetArrayViewFromImage(image).min())
+    return imaging.resample_like(image, grid, "linear", lowest, antialias=True)
+
+
+def with_settings(localizer: ClipLocalizer, **changes: Any) -> ClipLocalizer:
+    """The same model, used otherwise."""
+    return ClipLocalizer(localizer.model, replace(localizer.settings, **changes))

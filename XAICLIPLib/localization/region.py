@@ -1,0 +1,213 @@
+"""The region of interest: a probability volume cleaned into a mask, and how well it agrees with a prediction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import SimpleITK as sitk
+
+from XAICLIPLib import imaging
+from XAICLIPLib.localization.slices import Modality
+
+RegionSource = Literal["guided", "whole", "file", "prediction box"]
+
+MARGIN_MM = 8.0
+"""Added around the region: context beside an organ matters, and patches blur borders."""
+
+KEEP_MASS = 0.25
+"""A component stays when it holds at least this share of the largest component's probability mass."""
+
+SMALLEST_ML, LARGEST_SHARE = 1.0, 0.6
+"""A region below, or above this share of the body, is implausible for one structure."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How a region and the network's prediction of the target lie to each other.
+
+    Attributes
+    ----------
+    dice
+        Overlap of region and prediction, 0 to 1. A region with its margin is larger than the organ, so that it stays
+        well below 1 where all is right.
+    recall
+        Share of the prediction that lies inside the region.
+    centroid_distance_mm
+        Distance of their centres.
+    """
+
+    dice: float
+    recall: float
+    centroid_distance_mm: float
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where perturbations are made.
+
+    Attributes
+    ----------
+    mask
+        uint8, in the input's geometry.
+    source
+        ``guided``: by the localizer; ``prediction box``: the localizer's region was unusable; ``whole``: everywhere;
+        ``file``: the user's mask.
+    probability
+        float32 in the input's geometry, for ``guided``; else None.
+    volume_ml, share_of_body
+        Size of the mask, and its share of the body in the volume.
+    agreement
+        With the prediction; None for ``whole``.
+    warnings
+        What the user should know.
+    """
+
+    mask: sitk.Image
+    source: RegionSource
+    volume_ml: float
+    share_of_body: float
+    probability: sitk.Image | None = None
+    agreement: Agreement | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+def clean(
+    probability: sitk.Image, threshold: float, margin_mm: float = MARGIN_MM, keep_mass: float = KEEP_MASS
+) -> sitk.Image:
+    """Turn a probability volume into a mask (uint8, same grid).
+
+    Voxels of at least ``threshold`` are parted into connected components; those with less than ``keep_mass`` of the
+    largest one's probability mass are dropped, holes are filled, and a margin is added.
+    """
+    mask = sitk.Cast(probability >= threshold, sitk.sitkUInt8)
+    components = sitk.ConnectedComponent(mask, True)
+    labels = sitk.GetArrayViewFromImage(components)
+    mass = np.bincount(labels.ravel(), weights=sitk.GetArrayViewFromImage(probability).ravel())
+    if len(mass) < 2:
+        return mask
+    kept = np.flatnonzero(mass[1:] >= keep_mass * mass[1:].max()) + 1
+    chosen = sitk.GetImageFromArray(np.isin(labels, kept).astype(np.uint8))
+    chosen.CopyInformation(probability)
+    return grow(sitk.BinaryFillhole(chosen, True), margin_mm)
+
+
+def grow(mask: sitk.Image, margin_mm: float) -> sitk.Image:
+    """A mask (uint8) with every voxel whose centre lies within ``margin_mm`` of it."""
+    if margin_mm <= 0:
+        return mask
+    distance = sitk.SignedMaurerDistanceMap(mask, insideIsPositive=False, squaredDistance=False, useImageSpacing=True)
+    return sitk.Cast(distance <= margin_mm, sitk.sitkUInt8)
+
+
+def guided_region(
+    image: sitk.Image,
+    probability: sitk.Image,
+    prediction: sitk.Image,
+    prompt: str,
+    *,
+    threshold: float = 0.5,
+    margin_mm: float = MARGIN_MM,
+    modality: Modality | None = None,
+) -> Region:
+    """The localizer's probability as a region of the image, or the prediction's box where it is no use.
+
+    Parameters
+    ----------
+    image
+        The input volume.
+    probability
+        What the localizer gave, on any grid.
+    prediction
+        The network's mask of the target, in the image's geometry.
+    prompt
+        For the messages.
+    threshold, margin_mm
+        See `clean`.
+    """
+    body = _voxels(imaging.body_mask(image))
+    mask = imaging.resample_like(clean(probability, threshold, margin_mm), image, "nearest")
+    found = _voxels(mask)
+    volume_ml = imaging.volume_ml(mask)
+    share = float((found & body).sum() / max(1, body.sum()))
+    problem = ""
+    if not found.any():
+        problem = f'the localizer finds no "{prompt}" in this volume'
+    elif volume_ml < SMALLEST_ML:
+        problem = f'the region that the localizer gives for "{prompt}" is only {volume_ml:.2f} ml'
+    elif share > LARGEST_SHARE:
+        problem = f'the region that the localizer gives for "{prompt}" covers {share:.0%} of the body'
+    if problem:
+        box = bounding_box(prediction, margin_mm)
+        return _described(
+            image,
+            box,
+            body,
+            "prediction box",
+            prediction,
+            warnings=[f"The bounding box of the network's own prediction is used as the region: {problem}."],
+        )
+    agreement = agree(mask, prediction)
+    warnings = []
+    if agreement is not None and agreement.recall < 0.5:
+        warnings.append(
+            f"Region and prediction disagree: only {agreement.recall:.0%} of what the network calls the target lies "
+            f'in the region for "{prompt}". Look at both: one of them may be wrong.'
+        )
+    low = imaging.resample_like(probability, image, "linear")
+    return Region(mask, "guided", volume_ml, share, low, agreement, warnings)
+
+
+def whole_region(image: sitk.Image) -> Region:
+    """The whole volume."""
+    mask = sitk.Image(image.GetSize(), sitk.sitkUInt8) + 1
+    mask.CopyInformation(image)
+    return Region(mask, "whole", imaging.volume_ml(mask), 1.0)
+
+
+def region_from_mask(image: sitk.Image, mask: sitk.Image, prediction: sitk.Image) -> Region:
+    """A user's mask, in the image's geometry."""
+    return _described(
+        image, sitk.Cast(mask != 0, sitk.sitkUInt8), _voxels(imaging.body_mask(image)), "file", prediction
+    )
+
+
+def _described(
+    image: sitk.Image,
+    mask: sitk.Image,
+    body: np.ndarray,
+    source: RegionSource,
+    prediction: sitk.Image,
+    warnings: list[str] | None = None,
+) -> Region:
+    share = float((_voxels(mask) & body).sum() / max(1, body.sum()))
+    return Region(mask, source, imaging.volume_ml(mask), share, None, agree(mask, prediction), warnings or [])
+
+
+def bounding_box(mask: sitk.Image, margin_mm: float) -> sitk.Image:
+    """The box around a mask and a margin, along the volume's axes, as a mask; empty for an empty one."""
+    voxels = np.argwhere(_voxels(mask))
+    filled = np.zeros(mask.GetSize()[::-1], np.uint8)
+    if len(voxels):
+        margin = np.ceil(margin_mm / np.array(mask.GetSpacing()[::-1])).astype(int)
+        low, high = np.maximum(voxels.min(0) - margin, 0), voxels.max(0) + margin + 1
+        filled[tuple(slice(a, b) for a, b in zip(low, high, strict=True))] = 1
+    box = sitk.GetImageFromArray(filled)
+    box.CopyInformation(mask)
+    return box
+
+
+def agree(region: sitk.Image, prediction: sitk.Image) -> Agreement | None:
+    """Compare two masks on one grid; None where one of them is empty."""
+    a, b = _voxels(region), _voxels(prediction)
+    if not a.any() or not b.any():
+        return None
+    shared = float((a & b).sum())
+    spacing = np.array(region.GetSpacing()[::-1])
+    distance = np.linalg.norm((np.argwhere(a).mean(0) - np.argwhere(b).mean(0)) * spacing)
+    return Agreement(2 * shared / float(a.sum() + b.sum()), shared / float(b.sum()), float(distance))
+
+
+def _voxels(mask: sitk.Image) -> np.ndarray:
+    return sitk.GetArrayViewFromImage(mask) != 0
