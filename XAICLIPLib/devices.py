@@ -1,0 +1,32 @@
+"""Where networks run."""
+
+from __future__ import annotations
+
+import torch
+
+from XAICLIPLib.errors import InputError
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device of this name; ``auto`` takes a CUDA GPU, else Apple's, else the CPU.
+
+    Raises
+    ------
+    InputError
+        There is no such device here.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    kind, _, number = name.partition(":")
+    available = {"cpu": 1, "mps": int(torch.backends.mps.is_available()), "cuda": torch.cuda.device_count()}
+    if kind not in available or (number and not number.isdigit()):
+        raise InputError(f"There is no device {name!r}: choose auto, cpu, cuda, cuda:1 or mps.")
+    if int(number or 0) >= available[kind]:
+        here = ", ".join(kind for kind, count in available.items() if count)
+        raise InputError(
+            f"The device {name} is not available to PyTorch {torch.__version__} here ({here} is): "
+            "choose --device cpu, or install a PyTorch that was built for your GPU."
+        )
+    return torch.device(name)

@@ -1,0 +1,515 @@
+"""From a volume and a prompt to an explanation: the whole pipeline, and its result.
+
+>>> explanation = explain("scan.nii.gz", prompt="liver")  # doctest: +SKIP
+>>> explanation.save("results/liver")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from scipy import ndimage
+
+from XAICLIPLib import anatomy, catalog, imaging, record
+from XAICLIPLib.anatomy import Structure
+from XAICLIPLib.devices import choose_device
+from XAICLIPLib.errors import Cancelled, InputError
+from XAICLIPLib.localization.localizer import Localizer
+from XAICLIPLib.localization.region import Region, guided_region, region_from_mask, whole_region
+from XAICLIPLib.perturbation.baselines import BASELINES, Baseline, baseline_volume
+from XAICLIPLib.perturbation.occlusion import occlusion, window_for
+from XAICLIPLib.perturbation.perturbation import Estimate
+from XAICLIPLib.scoring import SCORES, Score, Scorer, Target, decided
+from XAICLIPLib.segmentation.prediction import Prediction, label_values, predict
+from XAICLIPLib.segmentation.segmenter import Prepared, Segmenter
+
+Method = Literal["occlusion"]
+METHODS: tuple[Method, ...] = get_args(Method)
+
+Stage = Literal["localize", "segment", "explain"]
+
+RIM_MM = 6.0
+"""Around the predicted structure: there, too, the target is scored, so that a prediction that spills over loses."""
+
+ESTIMATE_EVERY_S = 2.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an explanation is.
+
+    Attributes
+    ----------
+    stage
+        ``localize`` counts slices, ``segment`` patches, ``explain`` perturbations.
+    done, total
+        Of this stage.
+    seconds_left
+        Of this stage, from its pace so far; None until something is done.
+    """
+
+    stage: Stage
+    done: int
+    total: int
+    seconds_left: float | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a network drew a structure where it did.
+
+    All volumes lie in the geometry of the input.
+
+    Attributes
+    ----------
+    image
+        The input.
+    saliency
+        float32: the mean score lost by the perturbations that held each voxel; 0 where nothing was perturbed.
+    region
+        Where perturbations were made.
+    segmentation
+        The network's label map.
+    prediction
+        uint8: the target as it was explained, predicted or given.
+    target
+        ``name`` and ``label`` of what is explained.
+    labels
+        Structure by label of `segmentation`.
+    measurements
+        Numbers about the target, the saliency and the work done.
+    record
+        All that ``explanation.json`` holds: the above, and models, versions, parameters, timings, warnings.
+    complete
+        False where the computation was cancelled: the saliency is what was known by then.
+    """
+
+    image: sitk.Image
+    saliency: sitk.Image
+    region: Region
+    segmentation: sitk.Image
+    prediction: sitk.Image
+    target: Mapping[str, Any]
+    labels: Mapping[int, str]
+    measurements: Mapping[str, Any]
+    record: Mapping[str, Any]
+    complete: bool = True
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the user should know."""
+        return list(self.record["warnings"])
+
+    def save(self, folder: str | Path) -> dict[str, Path]:
+        """Write ``saliency.nrrd``, ``region.nrrd``, ``segmentation.nrrd``, ``explanation.json`` and ``figure.png``.
+
+        Returns the path of each by its name without the ending. Files of an earlier explanation are replaced.
+
+        Raises
+        ------
+        InputError
+            The folder cannot be written.
+        """
+        from XAICLIPLib.figure import save_figure  # matplotlib only when a picture is drawn
+
+        folder = Path(folder)
+        written = {
+            name: imaging.write_volume(volume, folder / f"{name}.nrrd")
+            for name, volume in (
+                ("saliency", self.saliency),
+                ("region", self.region.mask),
+                ("segmentation", self.segmentation),
+            )
+        }
+        parameters = self.record["parameters"]
+        written["figure"] = save_figure(
+            folder / "figure.png",
+            self.image,
+            self.saliency,
+            self.region.mask,
+            self.prediction,
+            title=f"Why did the network draw the {self.target['name']} here?",
+            subtitle=f"{self.record['models']['segmenter']['name']} · {parameters['region']} {parameters['method']}, "
+            f"window {parameters['window_mm']:g} mm, stride {parameters['stride_mm']:g} mm, "
+            f"baseline {parameters['baseline']}" + ("" if self.complete else " · cancelled before the end"),
+            modality=self.record["input"]["modality"],
+            saliency_label=f"score lost ({parameters['score']})",
+        )
+        written["explanation"] = record.write(self.record, folder / "explanation.json")
+        return written
+
+
+def explain(
+    image: sitk.Image | str | Path,
+    prompt: str,
+    *,
+    model: str | Path | Segmenter | None = None,
+    localizer: str | Path | Localizer | None = None,
+    method: Method = "occlusion",
+    region: str | Path | sitk.Image = "guided",
+    target: str | Path | sitk.Image | None = None,
+    score: Score = "soft dice",
+    baseline: Baseline = "air",
+    window_mm: float | None = None,
+    stride_mm: float | None = None,
+    device: str = "auto",
+    batch_size: int = 4,
+    seed: int = 0,
+    trust: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+    on_estimate: Callable[[sitk.Image], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> Explanation:
+    """Explain why a segmentation network drew a structure where it did.
+
+    Parameters
+    ----------
+    image
+        A scalar 3D volume, or the path of one (NIfTI, NRRD, MetaImage, a folder with a DICOM series).
+    prompt
+        The structure in words: "liver", "left kidney", "renal, left".
+    model
+        A segmenter, its name in the catalogue (default: the first), or the folder of a MONAI bundle.
+    localizer
+        A localizer, its name in the catalogue (default: the first), a folder, ``hf-hub:ID`` or ``NAME:TAG``.
+    method
+        The explainer.
+    region
+        ``guided`` (by the localizer), ``whole`` (unguided), or a mask: a volume, or the path of one.
+    target
+        Another structure of the network than the prompt's, by name; or a mask of the voxels whose class is to be
+        explained ("why is *this* called liver?").
+    score
+        How well the target survives; see `XAICLIPLib.scoring`.
+    baseline
+        What replaces perturbed voxels; see `XAICLIPLib.perturbation.baselines`.
+    window_mm, stride_mm
+        Edge of the occluding windows, by default as `window_for` the target's volume, and their distance, by default
+        half of it.
+    device
+        ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+    batch_size
+        Patches computed together; halved when memory runs out.
+    seed
+        Of all that is random. The same seed gives the same map on the same device.
+    trust
+        Run the code in the configuration of a bundle that does not ship.
+    on_progress
+        Called after every batch.
+    on_estimate
+        Called with the saliency so far, in the input's geometry, at most every two seconds.
+    cancelled
+        Asked between batches. Once perturbing has begun, True ends with the partial result.
+
+    Raises
+    ------
+    InputError
+        An input cannot be used: the message says which, and the way out.
+    Cancelled
+        `cancelled` said so before there was anything to return.
+
+    References
+    ----------
+    Alzubaidi et al. "XAI-CLIP", arXiv 2602.07017, 2026.
+    """
+    _check_choices(method=(method, METHODS), score=(score, SCORES), baseline=(baseline, BASELINES))
+    _check_sizes(window_mm=window_mm, stride_mm=stride_mm, batch_size=batch_size)
+    run = _Run(on_progress, cancelled or (lambda: False))
+    where = choose_device(device)
+    torch.set_flush_denormal(True)
+
+    with run.timed("read"):
+        volume = image if isinstance(image, sitk.Image) else imaging.read_volume(image)
+        imaging.check_volume(volume)
+        modality = imaging.guess_modality(volume)
+    with run.timed("load"):
+        segmenter = _segmenter(model, where, trust)
+        name, labels = _class_of(prompt, target, segmenter)
+        guide = _localizer(localizer, where) if isinstance(region, str) and region == "guided" else None
+    if segmenter.modality and modality and modality not in segmenter.modality.upper():
+        run.warnings.append(
+            f"The network {segmenter.name} is for {segmenter.modality}, and this volume looks like {modality}: "
+            "do not rely on its segmentation."
+        )
+
+    with run.timed("segment"):
+        prediction = predict(segmenter, volume, where, batch_size, lambda d, t: run.advance("segment", d, t))
+        prepared, tiling = prediction.prepared, prediction.tiling
+        segmentation = prediction.label_map(volume)
+        explained = _target(name, labels, target, prediction, volume)
+        if _is_mask(target):
+            structure = _mask(target, volume)
+        else:
+            structure = imaging.resample_labels(prepared.as_image(explained.reference), volume)
+
+    with run.timed("localize"):
+        roi = _region(region, prompt, guide, volume, structure, modality, run)
+        run.warnings += roi.warnings
+        probed = prepared.mask_from(roi.mask)
+        if not bool(probed.any()):
+            raise InputError(
+                "Nothing of the region lies in the part of the volume that the network sees: choose another region."
+            )
+
+    if window_mm is None:
+        window_mm = window_for(imaging.volume_ml(structure))
+    if stride_mm is None:
+        stride_mm = window_mm / 2
+    with run.timed("explain"):
+        scorer = Scorer(
+            segmenter.logits,
+            prediction.volume,
+            baseline_volume(baseline, prediction.volume, probed, prepared.spacing_mm),
+            tiling,
+            explained,
+            segmenter.activation,
+            score,
+            batch_size,
+        )
+        estimates = occlusion(scorer, probed, prepared.spacing_mm, window_mm=window_mm, stride_mm=stride_mm, seed=seed)
+        last, complete = _follow(estimates, prepared, volume, run, on_estimate)
+    run.warnings += scorer.warnings
+    saliency = imaging.resample_like(prepared.as_image(last.saliency()), volume)
+
+    measurements = _measure(saliency, roi, structure, scorer, last, len(tiling.patches))
+    values = label_values(segmenter)
+    own = [values[channel] for channel in labels]
+    target_record: dict[str, Any] = {
+        "name": name,
+        "label": own[0] if len(own) == 1 else own,
+        "voxels": "given" if _is_mask(target) else "predicted",
+    }
+    names = {values[channel]: structure for channel, structure in segmenter.labels.items()}
+    if not complete:
+        run.warnings.append(f"Cancelled after {last.done} of {last.planned} perturbations: the saliency is incomplete.")
+    return Explanation(
+        image=volume,
+        saliency=saliency,
+        region=roi,
+        segmentation=segmentation,
+        prediction=structure,
+        target=target_record,
+        labels=names,
+        measurements=measurements,
+        record=record.build(
+            prompt=prompt,
+            target=target_record,
+            labels=names,
+            image=volume,
+            modality=modality,
+            region=roi,
+            measurements=measurements,
+            models={
+                "segmenter": dict(segmenter.provenance),
+                "localizer": dict(guide.provenance) if guide is not None else None,
+            },
+            parameters={
+                "method": method,
+                "region": roi.source,
+                "score": score,
+                "baseline": baseline,
+                "window_mm": window_mm,
+                "stride_mm": stride_mm,
+                "rim_mm": RIM_MM,
+                "batch_size": batch_size,
+                "seed": seed,
+                "device": str(where),
+            },
+            timings=run.timings,
+            warnings=run.warnings,
+            complete=complete,
+        ),
+        complete=complete,
+    )
+
+
+@dataclass
+class _Run:
+    """Clock, progress, cancel and warnings of one call."""
+
+    report: Callable[[Progress], None] | None
+    cancelled: Callable[[], bool]
+    warnings: list[str] = field(default_factory=list)
+    timings: dict[str, float] = field(default_factory=dict)
+    _begun: float = 0.0
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        self._begun = time.perf_counter()
+        yield
+        self.timings[stage] = round(time.perf_counter() - self._begun, 3)
+
+    def advance(self, stage: Stage, done: int, total: int, may_end: bool = False) -> None:
+        """Tell how far the stage is; raises `Cancelled` where the user asked for it and there is nothing to return."""
+        if self.report is not None:
+            elapsed = time.perf_counter() - self._begun
+            self.report(Progress(stage, done, total, elapsed / done * (total - done) if done else None))
+        if not may_end and self.cancelled():
+            raise Cancelled("Cancelled before there was a result.")
+
+
+def _follow(
+    estimates: Iterator[Estimate],
+    prepared: Prepared,
+    volume: sitk.Image,
+    run: _Run,
+    on_estimate: Callable[[sitk.Image], None] | None,
+) -> tuple[Estimate, bool]:
+    """Run an explainer to its end or until it is cancelled; the last estimate, and whether it is complete."""
+    shown = time.perf_counter()
+    last: Estimate | None = None
+    for last in estimates:
+        run.advance("explain", last.done, last.planned, may_end=True)
+        if last.done < last.planned and run.cancelled():
+            return last, False
+        if on_estimate is not None and time.perf_counter() - shown >= ESTIMATE_EVERY_S:
+            on_estimate(imaging.resample_like(prepared.as_image(last.saliency()), volume))
+            shown = time.perf_counter()
+    assert last is not None  # the region is not empty, so that a window meets it
+    return last, True
+
+
+def _segmenter(model: str | Path | Segmenter | None, device: torch.device, trust: bool) -> Segmenter:
+    return catalog.load_segmenter(model, device, trust) if model is None or isinstance(model, (str, Path)) else model
+
+
+def _localizer(localizer: str | Path | Localizer | None, device: torch.device) -> Localizer:
+    if localizer is None or isinstance(localizer, (str, Path)):
+        return catalog.load_localizer(localizer, device)
+    return localizer
+
+
+# --- what is explained ---------------------------------------------------------------------------
+
+
+def _class_of(prompt: str, target: str | Path | sitk.Image | None, segmenter: Segmenter) -> tuple[str, tuple[int, ...]]:
+    """Name and labels of the class that is explained."""
+    words = target if isinstance(target, str) and not _is_mask(target) else prompt
+    wanted = _exact(words, segmenter.labels) or anatomy.resolve(words)
+    known = ", ".join(str(name) for label, name in segmenter.labels.items() if not _is_background(label, segmenter))
+    if wanted is None and words is prompt:
+        raise InputError(
+            f'"{prompt}" names no structure that is known here, so say with --target which class of the network to '
+            f"explain: {known}."
+        )
+    if wanted is None:
+        raise InputError(f'The target "{words}" is neither a file nor a known structure; the network has: {known}.')
+    if isinstance(wanted, int):
+        return str(segmenter.labels[wanted]), (wanted,)
+    labels = anatomy.match_label(wanted, segmenter.labels)
+    if not labels:
+        raise InputError(
+            f"The network {segmenter.name} does not segment the {wanted.name}; say with --target which of its classes "
+            f"to explain: {known}."
+        )
+    return wanted.name, tuple(labels)
+
+
+def _exact(words: str, labels: Mapping[int, str]) -> int | None:
+    """The label whose class is called exactly so."""
+    return next((label for label, name in labels.items() if name.lower() == words.strip().lower()), None)
+
+
+def _is_background(label: int, segmenter: Segmenter) -> bool:
+    return segmenter.activation == "softmax" and label == 0
+
+
+def _target(
+    name: str,
+    labels: tuple[int, ...],
+    target: str | Path | sitk.Image | None,
+    prediction: Prediction,
+    volume: sitk.Image,
+) -> Target:
+    """The target on the network's grid: the predicted structure with a rim, or the user's mask."""
+    if _is_mask(target):
+        given = prediction.prepared.mask_from(_mask(target, volume))
+        return Target(name, labels, given, given)
+    reference = decided(prediction.logits, labels, prediction.segmenter.activation).cpu()
+    if not bool(reference.any()):
+        return Target(name, labels, reference, reference)
+    distance = ndimage.distance_transform_edt(~reference.numpy(), sampling=prediction.prepared.spacing_mm)
+    return Target(name, labels, reference, torch.from_numpy(np.asarray(distance) <= RIM_MM))
+
+
+def _mask(source: str | Path | sitk.Image | None, volume: sitk.Image) -> sitk.Image:
+    """A mask of the user, uint8, in the volume's geometry."""
+    assert source is not None
+    mask = source if isinstance(source, sitk.Image) else imaging.read_mask(source, volume)
+    if not imaging.same_geometry(mask, volume):
+        mask = imaging.resample_like(mask, volume, "nearest")
+    return sitk.Cast(mask != 0, sitk.sitkUInt8)
+
+
+def _is_mask(given: object) -> bool:
+    """Whether a target or region is a mask: a volume, or a file, which exists or whose ending says that it should."""
+    if isinstance(given, (Path, sitk.Image)):
+        return True
+    endings = (".nii", ".gz", ".nrrd", ".nhdr", ".mha", ".mhd")
+    return isinstance(given, str) and (Path(given).is_file() or given.lower().endswith(endings))
+
+
+def _region(
+    region: str | Path | sitk.Image,
+    prompt: str,
+    guide: Localizer | None,
+    volume: sitk.Image,
+    prediction: sitk.Image,
+    modality: Literal["CT", "MR"] | None,
+    run: _Run,
+) -> Region:
+    if guide is not None:
+        what: Structure | str = anatomy.resolve(prompt) or prompt
+        probability = guide.locate(volume, what, modality, lambda d, t: run.advance("localize", d, t))
+        return guided_region(volume, probability, prediction, prompt, threshold=guide.threshold)
+    if isinstance(region, str) and region == "whole":
+        return whole_region(volume)
+    if isinstance(region, str) and not _is_mask(region):
+        raise InputError(f"The region {region} is neither guided, whole nor the file of a mask.")
+    return region_from_mask(volume, _mask(region, volume), prediction)
+
+
+# --- numbers and checks --------------------------------------------------------------------------
+
+
+def _measure(
+    saliency: sitk.Image, region: Region, prediction: sitk.Image, scorer: Scorer, last: Estimate, patches: int
+) -> dict[str, Any]:
+    """Numbers about an explanation; see the README for what each means."""
+    effect = np.abs(sitk.GetArrayViewFromImage(saliency))
+    inside = sitk.GetArrayViewFromImage(prediction) != 0
+    probed = effect > 0
+    total = float(effect.sum())
+    voxel_ml = float(np.prod(saliency.GetSpacing())) / 1000
+    return {
+        "score_unperturbed": scorer.full_score,
+        "target_volume_ml": float(inside.sum()) * voxel_ml,
+        "largest_score_lost": float(sitk.GetArrayViewFromImage(saliency).max()),
+        "smallest_score_lost": float(sitk.GetArrayViewFromImage(saliency).min()),
+        "effect_inside_target": float(effect[inside].sum()) / total if total else None,
+        "effect_inside_target_if_uniform": float((inside & probed).sum() / probed.sum()) if probed.any() else None,
+        "perturbations": last.done,
+        "perturbations_planned": last.planned,
+        "patches_computed": scorer.forwards,
+        "patches_full_inference_would_compute": last.done * patches,
+    }
+
+
+def _check_choices(**given: tuple[str, tuple[str, ...]]) -> None:
+    for what, (value, known) in given.items():
+        if value not in known:
+            raise InputError(f"There is no {what} {value!r}: choose one of {', '.join(known)}.")
+
+
+def _check_sizes(**given: float | None) -> None:
+    for what, value in given.items():
+        if value is not None and not (np.isfinite(value) and value > 0):
+            raise InputError(f"{what} is {value:g}: give a number above 0.")

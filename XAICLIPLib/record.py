@@ -1,0 +1,117 @@
+"""The record of an explanation: what was explained, with what, and what came of it; nothing that names the patient."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from XAICLIPLib import __version__
+from XAICLIPLib.errors import InputError
+from XAICLIPLib.localization.region import Region
+
+PACKAGES = ("torch", "monai", "open_clip_torch", "SimpleITK", "numpy", "scipy", "scikit-image")
+"""What a result depends on."""
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, this library and the packages that a result depends on; empty where one is missing."""
+    found = {"xaiclip": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = ""
+    return found
+
+
+def build(
+    *,
+    prompt: str,
+    target: Mapping[str, Any],
+    labels: Mapping[int, str],
+    image: sitk.Image,
+    modality: str | None,
+    region: Region,
+    measurements: Mapping[str, Any],
+    models: Mapping[str, Any],
+    parameters: Mapping[str, Any],
+    timings: Mapping[str, float],
+    warnings: list[str],
+    complete: bool,
+) -> dict[str, Any]:
+    """The record, ready for JSON.
+
+    Of the input it keeps the grid's size and spacing and a checksum of the voxels, by which the holder of the scan can
+    recognise it; no path, name, date or position.
+    """
+    voxels = np.ascontiguousarray(sitk.GetArrayViewFromImage(image))
+    return {
+        "format": "XAI-CLIP explanation 1",
+        "prompt": prompt,
+        "target": dict(target),
+        "labels": {str(label): name for label, name in labels.items()},
+        "input": {
+            "size": list(image.GetSize()),
+            "spacing_mm": [round(s, 4) for s in image.GetSpacing()],
+            "modality": modality,
+            "voxels_sha256": hashlib.sha256(voxels.tobytes()).hexdigest(),
+        },
+        "region": {
+            "source": region.source,
+            "volume_ml": region.volume_ml,
+            "share_of_body": region.share_of_body,
+            "agreement_with_prediction": asdict(region.agreement) if region.agreement else None,
+        },
+        "measurements": dict(measurements),
+        "models": dict(models),
+        "parameters": dict(parameters),
+        "versions": versions(),
+        "timings_s": dict(timings),
+        "warnings": list(warnings),
+        "complete": complete,
+    }
+
+
+def write(record: Mapping[str, Any], path: Path) -> Path:
+    """Write a record as JSON, all or nothing.
+
+    Raises
+    ------
+    InputError
+        The file cannot be written.
+    """
+    text = json.dumps(_finite(record), indent=2, ensure_ascii=False) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=path.parent, prefix=".writing-", delete=False
+        ) as stream:
+            stream.write(text)
+        Path(stream.name).chmod(0o644)
+        os.replace(stream.name, path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}): choose another folder.") from error
+    return path
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for what JSON cannot hold (NaN, infinity)."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
