@@ -243,10 +243,15 @@ def vary_intensity(image: torch.Tensor, label: torch.Tensor, generator: torch.Ge
         for value, (low, high) in _CONTRAST_HU.items():
             shift[value] = uniform(low, high) * strength / span
         shift[3] = shift[2] + 0.1 * shift[3]  # the kidneys enhance together
-        change = functional.avg_pool3d(shift[label.clamp(max=len(ORGANS) - 1)][None], 3, 1, 1, count_include_pad=False)
+        kernel = [min(3, length) for length in label.shape]
+        padding = [k // 2 for k in kernel]
+        change = shift[torch.where(label < len(ORGANS), label, 0)][None]
+        change = functional.avg_pool3d(change, kernel, 1, padding, count_include_pad=False)
         image = (image + change).clamp(0, 1) * (image > 0.01)
     if uniform(0, 1) < 0.2:
-        image = functional.avg_pool3d(image[None], 3, 1, 1, count_include_pad=False)[0] * 0.7 + image * 0.3
+        kernel = [min(3, length) for length in label.shape]
+        padding = [k // 2 for k in kernel]
+        image = functional.avg_pool3d(image[None], kernel, 1, padding, count_include_pad=False)[0] * 0.7 + image * 0.3
     body = image > 0.01
     image = image * uniform(0.88, 1.12) + uniform(-0.06, 0.06) * body
     image = image.clamp(0, 1) ** uniform(0.8, 1.25)
@@ -254,7 +259,8 @@ def vary_intensity(image: torch.Tensor, label: torch.Tensor, generator: torch.Ge
         noise = torch.randn(image.shape, generator=generator) * uniform(0.0, 0.06)
         image = (image + noise).clamp(0, 1)
     if uniform(0, 1) < 0.25:  # a cropped field of view: nothing on one side
-        axis, keep = 1 + int(uniform(0, 3)), uniform(0.55, 0.95)
+        axes = [axis for axis in (1, 2, 3) if image.shape[axis] > 1]
+        axis, keep = axes[int(uniform(0, len(axes)))], uniform(0.55, 0.95)
         length = image.shape[axis]
         cut = int(length * keep)
         image = image.clone()

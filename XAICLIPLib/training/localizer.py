@@ -30,6 +30,7 @@ from XAICLIPLib import anatomy
 from XAICLIPLib.localization.dense import dense_embeddings
 from XAICLIPLib.localization.openclip import import_open_clip
 from XAICLIPLib.localization.slices import window_percentiles
+from XAICLIPLib.resources import resource_path
 from XAICLIPLib.training import data
 
 SIDE, PATCH, WIDTH = 160, 8, 96
@@ -44,6 +45,15 @@ CONFIG: dict[str, Any] = {
 TISSUES = ("lung", "bone", "fat", "air")
 CLASSES = (*data.ORGANS[1:], *data.HEAD_NECK.values(), "hippocampus", *TISSUES)
 """Structures that the training images show; the background is one more class, last."""
+
+SETTINGS: dict[str, Any] = {
+    "contrasts": list(CLASSES),
+    "slice_mm": 5.0,
+    "shifts": 2,
+    "smoothing_mm": 5.0,
+    "wordings": 8,
+}
+"""How the localizer is used (`XAICLIPLib.localization.localizer.Settings`)."""
 
 HELD_OUT = {
     "liver": ("hepatic gland", "hepar"),
@@ -130,8 +140,9 @@ def draw_texts(size: int, shares: torch.Tensor, seed: int) -> tuple[list[str], l
         return str(generator.choice(templates)).format(phrase)
 
     names = [str(generator.choice(training_phrases(name))) for name in CLASSES]
-    background = str(generator.choice(anatomy.background_phrases()))
-    others = [s.name for s in anatomy.vocabulary() if s.name not in CLASSES and not _covers(s)]
+    phrases = [p for p in anatomy.background_phrases() if "air" not in p]  # air is a class of its own
+    background = str(generator.choice(phrases))
+    others = [s.name for s in anatomy.vocabulary().values() if s.name not in CLASSES and not _covers(s)]
     absent = [str(name) for name in generator.choice(others, size, replace=False)]
     texts = [worded(name) for name in names] + [worded(background)] + [worded(name) for name in absent]
     captions = []
@@ -141,22 +152,62 @@ def draw_texts(size: int, shares: torch.Tensor, seed: int) -> tuple[list[str], l
     return texts, captions
 
 
+_SHOWN = [
+    "kidney",
+    "lung",
+    "adrenal",
+    "parotid",
+    "body",
+    "skin",
+    "abdom",
+    "hippocamp",
+    "vein",
+    "tissue",
+    "organ",
+    "bowel",
+    "colon",
+    "duoden",
+    "intestin",
+    "vertebra",
+    "rib",
+    "costal",
+    "stern",
+    "sacr",
+    "hip",
+    "bone",
+    "skull",
+    "face",
+    "disc",
+    "muscle",
+    "glut",
+    "iliopsoas",
+    "autochthon",
+    "spin",
+    "jaw",
+    "artery",
+    "heart",
+    "cartilage",
+]
+"""Words in the names of structures that the training images show without labelling them as such."""
+
+
 def _covers(structure: anatomy.Structure) -> bool:
-    """Whether a structure is made of, or contains, trained ones: its name is no honest negative."""
-    words = ("kidney", "lung", "adrenal", "parotid", "body", "skin", "abdom", "hippocamp", "vein", "tissue", "organ")
-    return bool(structure.members) or any(word in structure.name for word in words)
+    """Whether a structure may be in the images, or is made of trained ones: its name is no honest negative."""
+    return bool(structure.members) or any(word in structure.name for word in _SHOWN)
 
 
 def new_model() -> torch.nn.Module:
     """The network with random weights, its token embedding taken from ``wordllama`` and fixed."""
-    from wordllama import WordLlama
+    import wordllama
 
     open_clip = import_open_clip()
     cfg = CONFIG["model_cfg"]
     model = open_clip.CLIP(cfg["embed_dim"], dict(cfg["vision_cfg"]), dict(cfg["text_cfg"]))
     tokenizer = open_clip.tokenizer.SimpleTokenizer()
     words = [tokenizer.decode([i]).strip() or "." for i in range(tokenizer.vocab_size)]
-    vectors = torch.from_numpy(np.asarray(WordLlama.load().embed(words), dtype=np.float32))
+    # Its wheel holds the tokenizer, but not where it looks first.
+    embedder = wordllama.WordLlama.load(cache_dir=Path(wordllama.__file__).parent, disable_download=True)
+    vectors = torch.from_numpy(np.asarray(embedder.embed(words), dtype=np.float32))
     vectors = functional.normalize(vectors - vectors.mean(0), dim=-1)
     _, _, basis = torch.linalg.svd(vectors[::7], full_matrices=False)
     table = vectors @ basis[:WIDTH].T
@@ -255,14 +306,18 @@ def save(model: Any, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     weights = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in model.state_dict().items()}
     save_file(weights, folder / "open_clip_model.safetensors")
-    (folder / "open_clip_config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
+    (folder / "open_clip_config.json").write_text(json.dumps(CONFIG, indent=2) + "\n", encoding="utf-8")
+    (folder / "xaiclip.json").write_text(json.dumps(SETTINGS, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:
     """Command line of the training."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--work", type=Path, required=True, help="folder of the checkpoint and the trained model")
+    parser.add_argument("--work", type=Path, required=True, help="folder of the checkpoint")
+    parser.add_argument(
+        "--folder", type=Path, default=resource_path("models", "anatomy-clip"), help="where to write it"
+    )
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rate", type=float, default=1e-3)
@@ -274,7 +329,7 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     arguments.work.mkdir(parents=True, exist_ok=True)
     model = train(arguments.data, arguments.work, arguments.steps, arguments.batch, arguments.seed, arguments.rate)
-    save(model, arguments.work / "model")
+    save(model, arguments.folder)
 
 
 if __name__ == "__main__":
