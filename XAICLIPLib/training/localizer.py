@@ -69,8 +69,10 @@ HELD_OUT = {
 
 
 def training_phrases(name: str) -> list[str]:
-    """The words for a structure that may be trained on."""
-    return [p for p in anatomy.structure(name).phrases if p.lower() not in HELD_OUT.get(name, ())]
+    """The words for a structure that may be trained on: its phrases, and its adjectives with a noun."""
+    known = anatomy.structure(name)
+    made = [f"{adjective} {noun}" for adjective in known.adjectives for noun in ("tissue", "parenchyma", "structure")]
+    return [p for p in (*known.phrases, *made) if p.lower() not in HELD_OUT.get(name, ())]
 
 
 def token_shares(image: torch.Tensor, label: torch.Tensor, kind: str) -> torch.Tensor:
