@@ -141,7 +141,7 @@ class Explanation:
             f"window {parameters['window_mm']:g} mm, stride {parameters['stride_mm']:g} mm, "
             f"baseline {parameters['baseline']}" + ("" if self.complete else " · cancelled before the end"),
             modality=self.record["input"]["modality"],
-            saliency_label=f"score lost ({parameters['score']})",
+            saliency_label=f"score lost ({parameters['score'].replace('dice', 'Dice')})",
         )
         written["explanation"] = record.write(self.record, folder / "explanation.json")
         return written

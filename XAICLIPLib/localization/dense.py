@@ -12,6 +12,7 @@ Y. Li et al. "CLIP Surgery for Better Explainability with Enhancement in Open-Vo
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,26 +29,44 @@ def _blocks(visual: Any) -> nn.ModuleList | nn.Sequential | None:
     if hasattr(visual, "transformer") and getattr(visual, "attn_pool", None) is None and hasattr(visual, "ln_post"):
         return visual.transformer.resblocks
     trunk = getattr(visual, "trunk", None)
-    if trunk is not None and hasattr(trunk, "blocks") and getattr(trunk, "attn_pool", None) is None:
-        block = trunk.blocks[-1]
-        return trunk.blocks if hasattr(getattr(block, "attn", None), "qkv") else None
-    return None
+    if trunk is None or getattr(trunk, "attn_pool", None) is not None or not hasattr(trunk, "num_prefix_tokens"):
+        return None
+    blocks = getattr(trunk, "blocks", None)
+    return blocks if blocks and _is_plain(blocks[-1]) else None
+
+
+def _is_plain(block: Any) -> bool:
+    """Whether a timm block is the ViT's own: others (EVA, BEiT, differential attention) mix in more than attention."""
+    attention = getattr(block, "attn", None)
+    return (
+        type(attention).__name__ == "Attention"
+        and isinstance(getattr(attention, "qkv", None), nn.Linear)
+        and attention.qkv.out_features == 3 * attention.proj.in_features
+        and getattr(attention, "gate", None) is None
+        and all(hasattr(block, part) for part in ("norm1", "ls1", "norm2", "mlp", "ls2"))
+    )
 
 
 def _value_path(block: Any, tokens: Tensor) -> Tensor:
     """Run a transformer block with the identity as its attention matrix: each token attends to itself alone."""
     if hasattr(block, "ln_1"):  # open_clip
         attention = block.attn
-        width = attention.embed_dim
+        width = tokens.shape[-1]
         bias = None if attention.in_proj_bias is None else attention.in_proj_bias[2 * width :]
         value = functional.linear(block.ln_1(tokens), attention.in_proj_weight[2 * width :], bias)
-        tokens = tokens + block.ls_1(attention.out_proj(value))
+        # The next three are of open_clip's custom block (``qk_norm``, ``scale_heads``, ... in its configuration).
+        scale = getattr(attention, "head_scale", None)
+        if scale is not None:
+            value = value * scale.flatten().repeat_interleave(width // len(scale))
+        value = attention.out_proj(getattr(attention, "ln_inner", nn.Identity())(value))
+        value = getattr(block, "ln_attn", nn.Identity())(value)
+        tokens = tokens + block.ls_1(value)
         return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
     attention = block.attn  # timm
     value = attention.qkv(block.norm1(tokens)).chunk(3, dim=-1)[2]
     value = attention.proj(getattr(attention, "norm", nn.Identity())(value))
-    tokens = tokens + block.drop_path1(block.ls1(value))
-    return tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))
+    tokens = tokens + block.ls1(value)
+    return tokens + block.ls2(block.mlp(block.norm2(tokens)))
 
 
 def _project(visual: Any, tokens: Tensor) -> Tensor:
@@ -88,8 +107,11 @@ def dense_embeddings(visual: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     finally:
         handle.remove()
     pooled = pooled[0] if isinstance(pooled, tuple) else pooled
-    prefix = getattr(visual.trunk, "num_prefix_tokens", 1) if hasattr(visual, "trunk") else 1
-    patches = _project(visual, _value_path(blocks[-1], entering[0])[:, prefix:])
+    tokens = entering[0]
+    if not getattr(getattr(visual, "transformer", None), "batch_first", True):
+        tokens = tokens.transpose(0, 1)
+    prefix = visual.trunk.num_prefix_tokens if hasattr(visual, "trunk") else 1
+    patches = _project(visual, _value_path(blocks[-1], tokens)[:, prefix:])
     height, width = _grid(visual, images, patches.shape[1])
     patches = functional.normalize(patches, dim=-1)
     return pooled, patches.reshape(len(images), height, width, -1)
@@ -99,6 +121,9 @@ def _grid(visual: Any, images: Tensor, count: int) -> tuple[int, int]:
     """Rows and columns of patches."""
     patch = visual.trunk.patch_embed.patch_size if hasattr(visual, "trunk") else visual.patch_size
     rows, columns = (int(side) // int(step) for side, step in zip(images.shape[-2:], patch, strict=True))
+    edge = math.isqrt(count)
+    if rows * columns != count and images.shape[-2] == images.shape[-1] and edge**2 == count:
+        return edge, edge  # behind a convolutional stem, patches are not what their size says
     if rows * columns != count:
         raise ValueError(f"{count} patch tokens do not fill a grid of {rows} x {columns}")
     return rows, columns

@@ -7,6 +7,7 @@ might be mistaken for, and of background; a softmax over all of them gives the p
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import SimpleITK as sitk
 import torch
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
@@ -55,7 +57,10 @@ class Settings:
     smoothing_mm
         Standard deviation of the 3D Gaussian over the stacked maps.
     threshold
-        Probability from which a voxel belongs to the region.
+        Relative probability (see ``certain``) from which a voxel belongs to the region.
+    certain
+        Probabilities are divided by their largest, but by no less than this: a patch holds more than one organ, so that
+        even in the middle of a small one it never comes near 1; and what is nowhere likely must stay unlikely.
     batch_size
         Slices embedded together.
     wordings
@@ -68,6 +73,7 @@ class Settings:
     shifts: int = 1
     smoothing_mm: float = 5.0
     threshold: float = 0.5
+    certain: float = 0.5
     batch_size: int = 16
     wordings: int = 4
 
@@ -84,9 +90,22 @@ class Settings:
                 raise ValueError(f"unknown settings {', '.join(sorted(unknown))}")
             if "contrasts" in found:
                 found["contrasts"] = tuple(anatomy.structure(name).name for name in found["contrasts"])
-            return cls(**found)
+            return cls(**found)._checked()
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"{path} cannot be used ({error}).") from error
+
+    def _checked(self) -> Settings:
+        """Itself, or a ValueError that names the setting that cannot be."""
+        whole = {"shifts": 1, "batch_size": 1, "wordings": 1}
+        least = {"slice_mm": 0.1, "field_of_view": 0.1, "smoothing_mm": 0.0, "threshold": 0.0, "certain": 0.01} | whole
+        for name, low in least.items():
+            value = getattr(self, name)
+            kinds = (int,) if name in whole else (int, float)
+            if isinstance(value, bool) or not isinstance(value, kinds):
+                raise ValueError(f"{name} is {value!r}, no {'whole ' if name in whole else ''}number")
+            if not low <= value < math.inf:
+                raise ValueError(f"{name} is {value}, less than {low:g} or without end")
+        return self
 
 
 class Localizer(Protocol):
@@ -166,7 +185,7 @@ class ClipLocalizer:
         Returns
         -------
         SimpleITK.Image
-            Probability in [0, 1], float32, on square axial slices around the body.
+            Relative probability in [0, 1] (`Settings.certain`), float32, on square axial slices around the body.
         """
         classes, sought = self.class_embeddings(prompt, modality)
         slices = field_of_view(image, self.model.side, self.settings.slice_mm, self.settings.field_of_view)
@@ -177,27 +196,35 @@ class ClipLocalizer:
             batch = torch.from_numpy(grey[start : start + size]).to(self.model.device)
             maps.append(self._probability(batch, classes, sought).cpu())
             advance(min(start + size, len(grey)), len(grey))
-        stacked = sitk.GetImageFromArray(torch.cat(maps).numpy())
+        # By a finite kernel: ITK's recursive one leaves [0, 1] and wants four slices.
+        sigma = self.settings.smoothing_mm / np.array(slices.GetSpacing()[::-1])
+        smooth = ndimage.gaussian_filter(torch.cat(maps).numpy(), sigma, mode="nearest")
+        relative = smooth / max(float(smooth.max()), self.settings.certain)
+        stacked = sitk.GetImageFromArray(np.clip(relative, 0, 1).astype(np.float32))
         stacked.CopyInformation(slices)
-        sigma = self.settings.smoothing_mm
-        return sitk.SmoothingRecursiveGaussian(stacked, [sigma] * 3) if sigma > 0 else stacked
+        return stacked
 
     def class_embeddings(self, prompt: Structure | str, modality: Modality | None) -> tuple[Tensor, Tensor]:
         """Text embeddings of all classes, (K, D) of unit length, and which of them are the prompt, (K,) bool.
 
-        The prompt's own come first: one for free text, one for each member of a group.
+        The prompt's own come first: one for free text; one for a structure, with one for each of its parts among the
+        contrasts, or these alone where they make it up. A contrast that shares a part with the prompt does not compete
+        with it, save a wider one where the prompt is a contrast too.
         """
         rivals = [anatomy.structure(name) for name in self.settings.contrasts]
         if isinstance(prompt, str):
             own = [self.embed(anatomy.texts(prompt, modality))]
         else:
-            members = [anatomy.structure(name) for name in prompt.members]
-            known = [m for m in members if m.name in self.settings.contrasts]
-            own = [self.embed(anatomy.texts(s, modality)) for s in (known or [prompt])]
-            family = {prompt.name, *prompt.members, *(m for s in members for m in s.members)}
-            rivals = [s for s in rivals if s.name not in family and prompt.name not in s.members]
+            inside = anatomy.parts(prompt)
+            known = [s for s in rivals if s.name in inside and s != prompt]
+            if not prompt.members or not set(prompt.members) <= {s.name for s in known}:
+                known = [prompt, *known]
+            own = [self.embed(anatomy.texts(s, modality)) for s in known]
+            # Beside "mandible", the contrast "bone" means the other bones; without it, it includes the mandible.
+            apart = {s.name for s in known} <= set(self.settings.contrasts)
+            rivals = [s for s in rivals if not inside & anatomy.parts(s) or (apart and inside < anatomy.parts(s))]
         others = [self.embed(self._wordings(s, modality)) for s in rivals]
-        if isinstance(prompt, str):
+        if isinstance(prompt, str) and others:
             others = _without_same_meaning(own[0], others)
         background = self.embed(anatomy.background_phrases())
         sought = torch.zeros(len(own) + len(others) + 1, dtype=torch.bool, device=self.model.device)
@@ -222,21 +249,18 @@ class ClipLocalizer:
     def _probability(self, grey: Tensor, classes: Tensor, sought: Tensor) -> Tensor:
         """Probability (N, H, W) of the sought classes on slices (N, H, W) in [0, 1]."""
         side, shifts = grey.shape[-1], self.settings.shifts
-        total = torch.zeros_like(grey)
-        step = self._patch_side() / shifts
+        total, passes = torch.zeros_like(grey), torch.zeros_like(grey[0])
+        step = 0.0  # the first pass is not moved, and says how large a patch is
         for down in range(shifts):
             for right in range(shifts):
-                move = (round(down * step), round(right * step))
-                moved = functional.pad(grey, (move[1], 0, move[0], 0))[:, :side, :side]
+                y, x = round(down * step), round(right * step)
+                moved = functional.pad(grey, (x, 0, y, 0))[:, :side, :side]
                 map_ = (self.model.scale * self._embed_slices(moved) @ classes.T).softmax(-1)[..., sought].sum(-1)
                 full = functional.interpolate(map_[:, None], size=(side, side), mode="bilinear")[:, 0]
-                total += functional.pad(full[:, move[0] :, move[1] :], (0, move[1], 0, move[0]))
-        return total / shifts**2
-
-    def _patch_side(self) -> int:
-        visual = self.model.model.visual
-        size = visual.trunk.patch_embed.patch_size if hasattr(visual, "trunk") else getattr(visual, "patch_size", 1)
-        return int(size if isinstance(size, int) else size[0])
+                total[:, : side - y, : side - x] += full[:, y:, x:]
+                passes[: side - y, : side - x] += 1
+                step = side / map_.shape[-1] / shifts
+        return total / passes
 
     def _embed_slices(self, grey: Tensor) -> Tensor:
         """Embedding maps (N, h, w, D) of slices (N, H, W), float32."""
@@ -248,7 +272,12 @@ class ClipLocalizer:
         with torch.autocast(grey.device.type, torch.float16, enabled=grey.device.type == "cuda"):
             if has_patch_tokens(visual):
                 return dense_embeddings(visual, images)[1].float()
-            return crop_embeddings(self.model.model.encode_image, images)
+            return crop_embeddings(self._pooled, images)
+
+    def _pooled(self, images: Tensor) -> Tensor:
+        """Embeddings (N, D) of whole images; a tower with ``output_tokens`` gives tokens beside them."""
+        found = self.model.model.encode_image(images)
+        return found[0] if isinstance(found, tuple) else found
 
 
 def _without_same_meaning(own: Tensor, others: list[Tensor]) -> list[Tensor]:
@@ -260,7 +289,7 @@ def _without_same_meaning(own: Tensor, others: list[Tensor]) -> list[Tensor]:
 
 
 def field_of_view(image: sitk.Image, side: int, slice_mm: float, margin: float) -> sitk.Image:
-    """Square axial slices around the body, ``side`` pixels wide, as far as the volume reaches along the body's axis.
+    """Square axial slices around the body, ``side`` pixels wide, all that the volume has along the body's axis.
 
     The pixel size follows the body, so that a child and a heavy adult fill the slice alike. Float32, index axes
     nearest to left, posterior, superior; outside the volume its lowest value.
@@ -269,12 +298,17 @@ def field_of_view(image: sitk.Image, side: int, slice_mm: float, margin: float) 
     inside = np.argwhere(sitk.GetArrayViewFromImage(imaging.body_mask(coarse)).any(axis=0))
     low, high = inside.min(0)[::-1], inside.max(0)[::-1] + 1  # x, y
     pixel = float((high - low).max()) * 4.0 * margin / side
-    middle = coarse.TransformContinuousIndexToPhysicalPoint([*((low + high - 1) / 2).tolist(), 0.0])
+    along = (coarse.GetSize()[2] - 1) / 2
+    middle = coarse.TransformContinuousIndexToPhysicalPoint([*((low + high - 1) / 2).tolist(), along])
     axes = np.reshape(coarse.GetDirection(), (3, 3))
-    grid = sitk.Image([side, side, coarse.GetSize()[2]], sitk.sitkUInt8)
+    turned = sitk.DICOMOrient(image, "LPS")
+    # Enough slices to reach both ends: what lies outside of the last one would never belong to a region.
+    count = math.ceil(turned.GetSize()[2] * turned.GetSpacing()[2] / slice_mm - 1e-6)
+    grid = sitk.Image([side, side, count], sitk.sitkUInt8)
     grid.SetSpacing([pixel, pixel, slice_mm])
     grid.SetDirection(coarse.GetDirection())
-    grid.SetOrigin((np.array(middle) - axes @ (np.array([1.0, 1.0, 0.0]) * pixel * (side - 1) / 2)).tolist())
+    half = (np.array([side, side, count]) - 1) / 2 * [pixel, pixel, slice_mm]
+    grid.SetOrigin((np.array(middle) - axes @ half).tolist())
     lowest = float(sitk.GetArrayViewFromImage(image).min())
     return imaging.resample_like(image, grid, "linear", lowest, antialias=True)
 

@@ -82,8 +82,8 @@ def load_model(source: str | Path, device: torch.device) -> ImageTextModel:
     Parameters
     ----------
     source
-        A folder with ``open_clip_config.json`` and ``open_clip_model.safetensors`` (or ``.bin``, ``.pth``), read
-        without any network; ``hf-hub:OWNER/NAME``, downloaded by open_clip on first use; or ``NAME:TAG``, a pair of
+        A folder (also as ``local-dir:FOLDER``) with ``open_clip_config.json`` and ``open_clip_model.safetensors`` (or
+        ``.bin``, ``.pth``, of which only tensors are read), read without any network; ``hf-hub:OWNER/NAME``, downloaded by open_clip on first use; or ``NAME:TAG``, a pair of
         open_clip's own list such as ``ViT-B-32:laion2b_s34b_b79k``.
     device
         Where it runs.
@@ -94,16 +94,18 @@ def load_model(source: str | Path, device: torch.device) -> ImageTextModel:
         The model is not there, has no weights, or does not load.
     """
     open_clip = import_open_clip()
-    text = str(source)
+    text = name = str(source)
+    tag: str | None = None
+    folder: Path | None = None
+    weights: Path | None = None
     if text.startswith("hf-hub:"):
-        name, identifier, tag, folder = text, text, None, None
-    elif Path(text).is_dir():
-        folder = Path(text)
-        name, identifier, tag = folder.name, f"local-dir:{folder}", None
-        _check_folder(folder)
+        identifier = text
+    elif text.startswith("local-dir:") or Path(text).is_dir():
+        folder = Path(text.removeprefix("local-dir:"))
+        name, identifier = folder.resolve().name, f"local-dir:{folder}"
+        weights = _check_folder(folder)
     else:
         identifier, _, tag = text.partition(":")
-        name, folder = text, None
         if identifier not in open_clip.list_models():
             raise InputError(
                 f"There is no localizer {text}: give a folder with open_clip_config.json and its weights, "
@@ -111,45 +113,96 @@ def load_model(source: str | Path, device: torch.device) -> ImageTextModel:
             )
         if tag not in open_clip.list_pretrained_tags_by_model(identifier):
             known = ", ".join(open_clip.list_pretrained_tags_by_model(identifier))
+            if not known:
+                raise InputError(f"open_clip has no weights for {identifier}: choose another localizer.")
             raise InputError(
                 f"The localizer {identifier} needs the name of its weights after a colon, one of: {known}."
             )
     try:
-        model = open_clip.create_model(identifier, pretrained=tag, device=device, require_pretrained=True)
-        tokenize = open_clip.get_tokenizer(identifier)
+        if weights is None:
+            model = open_clip.create_model(identifier, pretrained=tag, device=device, require_pretrained=True)
+        else:
+            # In two steps, so that it is this file that is loaded (and its checksum that is recorded).
+            model = open_clip.create_model(identifier, device=device, load_weights=False, pretrained_text=False)
+            open_clip.load_checkpoint(model, str(weights), strict=True, weights_only=True)
+        tokenize = _tokenizer(open_clip, identifier)
+        side, mean, std = _preprocessing(model)
     except Exception as error:  # open_clip, huggingface_hub, safetensors and timm each raise their own
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"The localizer {text} does not load ({first}).") from error
-    preprocess = model.visual.preprocess_cfg
-    size = preprocess["size"]
+        raise InputError(f"The localizer {text} does not load: {_reason(error)}") from error
     return ImageTextModel(
         name=name,
         model=model.eval(),
         tokenize=tokenize,
-        side=int(size if isinstance(size, int) else size[-1]),
-        mean=tuple(preprocess["mean"]),
-        std=tuple(preprocess["std"]),
+        side=side,
+        mean=mean,
+        std=std,
         device=device,
-        checksum=sha256(_weights(folder)[0]) if folder else "",
+        checksum=sha256(weights) if weights else "",
         folder=folder,
     )
 
 
-def _weights(folder: Path) -> list[Path]:
-    """Files that open_clip would take for weights, the safest kind first."""
-    return [p for pattern in ("*.safetensors", "*.bin", "*.pth") for p in sorted(folder.glob(pattern))]
+def _reason(error: Exception) -> str:
+    """Why a model does not load, and the way out where it is the network."""
+    told = " ".join(str(error).split()) or type(error).__name__
+    if "Failed to download" in told:
+        return (
+            "its files are not on this machine and cannot be downloaded. Check the name and the connection, or give a "
+            "folder with open_clip_config.json and weights."
+        )
+    return f"{told[:300]}{'...' if len(told) > 300 else ''}"
 
 
-def _check_folder(folder: Path) -> None:
-    """Refuse a folder that open_clip would fill with random weights or fail on obscurely."""
+def _tokenizer(open_clip: ModuleType, identifier: str) -> Callable[[list[str]], Tensor]:
+    """The model's tokenizer, without any code that its configuration asks `transformers` to trust."""
+    config = open_clip.get_model_config(identifier) or {}
+    from_hub = bool(config.get("text_cfg", {}).get("hf_tokenizer_name"))
+    kwargs = {"trust_remote_code": False} if from_hub else {}
+    tokenize: Callable[[list[str]], Tensor] = open_clip.get_tokenizer(identifier, **kwargs)
+    return tokenize
+
+
+def _preprocessing(model: Any) -> tuple[int, tuple[float, float, float], tuple[float, float, float]]:
+    """Side of the images in pixels, mean and standard deviation of their three channels."""
+    preprocess = model.visual.preprocess_cfg
+    size = preprocess["size"]
+    sides = {size} if isinstance(size, int) else set(size)
+    if len(sides) != 1:
+        raise ValueError(f"it takes images of {size[0]} x {size[1]} pixels, only square ones are used here.")
+    mean, std = ([float(value) for value in preprocess[key]] for key in ("mean", "std"))
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise ValueError(f"its mean {mean} and std {std} are not of three channels.")
+    return int(sides.pop()), (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
+
+
+_NAMES = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+)
+"""Weights as open_clip writes them, in its order."""
+
+
+def _weights(folder: Path) -> Path | None:
+    """The file of a folder's weights: of open_clip's own names, else the safest kind."""
+    named = [folder / name for name in _NAMES if (folder / name).is_file()]
+    other = [p for pattern in ("*.safetensors", "*.bin", "*.pth") for p in sorted(folder.glob(pattern))]
+    return next(iter([*named, *other]), None)
+
+
+def _check_folder(folder: Path) -> Path:
+    """The weights of a folder; refuses what open_clip would fill with random weights or fail on obscurely."""
     path = folder / "open_clip_config.json"
     try:
-        complete = "model_cfg" in json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} is no open_clip model: {path.name} is missing or damaged.") from error
-    if not complete:
+    if not isinstance(config, dict) or not isinstance(config.get("model_cfg"), dict):
         raise InputError(f"{folder} is no open_clip model: {path.name} has no model_cfg.")
-    if not _weights(folder):
+    weights = _weights(folder)
+    if weights is None:
         raise InputError(
             f"The localizer {folder} has no weights: put a .safetensors, .bin or .pth file beside {path.name}."
         )
+    return weights

@@ -138,6 +138,9 @@ def guided_region(
         problem = f'the region that the localizer gives for "{prompt}" is only {volume_ml:.2f} ml'
     elif share > LARGEST_SHARE:
         problem = f'the region that the localizer gives for "{prompt}" covers {share:.0%} of the body'
+    if problem and not _voxels(prediction).any():
+        warning = f"There is no region: {problem}, and the network predicts nothing either."
+        return _described(image, bounding_box(prediction, 0), body, "prediction box", prediction, [warning])
     if problem:
         box = bounding_box(prediction, margin_mm)
         return _described(

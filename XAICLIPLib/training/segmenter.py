@@ -29,6 +29,9 @@ from XAICLIPLib.resources import resource_path
 from XAICLIPLib.training import data
 
 PATCH = (96, 96, 48)
+WINDOW, OVERLAP = (80, 80, 64), 0.25
+"""Of the sliding window: the best mean Dice on the validation subjects among six of about this cost."""
+
 WIDTH = 32
 CLASSES = len(data.ORGANS)
 CONFIGURATION: dict[str, Any] = {
@@ -95,9 +98,9 @@ CONFIGURATION: dict[str, Any] = {
     },
     "inferer": {
         "_target_": "monai.inferers.SlidingWindowInferer",
-        "roi_size": list(PATCH),
+        "roi_size": list(WINDOW),
         "sw_batch_size": 4,
-        "overlap": 0.25,
+        "overlap": OVERLAP,
         "mode": "gaussian",
     },
     "postprocessing": {
@@ -165,9 +168,9 @@ def dice_and_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, power: fl
 
 
 @torch.inference_mode()
-def predict(network: torch.nn.Module, image: torch.Tensor, overlap: float = 0.25) -> torch.Tensor:
+def predict(network: torch.nn.Module, image: torch.Tensor, overlap: float = OVERLAP) -> torch.Tensor:
     """Label map (X, Y, Z) of an image (X, Y, Z) in [0, 1]."""
-    logits = sliding_window_inference(image[None, None], PATCH, 2, network, overlap, mode="gaussian")
+    logits = sliding_window_inference(image[None, None], WINDOW, 2, network, overlap, mode="gaussian")
     return torch.as_tensor(logits)[0].argmax(0)
 
 
@@ -299,7 +302,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--work", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--bundle", type=Path, default=resource_path("models", "abdomen-ct"), help="where to write it")
-    parser.add_argument("--steps", type=int, default=5500)
+    parser.add_argument("--steps", type=int, default=9000)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--rate", type=float, default=1.2e-3)
     parser.add_argument("--seed", type=int, default=0)
