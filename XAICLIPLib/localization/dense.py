@@ -37,7 +37,7 @@ def _blocks(visual: Any) -> nn.ModuleList | nn.Sequential | None:
 
 def _is_plain(block: Any) -> bool:
     """Whether a timm block is the ViT's own: others (EVA, BEiT, differential attention) mix in more than attention."""
-    attention = getattr(block, "attn", None)
+    attention: Any = getattr(block, "attn", None)
     return (
         type(attention).__name__ == "Attention"
         and isinstance(getattr(attention, "qkv", None), nn.Linear)

@@ -6,10 +6,11 @@ might be mistaken for, and of background; a softmax over all of them gives the p
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import numpy as np
@@ -89,7 +90,7 @@ class Settings:
             if unknown:
                 raise ValueError(f"unknown settings {', '.join(sorted(unknown))}")
             if "contrasts" in found:
-                found["contrasts"] = tuple(anatomy.structure(name).name for name in found["contrasts"])
+                found["contrasts"] = _structures(found["contrasts"])
             return cls(**found)._checked()
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"{path} cannot be used ({error}).") from error
@@ -99,12 +100,12 @@ class Settings:
         whole = {"shifts": 1, "batch_size": 1, "wordings": 1}
         least = {"slice_mm": 0.1, "field_of_view": 0.1, "smoothing_mm": 0.0, "threshold": 0.0, "certain": 0.01} | whole
         for name, low in least.items():
-            value = getattr(self, name)
+            value, high = getattr(self, name), 1.0 if name in ("threshold", "certain") else math.inf
             kinds = (int,) if name in whole else (int, float)
             if isinstance(value, bool) or not isinstance(value, kinds):
                 raise ValueError(f"{name} is {value!r}, no {'whole ' if name in whole else ''}number")
-            if not low <= value < math.inf:
-                raise ValueError(f"{name} is {value}, less than {low:g} or without end")
+            if not (low <= value <= high and value < math.inf):
+                raise ValueError(f"{name} is {value}, not in {low:g} to {high:g}")
         return self
 
 
@@ -145,6 +146,8 @@ class ClipLocalizer:
         self.model = model
         self.settings = settings or Settings.of(model)
         self._embedded: dict[tuple[str, ...], Tensor] = {}
+        self._volume = b""  # the last volume's checksum and embeddings: another prompt for it costs next to nothing
+        self._seen: dict[bytes, Tensor] = {}
 
     @property
     def name(self) -> str:
@@ -190,6 +193,9 @@ class ClipLocalizer:
         classes, sought = self.class_embeddings(prompt, modality)
         slices = field_of_view(image, self.model.side, self.settings.slice_mm, self.settings.field_of_view)
         grey = prepare_slices(sitk.GetArrayFromImage(slices), modality)
+        volume = hashlib.sha256(grey.tobytes()).digest()
+        if volume != self._volume:
+            self._volume, self._seen = volume, {}
         maps: list[Tensor] = []
         size = self.settings.batch_size
         for start in range(0, len(grey), size):
@@ -263,7 +269,13 @@ class ClipLocalizer:
         return total / passes
 
     def _embed_slices(self, grey: Tensor) -> Tensor:
-        """Embedding maps (N, h, w, D) of slices (N, H, W), float32."""
+        """Embedding maps (N, h, w, D) of slices (N, H, W), float32; kept until the volume changes."""
+        key = hashlib.sha256(grey.cpu().numpy().tobytes()).digest()
+        if key not in self._seen:
+            self._seen[key] = self._run_tower(grey)
+        return self._seen[key]
+
+    def _run_tower(self, grey: Tensor) -> Tensor:
         mean, std = (
             torch.tensor(v, device=grey.device)[None, :, None, None] for v in (self.model.mean, self.model.std)
         )
@@ -278,6 +290,13 @@ class ClipLocalizer:
         """Embeddings (N, D) of whole images; a tower with ``output_tokens`` gives tokens beside them."""
         found = self.model.model.encode_image(images)
         return found[0] if isinstance(found, tuple) else found
+
+
+def _structures(names: Any) -> tuple[str, ...]:
+    """The contrasts of a settings file, each once: a structure named twice would weigh twice."""
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("contrasts is no list of names")
+    return tuple(dict.fromkeys(anatomy.structure(name).name for name in names))
 
 
 def _without_same_meaning(own: Tensor, others: list[Tensor]) -> list[Tensor]:
@@ -295,7 +314,8 @@ def field_of_view(image: sitk.Image, side: int, slice_mm: float, margin: float) 
     nearest to left, posterior, superior; outside the volume its lowest value.
     """
     coarse = imaging.standard_axial(image, (4.0, 4.0, slice_mm))
-    inside = np.argwhere(sitk.GetArrayViewFromImage(imaging.body_mask(coarse)).any(axis=0))
+    # A copy: a view does not keep the image alive that it looks into.
+    inside = np.argwhere(sitk.GetArrayFromImage(imaging.body_mask(coarse)).any(axis=0))
     low, high = inside.min(0)[::-1], inside.max(0)[::-1] + 1  # x, y
     pixel = float((high - low).max()) * 4.0 * margin / side
     along = (coarse.GetSize()[2] - 1) / 2
@@ -311,8 +331,3 @@ def field_of_view(image: sitk.Image, side: int, slice_mm: float, margin: float) 
     grid.SetOrigin((np.array(middle) - axes @ half).tolist())
     lowest = float(sitk.GetArrayViewFromImage(image).min())
     return imaging.resample_like(image, grid, "linear", lowest, antialias=True)
-
-
-def with_settings(localizer: ClipLocalizer, **changes: Any) -> ClipLocalizer:
-    """The same model, used otherwise."""
-    return ClipLocalizer(localizer.model, replace(localizer.settings, **changes))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable
+import logging
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -73,7 +76,7 @@ class ImageTextModel:
     @property
     def scale(self) -> float:
         """What cosine similarities are multiplied by before a softmax."""
-        return float(self.model.logit_scale.exp())
+        return float(self.model.logit_scale.detach().exp())
 
 
 def load_model(source: str | Path, device: torch.device) -> ImageTextModel:
@@ -83,8 +86,9 @@ def load_model(source: str | Path, device: torch.device) -> ImageTextModel:
     ----------
     source
         A folder (also as ``local-dir:FOLDER``) with ``open_clip_config.json`` and ``open_clip_model.safetensors`` (or
-        ``.bin``, ``.pth``, of which only tensors are read), read without any network; ``hf-hub:OWNER/NAME``, downloaded by open_clip on first use; or ``NAME:TAG``, a pair of
-        open_clip's own list such as ``ViT-B-32:laion2b_s34b_b79k``.
+        ``.bin``, ``.pth``, of which only tensors are read), read without any network; ``hf-hub:OWNER/NAME``, downloaded
+        by open_clip on first use; or ``NAME:TAG``, a pair of open_clip's own list such as
+        ``ViT-B-32:laion2b_s34b_b79k``.
     device
         Where it runs.
 
@@ -119,16 +123,17 @@ def load_model(source: str | Path, device: torch.device) -> ImageTextModel:
                 f"The localizer {identifier} needs the name of its weights after a colon, one of: {known}."
             )
     try:
-        if weights is None:
-            model = open_clip.create_model(identifier, pretrained=tag, device=device, require_pretrained=True)
-        else:
-            # In two steps, so that it is this file that is loaded (and its checksum that is recorded).
-            model = open_clip.create_model(identifier, device=device, load_weights=False, pretrained_text=False)
-            open_clip.load_checkpoint(model, str(weights), strict=True, weights_only=True)
-        tokenize = _tokenizer(open_clip, identifier)
+        with _quiet():
+            if weights is None:
+                model = open_clip.create_model(identifier, pretrained=tag, device=device, require_pretrained=True)
+            else:
+                # In two steps, so that it is this file that is loaded (and its checksum that is recorded).
+                model = open_clip.create_model(identifier, device=device, load_weights=False, pretrained_text=False)
+                open_clip.load_checkpoint(model, str(weights), strict=True, weights_only=True)
+            tokenize = _tokenizer(open_clip, identifier)
         side, mean, std = _preprocessing(model)
     except Exception as error:  # open_clip, huggingface_hub, safetensors and timm each raise their own
-        raise InputError(f"The localizer {text} does not load: {_reason(error)}") from error
+        raise InputError(f"The localizer {text} does not load: {_reason(error, weights)}") from error
     return ImageTextModel(
         name=name,
         model=model.eval(),
@@ -142,10 +147,27 @@ def load_model(source: str | Path, device: torch.device) -> ImageTextModel:
     )
 
 
-def _reason(error: Exception) -> str:
-    """Why a model does not load, and the way out where it is the network."""
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Drop what open_clip logs: random weights, before they are loaded, and errors that it raises as well."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return "open_clip" not in Path(record.pathname).parts
+
+    root = logging.getLogger()  # open_clip has no logger of its own
+    root.addFilter(other)
+    try:
+        yield
+    finally:
+        root.removeFilter(other)
+
+
+def _reason(error: Exception, weights: Path | None) -> str:
+    """Why a model does not load, and the way out where it is the network or a file that is not to be trusted."""
     told = " ".join(str(error).split()) or type(error).__name__
-    if "Failed to download" in told:
+    if isinstance(error, pickle.UnpicklingError) and weights:  # PyTorch's own advice is to trust the file
+        return f"{weights.name} is damaged or holds more than tensors; convert it to .safetensors."
+    if "Failed to download" in told or "Required pretrained weights" in told:
         return (
             "its files are not on this machine and cannot be downloaded. Check the name and the connection, or give a "
             "folder with open_clip_config.json and weights."
@@ -180,8 +202,12 @@ _NAMES = (
     "open_clip_pytorch_model.safetensors",
     "open_clip_pytorch_model.bin",
     "open_clip_pytorch_model.pth",
+    "model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.pth",
+    "model.pth",
 )
-"""Weights as open_clip writes them, in its order."""
+"""Names of weights that open_clip knows, in its order."""
 
 
 def _weights(folder: Path) -> Path | None:

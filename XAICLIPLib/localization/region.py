@@ -20,7 +20,10 @@ KEEP_MASS = 0.25
 """A component stays when it holds at least this share of the largest component's probability mass."""
 
 SMALLEST_ML, LARGEST_SHARE = 1.0, 0.6
-"""A region below, or above this share of the body, is implausible for one structure."""
+"""A region below (without its margin), or above this share of the body, is implausible for one structure."""
+
+ROUNDING_MM = 1e-3
+"""Distances are float32: ten voxels of 0.8 mm would else be farther than 8 mm."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def grow(mask: sitk.Image, margin_mm: float) -> sitk.Image:
     if margin_mm <= 0:
         return mask
     distance = sitk.SignedMaurerDistanceMap(mask, insideIsPositive=False, squaredDistance=False, useImageSpacing=True)
-    return sitk.Cast(distance <= margin_mm, sitk.sitkUInt8)
+    return sitk.Cast(distance <= margin_mm + ROUNDING_MM, sitk.sitkUInt8)
 
 
 def guided_region(
@@ -127,15 +130,17 @@ def guided_region(
         See `clean`.
     """
     body = _voxels(imaging.body_mask(image))
-    mask = imaging.resample_like(clean(probability, threshold, margin_mm), image, "nearest")
+    core = clean(probability, threshold, 0)
+    mask = imaging.resample_like(grow(core, margin_mm), image, "nearest")
     found = _voxels(mask)
-    volume_ml = imaging.volume_ml(mask)
+    # Without the margin, which makes more than 2 ml of a single voxel.
+    core_ml = imaging.volume_ml(core)
     share = float((found & body).sum() / max(1, body.sum()))
     problem = ""
     if not found.any():
         problem = f'the localizer finds no "{prompt}" in this volume'
-    elif volume_ml < SMALLEST_ML:
-        problem = f'the region that the localizer gives for "{prompt}" is only {volume_ml:.2f} ml'
+    elif core_ml < SMALLEST_ML:
+        problem = f'the region that the localizer gives for "{prompt}" is only {core_ml:.2f} ml'
     elif share > LARGEST_SHARE:
         problem = f'the region that the localizer gives for "{prompt}" covers {share:.0%} of the body'
     if problem and not _voxels(prediction).any():
@@ -159,7 +164,7 @@ def guided_region(
             f'in the region for "{prompt}". Look at both: one of them may be wrong.'
         )
     low = imaging.resample_like(probability, image, "linear")
-    return Region(mask, "guided", volume_ml, share, low, agreement, warnings)
+    return Region(mask, "guided", imaging.volume_ml(mask), share, low, agreement, warnings)
 
 
 def whole_region(image: sitk.Image) -> Region:
@@ -170,10 +175,9 @@ def whole_region(image: sitk.Image) -> Region:
 
 
 def region_from_mask(image: sitk.Image, mask: sitk.Image, prediction: sitk.Image) -> Region:
-    """A user's mask, in the image's geometry."""
-    return _described(
-        image, sitk.Cast(mask != 0, sitk.sitkUInt8), _voxels(imaging.body_mask(image)), "file", prediction
-    )
+    """A user's mask, brought into the image's geometry."""
+    placed = imaging.resample_like(sitk.Cast(mask != 0, sitk.sitkUInt8), image, "nearest")
+    return _described(image, placed, _voxels(imaging.body_mask(image)), "file", prediction)
 
 
 def _described(
