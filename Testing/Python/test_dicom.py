@@ -161,7 +161,6 @@ def test_what_lies_beside_the_slices_is_passed_over(folder: Path) -> None:
     write(folder / "structures", kind=STRUCTURES, modality="RTSTRUCT", position=None)
     write(folder / "segments", STACK, kind=SEGMENTATION, modality="SEG", series="1.2.3.7")
     write(folder / "raw", kind=SIEMENS_RAW, position=None)
-    write(folder / "nofile-class", kind=CT, modality="RTSTRUCT", position=None, series="1.2.3.8")
     write(folder / "scout", STACK[0], (0, 0, 0), rows=(*ROW, 0, 0, -1), series="1.2.3.5", number=0)
     (folder / "notes.txt").write_text("nothing")
     (folder / ".hidden").write_bytes(b"\0" * 128 + b"DICM")
