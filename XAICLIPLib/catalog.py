@@ -2,26 +2,32 @@
 
 ``Resources/models.json`` lists the shipped ones with the checksum of every file, so that what runs is what was
 reviewed. Anything else is the user's own and is treated with care (`XAICLIPLib.segmentation.bundle`).
+PyTorch is imported only where a model is loaded, so that they are listed at once.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
-
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from XAICLIPLib.checksums import sha256
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.localization.localizer import ClipLocalizer
-from XAICLIPLib.localization.openclip import load_model
 from XAICLIPLib.resources import resource_path
-from XAICLIPLib.segmentation.bundle import BundleSegmenter, is_bundle
+
+if TYPE_CHECKING:
+    import torch
+
+    from XAICLIPLib.localization.localizer import ClipLocalizer
+    from XAICLIPLib.segmentation.bundle import BundleSegmenter
 
 Kind = Literal["segmenter", "localizer"]
+
+COULD_RUN = (".json", ".yaml", ".yml", ".pt", ".pth", ".ts", ".bin", ".safetensors", ".py")
+"""Endings of configurations, weights and code: among a shipped model's files, only those with a checksum are let in."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class Entry:
         Raises
         ------
         InputError
-            A file is missing or was changed.
+            A file is missing, was changed, or lies there that did not ship and could run in the place of one that did.
         """
         if self.folder is None:
             return
@@ -79,8 +85,11 @@ class Entry:
             if sha256(path) != expected:
                 raise InputError(
                     f"The model {self.name} was changed, {path} is not the file that was shipped: install XAI-CLIP "
-                    "again, or name its folder to use it as a model of your own."
+                    "again, or give a copy of its folder, elsewhere, to use it as a model of your own."
                 )
+        for path in sorted(self.folder.rglob("*")):
+            if path.suffix in COULD_RUN and path.relative_to(self.folder).as_posix() not in self.files:
+                raise InputError(f"The model {self.name} was changed, {path} did not ship with it: remove that file.")
 
 
 @cache
@@ -108,12 +117,14 @@ def load_segmenter(name: str | Path | None, device: torch.device, trust: bool = 
     InputError
         There is no such model, or it does not load.
     """
+    from XAICLIPLib.segmentation.bundle import BundleSegmenter, is_bundle
+
     entry = _find("segmenter", name)
     if entry is not None and entry.folder is not None:
         entry.check()
         return BundleSegmenter(entry.folder, device, trust=True)
     folder = Path(str(name))
-    if not is_bundle(folder):
+    if not (os.path.isdir(folder) and is_bundle(folder)):  # false, not an error, for what is too long for a path
         known = ", ".join(e.name for e in entries() if e.kind == "segmenter")
         raise InputError(
             f"There is no model {name}: give the folder of a MONAI bundle (it has configs/metadata.json), or one of "
@@ -130,6 +141,9 @@ def load_localizer(name: str | Path | None, device: torch.device) -> ClipLocaliz
     InputError
         There is no such model, or it does not load.
     """
+    from XAICLIPLib.localization.localizer import ClipLocalizer
+    from XAICLIPLib.localization.openclip import load_model
+
     entry = _find("localizer", name)
     if entry is None:
         return ClipLocalizer(load_model(str(name), device))
@@ -142,9 +156,8 @@ def _find(kind: Kind, name: str | Path | None) -> Entry | None:
     listed = [entry for entry in entries() if entry.kind == kind]
     if name is None:
         return listed[0]
+    folder = os.path.realpath(str(name).removeprefix("local-dir:"))
     for entry in listed:
-        if entry.name == str(name):
-            return entry
-        if entry.folder is not None and entry.folder.is_dir() and Path(name).resolve() == entry.folder.resolve():
+        if entry.name == str(name) or (entry.folder is not None and folder == os.path.realpath(entry.folder)):
             return entry
     return None

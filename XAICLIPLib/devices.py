@@ -19,9 +19,9 @@ def choose_device(name: str = "auto") -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    kind, _, number = name.partition(":")
+    kind, colon, number = name.partition(":")
     available = {"cpu": 1, "mps": int(torch.backends.mps.is_available()), "cuda": torch.cuda.device_count()}
-    if kind not in available or (number and not number.isdigit()):
+    if kind not in available or bool(colon) != (number.isascii() and number.isdecimal()):
         raise InputError(f"There is no device {name!r}: choose auto, cpu, cuda, cuda:1 or mps.")
     if int(number or 0) >= available[kind]:
         here = ", ".join(kind for kind, count in available.items() if count)
@@ -29,4 +29,4 @@ def choose_device(name: str = "auto") -> torch.device:
             f"The device {name} is not available to PyTorch {torch.__version__} here ({here} is): "
             "choose --device cpu, or install a PyTorch that was built for your GPU."
         )
-    return torch.device(name)
+    return torch.device(kind, int(number)) if number else torch.device(kind)

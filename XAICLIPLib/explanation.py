@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -40,6 +42,8 @@ RIM_MM = 6.0
 """Around the predicted structure: there, too, the target is scored, so that a prediction that spills over loses."""
 
 ESTIMATE_EVERY_S = 2.0
+ESTIMATE_SHARE = 0.1
+"""Of the time, which running estimates may take: to resample one to a large scan takes seconds."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +209,7 @@ def explain(
     on_progress
         Called after every batch.
     on_estimate
-        Called with the saliency so far, in the input's geometry, at most every two seconds.
+        Called with the saliency so far, in the input's geometry, at most every two seconds and for a tenth of the time.
     cancelled
         Asked between batches. Once perturbing has begun, True ends with the partial result.
 
@@ -221,7 +225,14 @@ def explain(
     Alzubaidi et al. "XAI-CLIP", arXiv 2602.07017, 2026.
     """
     _check_choices(method=(method, METHODS), score=(score, SCORES), baseline=(baseline, BASELINES))
-    _check_sizes(window_mm=window_mm, stride_mm=stride_mm, batch_size=batch_size)
+    if isinstance(region, str) and region not in ("guided", "whole") and not _is_mask(region):
+        raise InputError(f"The region {region} is neither guided, whole nor the file of a mask.")
+    window_mm, stride_mm = _length("window_mm", window_mm), _length("stride_mm", stride_mm)
+    if window_mm is not None and stride_mm is not None and stride_mm > window_mm:
+        raise InputError(
+            f"stride_mm is {stride_mm:g}, more than window_mm, {window_mm:g}: that leaves gaps, give a shorter stride."
+        )
+    batch_size, seed = _whole("batch_size", batch_size, 1), _whole("seed", seed, 0)
     run = _Run(on_progress, cancelled or (lambda: False))
     where = choose_device(device)
     torch.set_flush_denormal(True)
@@ -230,11 +241,12 @@ def explain(
         volume = image if isinstance(image, sitk.Image) else imaging.read_volume(image)
         imaging.check_volume(volume)
         modality = imaging.guess_modality(volume)
+        drawn, area = _mask("target", target, volume), _mask("region", region, volume)
     with run.timed("load"):
         segmenter = _segmenter(model, where, trust)
         name, labels = _class_of(prompt, target, segmenter)
         guide = _localizer(localizer, where) if isinstance(region, str) and region == "guided" else None
-    if segmenter.modality and modality and modality not in segmenter.modality.upper():
+    if modality and modality not in (_modalities(segmenter.modality) or {modality}):
         run.warnings.append(
             f"The network {segmenter.name} is for {segmenter.modality}, and this volume looks like {modality}: "
             "do not rely on its segmentation."
@@ -244,14 +256,15 @@ def explain(
         prediction = predict(segmenter, volume, where, batch_size, lambda d, t: run.advance("segment", d, t))
         prepared, tiling = prediction.prepared, prediction.tiling
         segmentation = prediction.label_map(volume)
-        explained = _target(name, labels, target, prediction, volume)
-        if _is_mask(target):
-            structure = _mask(target, volume)
-        else:
+        explained = _target(name, labels, drawn, prediction)
+        structure = drawn
+        if structure is None:
             structure = imaging.resample_labels(prepared.as_image(explained.reference), volume)
+        network_input = prediction.volume
+        del prediction  # the logits of a hundred classes are larger than all the rest
 
     with run.timed("localize"):
-        roi = _region(region, prompt, guide, volume, structure, modality, run)
+        roi = _region(area, prompt, guide, volume, structure, modality, run)
         run.warnings += roi.warnings
         probed = prepared.mask_from(roi.mask)
         if not bool(probed.any()):
@@ -263,11 +276,12 @@ def explain(
         window_mm = window_for(imaging.volume_ml(structure))
     if stride_mm is None:
         stride_mm = window_mm / 2
+    run.go_on()
     with run.timed("explain"):
         scorer = Scorer(
             segmenter.logits,
-            prediction.volume,
-            baseline_volume(baseline, prediction.volume, probed, prepared.spacing_mm),
+            network_input,
+            baseline_volume(baseline, network_input, probed, prepared.spacing_mm),
             tiling,
             explained,
             segmenter.activation,
@@ -279,13 +293,14 @@ def explain(
     run.warnings += scorer.warnings
     saliency = imaging.resample_like(prepared.as_image(last.saliency()), volume)
 
-    measurements = _measure(saliency, roi, structure, scorer, last, len(tiling.patches))
+    perturbed = imaging.resample_like(prepared.as_image(last.weight > 0), volume, "nearest")
+    measurements = _measure(saliency, perturbed, structure, scorer, last, len(tiling.patches))
     values = label_values(segmenter)
     own = [values[channel] for channel in labels]
     target_record: dict[str, Any] = {
         "name": name,
         "label": own[0] if len(own) == 1 else own,
-        "voxels": "given" if _is_mask(target) else "predicted",
+        "voxels": "given" if drawn is not None else "predicted",
     }
     names = {values[channel]: structure for channel, structure in segmenter.labels.items()}
     if not complete:
@@ -352,7 +367,12 @@ class _Run:
         if self.report is not None:
             elapsed = time.perf_counter() - self._begun
             self.report(Progress(stage, done, total, elapsed / done * (total - done) if done else None))
-        if not may_end and self.cancelled():
+        if not may_end:
+            self.go_on()
+
+    def go_on(self) -> None:
+        """Raise `Cancelled` where the user asked for it."""
+        if self.cancelled():
             raise Cancelled("Cancelled before there was a result.")
 
 
@@ -364,15 +384,18 @@ def _follow(
     on_estimate: Callable[[sitk.Image], None] | None,
 ) -> tuple[Estimate, bool]:
     """Run an explainer to its end or until it is cancelled; the last estimate, and whether it is complete."""
-    shown = time.perf_counter()
+    due = time.perf_counter() + ESTIMATE_EVERY_S
     last: Estimate | None = None
     for last in estimates:
         run.advance("explain", last.done, last.planned, may_end=True)
-        if last.done < last.planned and run.cancelled():
+        if last.done == 0 < last.planned:
+            run.go_on()  # a batch may finish no perturbation
+        elif last.done < last.planned and run.cancelled():
             return last, False
-        if on_estimate is not None and time.perf_counter() - shown >= ESTIMATE_EVERY_S:
+        if on_estimate is not None and (begun := time.perf_counter()) >= due:
             on_estimate(imaging.resample_like(prepared.as_image(last.saliency()), volume))
-            shown = time.perf_counter()
+            now = time.perf_counter()
+            due = now + max(ESTIMATE_EVERY_S, (now - begun) / ESTIMATE_SHARE)
     assert last is not None  # the region is not empty, so that a window meets it
     return last, True
 
@@ -392,73 +415,86 @@ def _localizer(localizer: str | Path | Localizer | None, device: torch.device) -
 
 def _class_of(prompt: str, target: str | Path | sitk.Image | None, segmenter: Segmenter) -> tuple[str, tuple[int, ...]]:
     """Name and labels of the class that is explained."""
-    words = target if isinstance(target, str) and not _is_mask(target) else prompt
-    wanted = _exact(words, segmenter.labels) or anatomy.resolve(words)
-    known = ", ".join(str(name) for label, name in segmenter.labels.items() if not _is_background(label, segmenter))
-    if wanted is None and words is prompt:
-        raise InputError(
-            f'"{prompt}" names no structure that is known here, so say with --target which class of the network to '
-            f"explain: {known}."
-        )
-    if wanted is None:
+    by_name = isinstance(target, str) and not _is_mask(target)
+    words = target if isinstance(target, str) and by_name else prompt
+    classes = {
+        label: str(name)
+        for label, name in segmenter.labels.items()
+        if not (segmenter.activation == "softmax" and label == 0)
+    }
+    exact = next((label for label, name in classes.items() if name.lower() == words.strip().lower()), None)
+    if exact is not None:
+        return classes[exact], (exact,)
+    known = ", ".join(classes.values())
+    # A mask says where, and leaves it to the prompt to say which class.
+    way = "choose a prompt that names" if target is not None and not by_name else "say with --target"
+    wanted = anatomy.resolve(words)
+    if wanted is None and by_name:
         raise InputError(f'The target "{words}" is neither a file nor a known structure; the network has: {known}.')
-    if isinstance(wanted, int):
-        return str(segmenter.labels[wanted]), (wanted,)
-    labels = anatomy.match_label(wanted, segmenter.labels)
+    if wanted is None:
+        raise InputError(
+            f'"{prompt}" names no structure that is known here, so {way} the class of the network to explain: {known}.'
+        )
+    labels = anatomy.match_label(wanted, classes)
     if not labels:
         raise InputError(
-            f"The network {segmenter.name} does not segment the {wanted.name}; say with --target which of its classes "
-            f"to explain: {known}."
+            f"The network {segmenter.name} does not segment the {wanted.name}; {way} the class to explain: {known}."
         )
     return wanted.name, tuple(labels)
 
 
-def _exact(words: str, labels: Mapping[int, str]) -> int | None:
-    """The label whose class is called exactly so."""
-    return next((label for label, name in labels.items() if name.lower() == words.strip().lower()), None)
-
-
-def _is_background(label: int, segmenter: Segmenter) -> bool:
-    return segmenter.activation == "softmax" and label == 0
-
-
-def _target(
-    name: str,
-    labels: tuple[int, ...],
-    target: str | Path | sitk.Image | None,
-    prediction: Prediction,
-    volume: sitk.Image,
-) -> Target:
+def _target(name: str, labels: tuple[int, ...], drawn: sitk.Image | None, prediction: Prediction) -> Target:
     """The target on the network's grid: the predicted structure with a rim, or the user's mask."""
-    if _is_mask(target):
-        given = prediction.prepared.mask_from(_mask(target, volume))
+    if drawn is not None:
+        given = prediction.prepared.mask_from(drawn)
+        if not bool(given.any()):
+            raise InputError(
+                "Nothing of the target lies in the part of the volume that the network sees: give another mask."
+            )
         return Target(name, labels, given, given)
     reference = decided(prediction.logits, labels, prediction.segmenter.activation).cpu()
     if not bool(reference.any()):
-        return Target(name, labels, reference, reference)
+        raise InputError(
+            f"The network finds no {name} in this volume, so there is nothing to explain: choose another structure "
+            "with --target or give a mask."
+        )
     distance = ndimage.distance_transform_edt(~reference.numpy(), sampling=prediction.prepared.spacing_mm)
     return Target(name, labels, reference, torch.from_numpy(np.asarray(distance) <= RIM_MM))
 
 
-def _mask(source: str | Path | sitk.Image | None, volume: sitk.Image) -> sitk.Image:
-    """A mask of the user, uint8, in the volume's geometry."""
-    assert source is not None
+def _mask(
+    what: Literal["target", "region"], source: str | Path | sitk.Image | None, volume: sitk.Image
+) -> sitk.Image | None:
+    """A mask of the user, uint8, in exactly the volume's geometry; None where none is given."""
+    if source is None or not _is_mask(source):
+        return None
     mask = source if isinstance(source, sitk.Image) else imaging.read_mask(source, volume)
+    if mask.GetDimension() != 3 or mask.GetNumberOfComponentsPerPixel() != 1:
+        raise InputError(f"The {what} is no mask: give a 3D volume with one whole number per voxel.")
     if not imaging.same_geometry(mask, volume):
         mask = imaging.resample_like(mask, volume, "nearest")
-    return sitk.Cast(mask != 0, sitk.sitkUInt8)
+    mask = sitk.Cast(mask != 0, sitk.sitkUInt8)
+    if not sitk.GetArrayViewFromImage(mask).any():
+        raise InputError(
+            f"The mask of the {what} has no voxel inside the volume: give one that was drawn on this scan."
+        )
+    mask.CopyInformation(volume)
+    return mask
 
 
 def _is_mask(given: object) -> bool:
-    """Whether a target or region is a mask: a volume, or a file, which exists or whose ending says that it should."""
-    if isinstance(given, (Path, sitk.Image)):
-        return True
+    """Whether a target or region is a mask: a volume, or a path, by its type, by its ending, or because it exists.
+
+    A bare word stays a word where a file of that name exists: results often lie in a folder called "liver".
+    """
+    if not isinstance(given, str):
+        return isinstance(given, (Path, sitk.Image))
     endings = (".nii", ".gz", ".nrrd", ".nhdr", ".mha", ".mhd")
-    return isinstance(given, str) and (Path(given).is_file() or given.lower().endswith(endings))
+    return given.lower().endswith(endings) or (bool(re.search(r"[./\\]", given)) and os.path.exists(given))
 
 
 def _region(
-    region: str | Path | sitk.Image,
+    drawn: sitk.Image | None,
     prompt: str,
     guide: Localizer | None,
     volume: sitk.Image,
@@ -470,31 +506,26 @@ def _region(
         what: Structure | str = anatomy.resolve(prompt) or prompt
         probability = guide.locate(volume, what, modality, lambda d, t: run.advance("localize", d, t))
         return guided_region(volume, probability, prediction, prompt, threshold=guide.threshold)
-    if isinstance(region, str) and region == "whole":
-        return whole_region(volume)
-    if isinstance(region, str) and not _is_mask(region):
-        raise InputError(f"The region {region} is neither guided, whole nor the file of a mask.")
-    return region_from_mask(volume, _mask(region, volume), prediction)
+    return whole_region(volume) if drawn is None else region_from_mask(volume, drawn, prediction)
 
 
 # --- numbers and checks --------------------------------------------------------------------------
 
 
 def _measure(
-    saliency: sitk.Image, region: Region, prediction: sitk.Image, scorer: Scorer, last: Estimate, patches: int
+    saliency: sitk.Image, perturbed: sitk.Image, prediction: sitk.Image, scorer: Scorer, last: Estimate, patches: int
 ) -> dict[str, Any]:
     """Numbers about an explanation; see the README for what each means."""
     effect = np.abs(sitk.GetArrayViewFromImage(saliency))
     inside = sitk.GetArrayViewFromImage(prediction) != 0
-    probed = effect > 0
-    total = float(effect.sum())
-    voxel_ml = float(np.prod(saliency.GetSpacing())) / 1000
+    probed = sitk.GetArrayViewFromImage(perturbed) != 0
+    total = float(effect.sum(dtype=np.float64))
     return {
         "score_unperturbed": scorer.full_score,
-        "target_volume_ml": float(inside.sum()) * voxel_ml,
+        "target_volume_ml": imaging.volume_ml(prediction),
         "largest_score_lost": float(sitk.GetArrayViewFromImage(saliency).max()),
         "smallest_score_lost": float(sitk.GetArrayViewFromImage(saliency).min()),
-        "effect_inside_target": float(effect[inside].sum()) / total if total else None,
+        "effect_inside_target": float(effect[inside].sum(dtype=np.float64)) / total if total else None,
         "effect_inside_target_if_uniform": float((inside & probed).sum() / probed.sum()) if probed.any() else None,
         "perturbations": last.done,
         "perturbations_planned": last.planned,
@@ -509,7 +540,23 @@ def _check_choices(**given: tuple[str, tuple[str, ...]]) -> None:
             raise InputError(f"There is no {what} {value!r}: choose one of {', '.join(known)}.")
 
 
-def _check_sizes(**given: float | None) -> None:
-    for what, value in given.items():
-        if value is not None and not (np.isfinite(value) and value > 0):
-            raise InputError(f"{what} is {value:g}: give a number above 0.")
+def _length(what: str, value: Any) -> float | None:
+    """A length in mm, where one is given."""
+    if value is None:
+        return None
+    if not (isinstance(value, (int, float, np.number)) and np.isfinite(value) and value > 0):
+        raise InputError(f"{what} is {value}: give a length in mm above 0.")
+    return float(value)
+
+
+def _whole(what: str, value: Any, least: int) -> int:
+    """A whole number."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value < 2**63:
+        raise InputError(f"{what} is {value}: give a whole number from {least}.")
+    return int(value)
+
+
+def _modalities(words: str | None) -> set[str]:
+    """Which of CT and MR a network's own words for its modality mean; empty where they mean neither."""
+    signs = {"CT": r"\bCT|computed tomography", "MR": r"\bMR|magnetic resonance|\bT[12]\b"}
+    return {name for name, pattern in signs.items() if re.search(pattern, words or "", re.IGNORECASE)}

@@ -9,6 +9,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -57,7 +58,7 @@ def build(
     recognise it; no path, name, date or position.
     """
     voxels = np.ascontiguousarray(sitk.GetArrayViewFromImage(image))
-    return {
+    kept = {
         "format": "XAI-CLIP explanation 1",
         "prompt": prompt,
         "target": dict(target),
@@ -82,6 +83,7 @@ def build(
         "warnings": list(warnings),
         "complete": complete,
     }
+    return {key: _plain(value) for key, value in kept.items()}
 
 
 def write(record: Mapping[str, Any], path: Path) -> Path:
@@ -92,26 +94,34 @@ def write(record: Mapping[str, Any], path: Path) -> Path:
     InputError
         The file cannot be written.
     """
-    text = json.dumps(_finite(record), indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(_plain(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=".writing-", delete=False
-        ) as stream:
+        handle, name = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
+        temporary = Path(name)
+        # A prompt from a terminal may hold bytes that are no text: written as the escapes that JSON has for them.
+        with open(handle, "w", encoding="utf-8", errors="backslashreplace") as stream:
             stream.write(text)
-        Path(stream.name).chmod(0o644)
-        os.replace(stream.name, path)
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}): choose another folder.") from error
+    finally:
+        if temporary is not None:
+            with suppress(OSError):
+                temporary.unlink()
     return path
 
 
-def _finite(value: Any) -> Any:
-    """The same with null for what JSON cannot hold (NaN, infinity)."""
+def _plain(value: Any) -> Any:
+    """The same as JSON can hold it: NumPy's numbers as Python's, null for NaN and infinity."""
     if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
+        return [_plain(inner) for inner in value]
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -1,0 +1,673 @@
+"""The whole pipeline, with a network and a localizer whose behaviour is known."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+import re
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from scipy.special import softmax
+from torch import Tensor
+
+from XAICLIPLib import explanation, imaging
+from XAICLIPLib.anatomy import Structure
+from XAICLIPLib.errors import Cancelled, InputError
+from XAICLIPLib.explanation import Explanation, Progress, explain
+from XAICLIPLib.perturbation.occlusion import window_for
+from XAICLIPLib.perturbation.perturbation import Perturbation
+from XAICLIPLib.scoring import Scorer
+from XAICLIPLib.segmentation.segmenter import Activation, Prepared, SlidingWindow
+
+LABELS = {0: "background", 1: "liver", 2: "left kidney", 3: "right kidney"}
+OBLIQUE = (np.reshape(sitk.Euler3DTransform((0, 0, 0), 0.3, -0.2, 0.4).GetMatrix(), (3, 3)) * (-1, 1, -1)).ravel()
+BOXES = {1: (slice(5, 11), slice(5, 12), slice(4, 10)), 2: (slice(5, 11), slice(5, 11), slice(14, 18))}
+BOXES[3] = (slice(5, 11), slice(13, 17), slice(14, 18))
+"""(z, y, x) of each structure in `scan`."""
+
+
+@dataclass
+class Network:
+    """A network that tells structures by their HU: 100 for label 1, 200 for label 2, ...; air is no structure."""
+
+    labels: Mapping[int, str] = field(default_factory=lambda: dict(LABELS))
+    activation: Activation = "softmax"
+    window: SlidingWindow | None = field(default_factory=lambda: SlidingWindow((16, 16, 16), 0.25, "gaussian"))
+    modality: str | None = "CT"
+    grid_mm: float | None = None  # None: the input's own grid
+    landmark: tuple[slice, ...] | None = None  # (x, y, z): no structure is seen where this box is not at 0 HU or more
+    name: str = "tiny"
+    calls: int = 0
+
+    @property
+    def provenance(self) -> Mapping[str, str]:
+        return {"name": self.name, "sha256": "0" * 64}
+
+    def prepare(self, image: sitk.Image) -> Prepared:
+        if self.grid_mm is not None:
+            image = imaging.standard_axial(image, self.grid_mm)
+        array = sitk.GetArrayFromImage(image).astype(np.float32).transpose(2, 1, 0) / 100
+        return Prepared(torch.from_numpy(np.ascontiguousarray(array))[None], imaging.ras_affine(image))
+
+    def logits(self, patches: Tensor) -> Tensor:
+        self.calls += 1
+        x = patches[:, 0]
+        first = 1 if self.activation == "softmax" else 0
+        seen = [4 - 8 * (x - n).abs() for n in range(1, len(self.labels) - first + 1)]
+        if self.landmark is not None:
+            there = x[(slice(None), *self.landmark)].mean(dim=(1, 2, 3))
+            seen = [s + 20 * there.clamp(max=0)[:, None, None, None] for s in seen]
+        return torch.stack([torch.zeros_like(x)] * first + seen, 1)
+
+
+@dataclass
+class Finder:
+    """A localizer that finds what has the HU of a label, on a grid of its own."""
+
+    label: int = 1
+    name: str = "finder"
+    threshold: float = 0.5
+    asked: list[Structure | str] = field(default_factory=list)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        return {"name": self.name, "sha256": "1" * 64}
+
+    def locate(
+        self, image: sitk.Image, prompt: Structure | str, modality: str | None, advance: Callable[[int, int], None]
+    ) -> sitk.Image:
+        self.asked.append(prompt)
+        for done in (1, 2):
+            advance(done, 2)
+        found = sitk.Cast(image == 100 * self.label, sitk.sitkFloat32)
+        return imaging.standard_axial(found, 4.0)
+
+
+def scan(
+    spacing: tuple[float, ...] = (3.0, 3.0, 3.0),
+    direction: Iterable[float] = (1, 0, 0, 0, 1, 0, 0, 0, 1),
+    structures: Iterable[int] = (1, 2, 3),
+) -> sitk.Image:
+    """Air around a body of 0 HU with boxes of structures, 22 × 20 × 16 voxels."""
+    array = np.full((16, 20, 22), -1000, np.int16)
+    array[1:-1, 2:-2, 2:-2] = 0
+    for label in structures:
+        array[BOXES[label]] = 100 * label
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(spacing)
+    image.SetDirection([float(d) for d in direction])
+    image.SetOrigin((-123.25, 45.75, -67.5))
+    return image
+
+
+def mask_of(image: sitk.Image, box: tuple[slice, ...]) -> sitk.Image:
+    array = np.zeros(image.GetSize()[::-1], np.uint8)
+    array[box] = 1
+    mask = sitk.GetImageFromArray(array)
+    mask.CopyInformation(image)
+    return mask
+
+
+def values(image: sitk.Image) -> np.ndarray:
+    return np.asarray(sitk.GetArrayFromImage(image))
+
+
+def geometry(image: sitk.Image) -> tuple[Any, ...]:
+    return image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection()
+
+
+def run(image: sitk.Image | str | Path | None = None, prompt: str = "liver", **options: Any) -> Explanation:
+    """Explain with the tiny network, whole volume unless told otherwise, few windows."""
+    given: dict[str, Any] = {"model": Network(), "localizer": Finder(), "region": "whole", "device": "cpu"}
+    given |= {"window_mm": 24.0, "stride_mm": 12.0} | options
+    return explain(scan() if image is None else image, prompt, **given)
+
+
+# Maps
+
+
+def test_every_output_lies_exactly_where_an_oblique_flipped_anisotropic_input_lies() -> None:
+    image = scan((1.7, 2.3, 4.1), OBLIQUE, (1,))
+    result = run(image, model=Network(grid_mm=2.5), region="guided", window_mm=10.0, stride_mm=5.0)
+    for name, output in (
+        ("saliency", result.saliency),
+        ("region", result.region.mask),
+        ("segmentation", result.segmentation),
+        ("prediction", result.prediction),
+    ):
+        assert geometry(output) == geometry(image), name
+    assert result.saliency.GetPixelID() == sitk.sitkFloat32
+    assert result.prediction.GetPixelID() == result.region.mask.GetPixelID() == sitk.sitkUInt8
+    found, truth = values(result.prediction) != 0, values(image) == 100
+    assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.85
+    assert values(result.region.mask)[truth].all()
+    saliency = values(result.saliency)
+    assert saliency[truth].mean() > 3 * saliency[~truth].mean() > 0
+
+
+def test_saliency_peaks_where_the_network_depends_on() -> None:
+    # All of the liver hangs on a corner of the body away from it.
+    corner = (slice(14, 18), slice(13, 17), slice(11, 15))
+    network = Network(window=None, landmark=corner)
+    result = run(model=network, window_mm=12.0, stride_mm=6.0)
+    saliency = values(result.saliency)
+    box = corner[::-1]
+    peak = np.unravel_index(saliency.argmax(), saliency.shape)
+    assert all(s.start <= p < s.stop for s, p in zip(box, peak, strict=True))
+    assert saliency[box].mean() > 2 * saliency[BOXES[1]].mean() > 0
+    assert result.measurements["effect_inside_target"] < 0.5
+
+
+def by_hand(image: sitk.Image, window: int, stride: int, spacing: float) -> np.ndarray:
+    """Saliency (z, y, x) for the liver and the soft Dice, written out for the pointwise network on the input's grid."""
+    x = values(image).astype(float) / 100
+
+    def liver(intensity: np.ndarray) -> np.ndarray:
+        logits = [np.zeros_like(intensity), *(4 - 8 * np.abs(intensity - n) for n in (1, 2, 3))]
+        return np.asarray(softmax(np.stack(logits), axis=0)[1])
+
+    truth = x == 1
+    positions = spacing * np.argwhere(np.ones_like(truth)).reshape(*truth.shape, 3)
+    distances = np.linalg.norm(positions[..., None, :] - positions[truth], axis=-1).min(-1)
+    scored = distances <= explanation.RIM_MM
+
+    def dice(p: np.ndarray) -> float:
+        return float(2 * p[truth].sum() / (p[scored].sum() + truth.sum()))
+
+    lost, count = np.zeros(x.shape), np.zeros(x.shape)
+    for corner in itertools.product(*(range(0, n - window + stride, stride) for n in x.shape)):
+        box = tuple(slice(c, c + window) for c in corner)
+        changed = x.copy()
+        changed[box] = x.min()
+        lost[box] += dice(liver(x)) - dice(liver(changed))
+        count[box] += 1
+    return lost / count
+
+
+def test_saliency_is_what_is_worked_out_by_hand() -> None:
+    image = scan()[4:12, 4:12, 4:12]
+    result = run(image, window_mm=12.0, stride_mm=6.0)
+    expected = by_hand(image, window=4, stride=2, spacing=3.0)
+    assert expected.max() > 0.05
+    assert np.allclose(values(result.saliency), expected, atol=1e-5)
+    assert result.measurements["largest_score_lost"] == pytest.approx(expected.max(), abs=1e-5)
+
+
+def test_equal_seeds_give_equal_maps_and_other_seeds_the_same_within_rounding() -> None:
+    first, again, other = (values(run(seed=seed).saliency) for seed in (3, 3, 4))
+    assert np.array_equal(first, again)
+    assert np.allclose(first, other, atol=1e-6)
+    assert first.max() > 0.05
+
+
+def test_guided_asks_less_than_whole_and_gets_the_same_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, float] = {}
+
+    class Recording(Scorer):
+        def lost(self, perturbations: Iterable[Perturbation]) -> Iterator[list[tuple[int, float]]]:
+            listed = list(perturbations)
+            for batch in super().lost(listed):
+                seen.update({str(listed[n].box): value for n, value in batch})
+                yield batch
+
+    monkeypatch.setattr(explanation, "Scorer", Recording)
+    guided = run(region="guided", window_mm=12.0, stride_mm=6.0)
+    few = dict(seen)
+    seen.clear()
+    whole = run(window_mm=12.0, stride_mm=6.0)
+    assert 0 < len(few) < len(seen)
+    assert guided.measurements["perturbations"] == len(few)
+    assert whole.measurements["perturbations"] == len(seen)
+    assert {box: seen[box] for box in few} == pytest.approx(few, abs=1e-6)
+
+
+# Regions
+
+
+@pytest.mark.parametrize("kind", ["file", "path", "volume", "other grid"])
+def test_a_region_is_a_mask_file_or_a_volume(tmp_path: Path, kind: str) -> None:
+    image = scan()
+    mask = mask_of(image, (slice(4, 8), slice(4, 8), slice(4, 8)))
+    path = imaging.write_volume(mask, tmp_path / "region.nrrd")
+    mask.SetOrigin((-123.25, 45.75, -67.5 + 5e-4))  # the same grid, rounded
+    other = imaging.resample_like(mask, imaging.standard_axial(image, 1.5), "nearest")
+    given = {"file": str(path), "path": path, "volume": mask, "other grid": other}[kind]
+    result = run(image, region=given, localizer="never loaded")
+    assert result.region.source == result.record["region"]["source"] == "file"
+    assert np.array_equal(values(result.region.mask), values(mask))
+    assert geometry(result.region.mask) == geometry(image)
+    assert result.record["models"]["localizer"] is None
+    assert not values(result.saliency)[:, :, 20:].any()  # no window that meets the region reaches there
+    assert values(result.saliency)[4:8, 4:8, 4:8].all()
+
+
+def test_the_whole_volume_is_a_region() -> None:
+    result = run(localizer="never loaded")
+    assert values(result.region.mask).all()
+    assert result.record["parameters"]["region"] == "whole"
+    assert result.record["region"]["agreement_with_prediction"] is None
+    null = values(result.prediction).mean()
+    assert result.measurements["effect_inside_target_if_uniform"] == pytest.approx(null, rel=1e-6)
+    assert result.measurements["effect_inside_target"] > 2 * null
+
+
+def test_a_region_is_refused_before_the_network_runs(tmp_path: Path) -> None:
+    image, network = scan(), Network()
+    nothing = imaging.write_volume(mask_of(image, BOXES[1]) * 0, tmp_path / "nothing.nrrd")
+    for region, message in (
+        ("liver", "The region liver is neither guided, whole nor the file of a mask"),
+        ("nosuch.nii.gz", "no file or folder nosuch"),
+        (tmp_path / "nosuch", "no file or folder .*nosuch"),
+        (nothing, "is empty"),
+        (mask_of(image, BOXES[1]) * 0, "mask of the region has no voxel inside the volume"),
+        (image[:, :, 3], "The region is no mask: give a 3D volume"),
+        (sitk.Compose(image, image), "The region is no mask: give a 3D volume"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run(image, model=network, region=region)
+    assert network.calls == 0
+
+
+# Targets
+
+
+def test_a_target_is_another_structure_by_name() -> None:
+    finder = Finder(label=1)
+    result = run(target="renal, left", region="guided", localizer=finder)
+    assert result.target == {"name": "left kidney", "label": 2, "voxels": "predicted"}
+    assert [getattr(asked, "name", asked) for asked in finder.asked] == ["liver"]
+    assert np.array_equal(values(result.prediction) != 0, values(mask_of(scan(), BOXES[2])) != 0)
+
+
+@pytest.mark.parametrize("kind", ["file", "volume"])
+def test_a_target_is_a_mask_whose_class_the_prompt_says(tmp_path: Path, kind: str) -> None:
+    image = scan()
+    part = (slice(5, 8), slice(5, 8), slice(4, 7))
+    mask = mask_of(image, part)
+    mask.SetOrigin((-123.25, 45.75, -67.5 + 5e-4))  # the same grid, rounded
+    given = mask if kind == "volume" else str(imaging.write_volume(mask, tmp_path / "target.nii.gz"))
+    result = run(image, target=given)
+    assert result.target == {"name": "liver", "label": 1, "voxels": "given"}
+    assert np.array_equal(values(result.prediction), values(mask))
+    assert geometry(result.prediction) == geometry(image)
+    assert result.measurements["target_volume_ml"] == pytest.approx(27 * 0.027)
+    # Only that part is scored, so only windows that meet it lose.
+    saliency = values(result.saliency)
+    assert saliency[part].min() > 0.1
+    assert np.abs(saliency[:, 16:]).max() < 1e-6
+
+
+def test_a_target_that_cannot_be_used_is_refused_in_words(tmp_path: Path) -> None:
+    image = scan()
+    for target, message in (
+        ("pancreas", "does not segment the pancreas; say with --target .*: liver, left kidney, right kidney"),
+        ("bright spot", 'The target "bright spot" is neither a file nor a known structure; the network has: liver, '),
+        ("background", 'The target "background" is neither'),
+        ("nosuch.nrrd", "no file or folder nosuch"),
+        (mask_of(image, BOXES[1]) * 0, "mask of the target has no voxel inside the volume"),
+        (image[:, :, 3], "The target is no mask: give a 3D volume"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run(image, target=target)
+    with pytest.raises(InputError, match=r'"bright spot" names no structure .*choose a prompt that names the class'):
+        run(image, "bright spot", target=mask_of(image, BOXES[1]))
+
+
+def test_a_file_or_folder_called_liver_does_not_make_liver_a_mask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "liver").write_text("", encoding="utf-8")
+    (tmp_path / "left kidney").mkdir()
+    assert run(target="liver").target["name"] == "liver"
+    assert run(target="left kidney").target["name"] == "left kidney"
+    with pytest.raises(InputError, match="is neither a file nor a known structure"):
+        run(target="no structure " * 500)  # longer than a path may be
+
+
+def test_both_kidneys_are_explained_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Scorer] = []
+
+    class Recording(Scorer):
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            made.append(self)
+
+    monkeypatch.setattr(explanation, "Scorer", Recording)
+    image = scan((6.0, 6.0, 6.0))
+    result = run(image, "both kidneys", window_mm=None, stride_mm=None)
+    assert result.target["label"] == [2, 3]
+    assert made[0].target.label == (2, 3)
+    both = (values(image) == 200) | (values(image) == 300)
+    assert np.array_equal(values(result.prediction) != 0, both)
+    saliency = values(result.saliency)
+    assert saliency[BOXES[2]].min() > 0.01 < saliency[BOXES[3]].min()
+    # The default window is that of the volume of both.
+    parameters, volume_ml = result.record["parameters"], both.sum() * 0.216
+    assert 0.5 * (1000 * volume_ml) ** (1 / 3) > 16
+    assert (
+        parameters["window_mm"] == window_for(volume_ml) == pytest.approx(0.5 * (1000 * volume_ml) ** (1 / 3), abs=0.1)
+    )
+    assert parameters["stride_mm"] == parameters["window_mm"] / 2
+
+
+def test_words_that_mean_no_structure_need_a_target_and_guide_the_localizer_then() -> None:
+    finder = Finder()
+    with pytest.raises(InputError, match=r'"bright spot" names no structure .* with --target .*: liver, left kidney'):
+        run(prompt="bright spot", localizer=finder)
+    result = run(prompt="bright spot", target="liver", region="guided", localizer=finder)
+    assert finder.asked == ["bright spot"]
+    assert result.target["name"] == "liver"
+    assert result.record["prompt"] == "bright spot"
+
+
+def test_a_class_the_network_lacks_is_refused_with_those_it_has() -> None:
+    network = Network()
+    with pytest.raises(InputError, match=r"tiny does not segment the pancreas; say with --target .*: liver, left"):
+        run(prompt="pancreas", model=network)
+    assert network.calls == 0
+
+
+@pytest.mark.parametrize("region", ["guided", "whole"])
+def test_a_structure_that_is_not_there_is_said_to_be_so(region: str) -> None:
+    finder = Finder()
+    with pytest.raises(InputError, match=r"finds no liver in this volume, so there is nothing to explain: choose"):
+        run(scan(structures=(2, 3)), region=region, localizer=finder)
+    assert not finder.asked  # not looked for by the localizer either
+
+
+def test_the_channels_of_a_sigmoid_network_have_the_next_label() -> None:
+    labels = {0: "spot Q", 1: "left kidney", 2: "right kidney"}
+    image = scan()
+    result = run(image, "spot Q", model=Network(labels, "sigmoid"), batch_size=2)
+    assert result.target["label"] == 1
+    assert result.labels == {1: "spot Q", 2: "left kidney", 3: "right kidney"}
+    assert np.array_equal(values(result.segmentation), np.maximum(values(image), 0) // 100)
+    assert np.array_equal(values(result.prediction) != 0, values(image) == 100)
+    assert values(result.saliency)[BOXES[1]].min() > 0.05
+
+
+# Progress, running estimates, cancelling
+
+
+def test_progress_grows_to_its_end_in_every_stage() -> None:
+    seen: list[Progress] = []
+    run(region="guided", on_progress=seen.append)
+    stages = [stage for stage, _ in itertools.groupby(p.stage for p in seen)]
+    assert stages == ["segment", "localize", "explain"]
+    for stage in stages:
+        part = [p for p in seen if p.stage == stage]
+        done = [p.done for p in part]
+        assert done == sorted(done)
+        assert {p.total for p in part} == {done[-1]}
+        assert all((p.seconds_left is None) if p.done == 0 else (p.seconds_left or 0) >= 0 for p in part)
+        assert part[-1].seconds_left == 0
+
+
+def test_running_estimates_lie_in_the_inputs_geometry(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, seen = scan((1.7, 2.3, 4.1), OBLIQUE), []
+    assert run(image, on_estimate=seen.append).complete
+    assert len(seen) <= 1  # it takes less than two seconds
+    seen.clear()
+    monkeypatch.setattr(explanation, "ESTIMATE_EVERY_S", 0)
+    run(image, model=Network(grid_mm=3.0), on_estimate=seen.append)
+    assert seen
+    for estimate in seen:
+        assert geometry(estimate) == geometry(image)
+        assert estimate.GetPixelID() == sitk.sitkFloat32
+        assert np.isfinite(values(estimate)).all()
+
+
+def test_running_estimates_that_take_long_are_rare(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[sitk.Image] = []
+    told: list[Progress] = []
+    monkeypatch.setattr(explanation, "ESTIMATE_EVERY_S", 0)
+
+    def show(estimate: sitk.Image) -> None:
+        shown.append(estimate)
+        time.sleep(0.3)
+
+    run(on_estimate=show, on_progress=told.append)
+    assert 1 <= len(shown) < sum(p.stage == "explain" for p in told) / 2
+
+
+def test_the_seed_decides_in_which_order_windows_are_tried() -> None:
+    def partial(seed: int) -> np.ndarray:
+        told: list[Progress] = []
+        found = run(
+            seed=seed, on_progress=told.append, cancelled=lambda: told[-1].stage == "explain" and told[-1].done >= 12
+        )
+        assert not found.complete
+        return values(found.saliency)
+
+    assert np.array_equal(partial(0), partial(0))
+    assert not np.array_equal(partial(0), partial(1))
+
+
+def test_the_localizer_gets_the_structure_where_the_prompt_means_one() -> None:
+    finder = Finder()
+    run(prompt="Livers", localizer=finder, region="guided")
+    (asked,) = finder.asked
+    assert isinstance(asked, Structure)
+    assert asked.name == "liver"
+
+
+def test_cancelling_before_perturbing_raises() -> None:
+    network = Network()
+    with pytest.raises(Cancelled):
+        run(model=network, cancelled=lambda: True)
+    assert network.calls <= 1
+    for stage in ("segment", "localize"):
+        seen: list[Progress] = []
+        with pytest.raises(Cancelled):
+            run(
+                region="guided",
+                on_progress=seen.append,
+                cancelled=lambda stage=stage, seen=seen: seen[-1].stage == stage and seen[-1].done == seen[-1].total,
+            )
+        assert seen[-1].stage == stage
+
+
+def test_cancelling_before_the_first_score_raises() -> None:
+    # With one patch at a time, a window that meets several patches takes several batches.
+    seen: list[Progress] = []
+    network = Network(window=SlidingWindow((8, 8, 8), 0.5))
+    with pytest.raises(Cancelled):
+        run(
+            model=network,
+            batch_size=1,
+            on_progress=seen.append,
+            cancelled=lambda: seen[-1].stage == "explain" and seen[-1].done == 0,
+        )
+    assert seen[-1].stage == "explain"
+
+
+def test_cancelling_while_perturbing_gives_what_is_known() -> None:
+    seen: list[Progress] = []
+    result = run(
+        on_progress=seen.append,
+        cancelled=lambda: seen[-1].stage == "explain" and seen[-1].done > 3,
+        window_mm=12.0,
+        stride_mm=6.0,
+    )
+    done, planned = result.measurements["perturbations"], result.measurements["perturbations_planned"]
+    assert 3 < done == seen[-1].done < planned == seen[-1].total
+    assert not result.complete and not result.record["complete"]
+    assert f"Cancelled after {done} of {planned} perturbations: the saliency is incomplete." in result.warnings
+    covered = values(result.saliency) != 0
+    assert 0 < covered.mean() < 0.9
+
+
+def test_cancelling_at_the_last_perturbation_changes_nothing() -> None:
+    seen: list[Progress] = []
+    result = run(on_progress=seen.append, cancelled=lambda: seen[-1].stage == "explain" and seen[-1].seconds_left == 0)
+    assert result.complete and not result.warnings
+
+
+# Options and inputs
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("method", "gradient"),
+        ("score", "iou"),
+        ("baseline", "noise"),
+        *[("window_mm", value) for value in (0, -3.0, float("nan"), float("inf"), "wide")],
+        *[("stride_mm", value) for value in (0.0, -1, float("nan"), 25.0)],
+        *[("batch_size", value) for value in (0, -1, 2.5, True)],
+        *[("seed", value) for value in (-1, 0.5, 2**64)],
+        ("region", "everywhere"),
+        ("device", "gpu"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused_by_name(option: str, value: Any) -> None:
+    network = Network()
+    with pytest.raises(InputError) as error:
+        run(model=network, **{option: value})
+    assert option in str(error.value)
+    assert network.calls == 0
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    options = {"window_mm": np.float32(24), "stride_mm": np.float64(12), "batch_size": np.int64(4), "seed": np.uint8(0)}
+    result = run(**options)
+    assert np.array_equal(values(result.saliency), values(run().saliency))
+    json.dumps(result.record, allow_nan=False)
+
+
+def test_a_volume_that_cannot_be_used_is_refused() -> None:
+    with pytest.raises(InputError, match="constant"):
+        run(scan(structures=()) * 0)
+    with pytest.raises(InputError, match="2D"):
+        run(scan()[:, :, 3])
+    with pytest.raises(InputError, match="no file or folder"):
+        run("nosuch.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("network", "volume", "warns"),
+    [
+        ("CT", "MR", True),
+        ("Computed Tomography", "MR", True),
+        ("MRI", "CT", True),
+        ("T1 magnetic resonance", "CT", True),
+        ("CT", "CT", False),
+        ("MRI", "MR", False),
+        ("CT, MR", "MR", False),
+        ("computed tomography", "CT", False),
+        (None, "MR", False),
+        ("SPECT", "MR", False),  # says nothing about either
+        ("CT", None, False),
+    ],
+)
+def test_a_scan_of_another_modality_than_the_networks_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, network: str | None, volume: str | None, warns: bool
+) -> None:
+    monkeypatch.setattr(imaging, "guess_modality", lambda image: volume)
+    result = run(model=Network(modality=network), window_mm=48.0, stride_mm=48.0)
+    assert result.record["input"]["modality"] == volume
+    expected = f"The network tiny is for {network}, and this volume looks like {volume}"
+    assert [w.startswith(expected) for w in result.warnings] == [True] * warns
+
+
+def test_a_region_that_disagrees_with_the_prediction_is_warned_of() -> None:
+    result = run(region="guided", localizer=Finder(label=2))
+    assert any("Region and prediction disagree" in warning for warning in result.warnings)
+    assert result.record["warnings"] == result.warnings
+
+
+# What is written
+
+
+def png_text(data: bytes) -> bytes:
+    """Keywords and text of a PNG, decompressed: all but its pixels."""
+    found, at = b"", 8
+    while at < len(data):
+        size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        body = data[at + 8 : at + 8 + size]
+        at += 12 + size
+        if kind == b"zTXt":
+            key, _, packed = body.partition(b"\0")
+            body = key + zlib.decompress(packed[1:])
+        if kind != b"IDAT":
+            found += kind + body
+    return found
+
+
+def contents(path: Path) -> bytes:
+    """Bytes of a file, and what they hold compressed."""
+    data = path.read_bytes()
+    if path.suffix == ".nrrd":
+        header, _, voxels = data.partition(b"\n\n")
+        return data + (gzip.decompress(voxels) if b"gzip" in header else b"")
+    return data + (png_text(data) if path.suffix == ".png" else b"")
+
+
+@pytest.mark.parametrize("from_file", [True, False])
+def test_nothing_that_is_written_names_the_patient(tmp_path: Path, from_file: bool) -> None:
+    image = scan()
+    for key, value in (("PatientName", "DOE^JOHN"), ("0010|0010", "DOE^JOHN"), ("StudyDate", "19700102")):
+        image.SetMetaData(key, value)
+    mask = mask_of(image, (slice(4, 12), slice(4, 12), slice(4, 12)))
+    mask.SetMetaData("PatientName", "DOE^JOHN")
+    folder = tmp_path / "DOE^JOHN" / "1970-01-02"
+    folder.mkdir(parents=True)
+    files = {"image": folder / "DOE^JOHN.nrrd", "region": folder / "DOE^JOHN mask.nrrd"}
+    sitk.WriteImage(image, str(files["image"]))
+    sitk.WriteImage(mask, str(files["region"]))
+    assert b"DOE^JOHN" in files["image"].read_bytes()
+    given: dict[str, Any] = files if from_file else {"image": image, "region": mask}
+    result = run(**given, target=given["region"])
+    written = result.save(folder / "result")
+    assert {path.name for path in (folder / "result").iterdir()} == {
+        *("saliency.nrrd", "region.nrrd", "segmentation.nrrd", "explanation.json", "figure.png")
+    }
+    for path in written.values():
+        content = contents(path).lower()
+        for secret in (b"doe", b"john", b"1970", b"patientname", b"studydate", tmp_path.name.encode().lower()):
+            assert secret not in content, (path.name, secret)
+    for text in (contents(written["explanation"]), png_text(written["figure"].read_bytes())):
+        assert not re.search(rb"\d{4}-\d\d-\d\d|\d\d:\d\d", text)  # dates, times
+        assert b"123.25" not in text and b"67.5" not in text  # where the scanner had the patient
+
+
+def test_save_replaces_what_was_there_and_reads_back(tmp_path: Path) -> None:
+    image = scan((1.7, 2.3, 4.1), OBLIQUE)
+    result = run(image, model=Network(grid_mm=3.0))
+    names = ("saliency.nrrd", "region.nrrd", "segmentation.nrrd", "explanation.json", "figure.png")
+    for name in names:
+        (tmp_path / name).write_text("old", encoding="utf-8")
+    written = result.save(tmp_path)
+    assert {key: path.name for key, path in written.items()} == {name.partition(".")[0]: name for name in names}
+    assert {path.name for path in tmp_path.iterdir()} == set(names)
+    for key, volume in (
+        ("saliency", result.saliency),
+        ("region", result.region.mask),
+        ("segmentation", result.segmentation),
+    ):
+        read = sitk.ReadImage(str(written[key]))
+        assert imaging.same_geometry(read, image)
+        assert read.GetPixelID() == volume.GetPixelID()
+        assert np.array_equal(values(read), values(volume))
+    assert json.loads(written["explanation"].read_text(encoding="utf-8")) == result.record
+    assert written["figure"].read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    result = run(window_mm=48.0, stride_mm=48.0)
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(InputError, match="cannot be written"):
+        result.save(tmp_path / "file")
+    with pytest.raises(InputError, match="cannot be written"):
+        result.save(str(tmp_path / "file" / "below"))
