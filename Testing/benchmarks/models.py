@@ -98,30 +98,34 @@ def region_tables(found: list[Case]) -> None:
     localizer = catalog.load_localizer(None, torch.device("cpu"))
     known = [(name, anatomy.structure(name), anatomy.structure(name)) for name in (*data.ORGANS[1:], "kidneys")]
     unseen = [(word, word, anatomy.structure(name)) for name, words in HELD_OUT.items() for word in words]
+    rows: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
+    for case in found:  # the localizer embeds each volume once
+        for words, prompt, structure in (*known, *unseen):
+            truth = case.mask(structure)
+            if truth is None:
+                continue
+            probability = localizer.locate(case.image, prompt, "CT")
+            region = guided_region(case.image, probability, truth, words, threshold=localizer.threshold)
+            row = (0.0, 0.0, 0.0)  # nothing usable was found
+            if region.source == "guided":
+                dice, recall = overlap(region.mask, truth)
+                row = (recall, dice, region.share_of_body)
+            rows.setdefault((words, case.source), []).append(row)
     sources = list(dict.fromkeys(case.source for case in found))
     for heading, prompts in (("Regions", known), ("Regions of words that were never trained on", unseen)):
         columns = " | ".join(f"{source}: recall | Dice | share of body" for source in sources)
         print(f"\n{heading} of {localizer.name}\n\n| prompt | {columns} |")
         print(f"| --- |{' ---: | ---: | ---: |' * len(sources)}")
-        for words, prompt, structure in prompts:
-            cells = []
-            for source in sources:
-                rows = []
-                for case in found:
-                    truth = case.mask(structure) if case.source == source else None
-                    if truth is None:
-                        continue
-                    probability = localizer.locate(case.image, prompt, "CT")
-                    region = guided_region(case.image, probability, truth, words, threshold=localizer.threshold)
-                    if region.source == "guided":
-                        dice, recall = overlap(region.mask, truth)
-                        rows.append((recall, dice, region.share_of_body))
-                    else:  # nothing usable was found
-                        rows.append((0.0, 0.0, 0.0))
-                mean = np.mean(rows, axis=0) if rows else (np.nan,) * 3
-                lowest = f" (≥ {min(r[0] for r in rows):.2f})" if len(rows) > 1 else ""
-                cells.append(f"{mean[0]:.2f}{lowest} | {mean[1]:.2f} | {mean[2]:.1%}" if rows else " | | ")
-            print(f"| {words} | {' | '.join(cells)} |", flush=True)
+        for words, _, _ in prompts:
+            print(f"| {words} | {' | '.join(_cells(rows.get((words, source), [])) for source in sources)} |")
+
+
+def _cells(rows: list[tuple[float, float, float]]) -> str:
+    if not rows:
+        return " | | "
+    recall, dice, share = np.mean(rows, axis=0)
+    lowest = f" (≥ {min(row[0] for row in rows):.2f})" if len(rows) > 1 else ""
+    return f"{recall:.2f}{lowest} | {dice:.2f} | {share:.1%}"
 
 
 def main() -> None:
