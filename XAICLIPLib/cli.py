@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import json
+import os
 import re
+import shutil
+import signal
 import sys
-from collections.abc import Sequence
+import tempfile
+import textwrap
+import threading
+import unicodedata
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from tqdm import tqdm
 
 import XAICLIPLib
 from XAICLIPLib.errors import Cancelled, InputError
@@ -18,25 +26,87 @@ from XAICLIPLib.errors import Cancelled, InputError
 if TYPE_CHECKING:
     from XAICLIPLib.explanation import Explanation, Progress
 
+# Written out, so that --help need not wait for PyTorch; a test compares them with the library's.
+METHODS = ("occlusion",)
+SCORES = ("soft dice", "hard dice", "mean probability")
+BASELINES = ("air", "mean", "blur")
+
 STAGES = {"localize": "finding the prompt", "segment": "segmenting", "explain": "explaining"}
+
+LONGEST_NAME = 60
+"""Characters of a prompt that a folder is named after: at most 240 bytes, and file systems take 255."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit status: 0 done, 1 an input cannot be used, 130 interrupted."""
-    options = _parser().parse_args(arguments)
+    """Run a command.
+
+    Returns its exit status: 0 done; 1 an input cannot be used, or something is missing; 130 interrupted, with a partial
+    result where one is announced; 141 whoever read the output went away. A wrong option ends with 2, by argparse.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # no prompt or path is worth a crash of a plain terminal
     try:
-        return int(options.command(options))
+        try:
+            options = _parser().parse_args(arguments)
+            return int(options.command(options))
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, where a closed pipe or a full disk can still be told
     except InputError as error:
-        print(f"xaiclip: {error}", file=sys.stderr)
+        _say(f"xaiclip: {error}")
         return 1
-    except (KeyboardInterrupt, Cancelled):
-        print("xaiclip: interrupted, nothing was written.", file=sys.stderr)
+    except Cancelled:
+        _say("xaiclip: interrupted before there was a result, so nothing was written.")
         return 130
+    except KeyboardInterrupt:
+        _say("xaiclip: interrupted.")
+        return 130
+    except BrokenPipeError:
+        _drop_output()
+        return 141
+    except ImportError as error:
+        _say(f"xaiclip: A package is missing or broken ({_first_line(error)}): `xaiclip doctor` says what to install.")
+        return 1
+    except OSError as error:
+        _drop_output()
+        _say(f"xaiclip: {error.filename or 'The output'} cannot be read or written ({error.strerror or error}).")
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory", str(error)):
+            raise  # a mistake of ours, for whose report the traceback is needed
+        _say("xaiclip: There is not enough memory: crop the scan, lower --batch-size, or try --device cpu.")
+        return 1
+
+
+def _say(text: str) -> None:
+    """Tell the user something that is not the command's output."""
+    if sys.stderr is not None:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _drop_output() -> None:
+    """Send what is still to be written nowhere, where it cannot be written: Python would complain as it ends."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="xaiclip", description="Why did a segmentation network draw an organ where it did?"
+        prog="xaiclip",
+        description="Why did a segmentation network draw an organ where it did? Hides one small part of the scan after "
+        "the other and shows where that changes what the network draws. Research software, not for diagnosis.",
+        epilog='Start with: xaiclip explain scan.nii.gz --prompt "left kidney"',
     )
     parser.add_argument("--version", action="version", version=f"xaiclip {XAICLIPLib.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -44,13 +114,17 @@ def _parser() -> argparse.ArgumentParser:
     explain = commands.add_parser(
         "explain",
         help="explain a scan",
-        description="Explain why a network drew a structure where it did. Writes saliency.nrrd, region.nrrd, "
-        "segmentation.nrrd, explanation.json and figure.png.",
+        description="Explain why a segmentation network drew a structure where it did. Writes figure.png (look at it "
+        "first), saliency.nrrd, region.nrrd, segmentation.nrrd and explanation.json. Nothing leaves this machine.",
+        epilog="Ctrl-C ends with what is known so far, a second Ctrl-C at once. Exit status: 0 done, 1 an input cannot "
+        "be used, 2 a wrong option, 130 interrupted.",
     )
     explain.add_argument(
-        "volume", metavar="VOLUME", help="NIfTI, NRRD or MetaImage file, or a folder with a DICOM series"
+        "volume", metavar="VOLUME", help="the scan: a NIfTI, NRRD or MetaImage file, or a folder with a DICOM series"
     )
-    explain.add_argument("--prompt", required=True, metavar="TEXT", help='what to explain: "liver", "left kidney"')
+    explain.add_argument(
+        "--prompt", required=True, type=_text, metavar="TEXT", help='what to explain, such as "liver" or "left kidney"'
+    )
     _add_options(explain)
     explain.set_defaults(command=_explain)
 
@@ -58,112 +132,227 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("--json", action="store_true", help="print JSON")
     models.set_defaults(command=_models)
 
-    doctor = commands.add_parser("doctor", help="say what would run here, and what is missing")
+    doctor = commands.add_parser(
+        "doctor",
+        help="say what would run here, and what is missing",
+        description="Look at the packages, the device and the models. Exit status: 0 when an explanation can run here "
+        "(on a CPU too), 1 when something has to be mended first.",
+    )
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.set_defaults(command=_doctor)
 
-    demo = commands.add_parser("demo", help="explain a synthetic torso, and a real CT where the test data are")
-    demo.add_argument("--output", type=Path, default=Path("results"), metavar="FOLDER", help="default: results")
+    demo = commands.add_parser(
+        "demo",
+        help="explain a synthetic torso, and a real CT where the test data are",
+        description="Explain the liver of a synthetic torso, and of a real CT where the test data are. Replaces the "
+        "results of an earlier demo in the same folder.",
+    )
     demo.add_argument(
-        "--data", type=Path, default=Path("../shared/data"), metavar="FOLDER", help="real volumes, used where they are"
+        "--output", type=_folder, default=Path("results"), metavar="FOLDER", help="where to write; default: results"
+    )
+    demo.add_argument(
+        "--data",
+        type=_folder,
+        default=Path("../shared/data"),
+        metavar="FOLDER",
+        help="where the real volumes are, if anywhere; default: ../shared/data",
     )
     demo.set_defaults(command=_demo)
     return parser
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    from XAICLIPLib.perturbation.baselines import BASELINES
-    from XAICLIPLib.scoring import SCORES
-
     parser.add_argument(
-        "--model", metavar="NAME|FOLDER", help="segmentation network: see `xaiclip models`, or a MONAI bundle"
+        "--model",
+        metavar="NAME|FOLDER",
+        help="the segmentation network: a name from `xaiclip models`, or the folder of a MONAI bundle",
     )
     parser.add_argument(
         "--localizer",
         metavar="NAME|FOLDER|hf-hub:ID",
-        help="image-text model that finds the prompt: see `xaiclip models`",
+        help="the image-text model that finds the prompt in the scan: a name from `xaiclip models`, or an open_clip "
+        "model by its folder or Hugging Face id (which is downloaded on first use)",
     )
-    parser.add_argument("--method", default="occlusion", choices=["occlusion"], help="default: occlusion")
+    parser.add_argument(
+        "--method", default=METHODS[0], choices=METHODS, help=f"how to explain; default: {METHODS[0]}, the only one yet"
+    )
     parser.add_argument(
         "--region",
         default="guided",
         metavar="guided|whole|FILE",
-        help="where to perturb: where the localizer finds the prompt (default), everywhere, or in a mask",
+        help="which part of the scan to try: where the prompt is found (guided, the default), all of it (whole, slow), "
+        "or where a mask of yours is not 0",
     )
     parser.add_argument(
         "--target",
         metavar="STRUCTURE|FILE",
-        help="what of the network to explain where the prompt does not say it: one of its structures, or a mask of the "
-        "voxels in question",
+        help="what of the network's output to explain, where that is not what the prompt says: another of its "
+        "structures by name, or a mask of the voxels in question",
     )
-    parser.add_argument("--score", default=SCORES[0], choices=SCORES, help=f"default: {SCORES[0]}")
+    parser.add_argument(
+        "--score",
+        default=SCORES[0],
+        type=_words,
+        choices=SCORES,
+        metavar="|".join(score.replace(" ", "-") for score in SCORES),
+        help="how to measure that the network still draws the same; default: soft-dice, the overlap of its "
+        "probabilities with what it drew on the whole scan",
+    )
     parser.add_argument(
         "--baseline",
         default=BASELINES[0],
         choices=BASELINES,
-        help=f"what replaces perturbed voxels; default: {BASELINES[0]}",
+        help="what stands in for a hidden part: air (the default), the mean of the region, or a blurred copy",
     )
     parser.add_argument(
-        "--window", type=float, metavar="MM", help="edge of the windows; default: by the size of the target"
-    )
-    parser.add_argument("--stride", type=float, metavar="MM", help="distance of the windows; default: half a window")
-    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda|mps", help="default: auto")
-    parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="patches computed together; default: 4")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
-    parser.add_argument("--trust", action="store_true", help="run the code in the bundle's configuration")
-    parser.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="default: a new folder in results/, named after the prompt"
+        "--window",
+        type=float,
+        metavar="MM",
+        help="edge of the hidden cubes in mm; default: by the size of the structure, 16 to 48",
     )
     parser.add_argument(
-        "--json", action="store_true", help="print the result as JSON on stdout, and nothing else there"
+        "--stride",
+        type=float,
+        metavar="MM",
+        help="distance from one cube to the next in mm, at most --window; default: half of it",
     )
+    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda|mps", help="default: auto, a GPU if any")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=4,
+        metavar="N",
+        help="patches computed together: more is faster on a GPU and takes more memory; default: 4",
+    )
+    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="equal seeds give equal results; default: 0")
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="run the code that the --model folder brings in its configuration; only for a bundle that you trust",
+    )
+    parser.add_argument(
+        "--output",
+        type=_folder,
+        metavar="FOLDER",
+        help="where to write; files of an earlier explanation there are replaced. Default: a new folder in results/, "
+        "named after the prompt",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print the contents of explanation.json on stdout, and nothing else there"
+    )
+
+
+def _text(given: str) -> str:
+    """Words of the user, without the bytes that are no text."""
+    text = given.encode("utf-8", "replace").decode("utf-8")
+    if not text.strip():
+        raise argparse.ArgumentTypeError('it is empty; say what to explain, such as "liver"')
+    return text
+
+
+def _words(given: str) -> str:
+    return re.sub("[-_ ]+", " ", given.strip().lower())
+
+
+def _folder(given: str) -> Path:
+    if not given.strip():
+        raise argparse.ArgumentTypeError("it is empty; name a folder")
+    return Path(given)
+
+
+def _seed(given: str) -> int:
+    if not given.isdecimal() or int(given) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{given} is no whole number from 0 to 2^63-1")
+    return int(given)
 
 
 def _explain(options: argparse.Namespace) -> int:
-    explanation, written = _run(
-        options.volume,
-        options.prompt,
-        options.output or new_folder(Path("results"), options.prompt),
-        region=options.region,
-        model=options.model,
-        localizer=options.localizer,
-        method=options.method,
-        target=options.target,
-        score=options.score,
-        baseline=options.baseline,
-        window_mm=options.window,
-        stride_mm=options.stride,
-        device=options.device,
-        batch_size=options.batch_size,
-        seed=options.seed,
-        trust=options.trust,
-    )
-    if options.json:
-        files = {name: str(path.resolve()) for name, path in written.items()}
-        print(json.dumps(dict(explanation.record) | {"files": files}, indent=2, ensure_ascii=False))
-    else:
-        print(summary(explanation))
-        print(f"Written to {written['figure'].parent}: {', '.join(path.name for path in written.values())}")
+    with _Interrupt() as interrupt, _results(options.output, options.prompt) as folder:
+        explanation, written = _run(
+            options.volume,
+            options.prompt,
+            folder,
+            interrupt,
+            region=options.region,
+            model=options.model,
+            localizer=options.localizer,
+            method=options.method,
+            target=options.target,
+            score=options.score,
+            baseline=options.baseline,
+            window_mm=options.window,
+            stride_mm=options.stride,
+            device=options.device,
+            batch_size=options.batch_size,
+            seed=options.seed,
+            trust=options.trust,
+        )
+        if options.json:
+            # Read back: the file has null where the numbers are not finite, which JSON could not hold.
+            record = json.loads(written["explanation"].read_text(encoding="utf-8"))
+            print(json.dumps(record | {"files": {n: str(p.resolve()) for n, p in written.items()}}, indent=2))
+        else:
+            print(summary(explanation))
+            what = "Written" if explanation.complete else "Interrupted; the partial result was written"
+            print(f"{what} to {folder}: {', '.join(path.name for path in written.values())}")
     return 0 if explanation.complete else 130
 
 
-def _run(volume: str | Path, prompt: str, folder: Path, **options: Any) -> tuple[Explanation, dict[str, Path]]:
-    """Explain and save, with progress bars on stderr; Ctrl-C ends with what is there, a second one at once."""
+def _run(
+    volume: str | Path, prompt: str, folder: Path, interrupt: _Interrupt, **options: Any
+) -> tuple[Explanation, dict[str, Path]]:
+    """Explain and save, with progress bars on stderr and nothing on stdout, whatever the packages have to say."""
     from XAICLIPLib.explanation import explain
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)  # before the work, not after it
-    except OSError as error:
-        raise InputError(f"The output folder {folder} cannot be made ({error.strerror}): choose another.") from error
-    with _Bars() as bars, _Interrupt() as interrupt:
-        explanation = explain(volume, prompt, on_progress=bars.show, cancelled=interrupt, **options)
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stdout(sys.stderr or nowhere),
+        warnings.catch_warnings(),
+    ):
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")  # of packages, for their programmers
+        with _Bars() as bars:
+            explanation = explain(volume, prompt, on_progress=bars.show, cancelled=interrupt, **options)
+        written = explanation.save(folder)
     for warning in explanation.warnings:
-        print(f"Warning: {warning}", file=sys.stderr)
-    return explanation, explanation.save(folder)
+        _say(f"Warning: {warning}")
+    return explanation, written
+
+
+@contextlib.contextmanager
+def _results(wanted: Path | None, prompt: str) -> Iterator[Path]:
+    """The output folder: made and tried before the work, not after it; taken away again where nothing came of it."""
+    parent = wanted or Path("results")
+    made: list[Path] = []
+    try:
+        made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = wanted or new_folder(parent, prompt)
+        if wanted is None:
+            made.insert(0, folder)
+        with tempfile.TemporaryFile(dir=folder, prefix=".writing-"):
+            pass
+    except OSError as error:
+        _remove_empty(made)
+        raise InputError(
+            f"The results cannot be written to {parent} ({error.strerror or error}): choose another folder with "
+            "--output."
+        ) from error
+    try:
+        yield folder
+    except BaseException:
+        _remove_empty(made)
+        raise
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 class _Interrupt:
-    """Whether Ctrl-C was pressed: within the block, the first time only asks to end."""
+    """Whether Ctrl-C was pressed: within the block, the first time only asks to end, the second ends."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -172,9 +361,6 @@ class _Interrupt:
         return self.asked
 
     def __enter__(self) -> _Interrupt:
-        import signal
-        import threading
-
         self._before: Any = None
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGINT, self._ask)
@@ -184,11 +370,11 @@ class _Interrupt:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # not print: this may have interrupted one
+            os.write(sys.stderr.fileno(), b"\nEnding with what is known so far; Ctrl-C again ends at once.\n")
 
     def __exit__(self, *_: object) -> None:
         if self._before is not None:
-            import signal
-
             signal.signal(signal.SIGINT, self._before)
 
 
@@ -196,7 +382,7 @@ class _Bars:
     """A progress bar for each stage on a terminal; nothing elsewhere."""
 
     def __init__(self) -> None:
-        self._bar: tqdm[Any] | None = None
+        self._bar: Any = None
         self._stage = ""
 
     def __enter__(self) -> _Bars:
@@ -206,16 +392,22 @@ class _Bars:
         self._close()
 
     def show(self, progress: Progress) -> None:
+        if sys.stderr is None or not sys.stderr.isatty():
+            return
+        from tqdm import tqdm
+
         if self._bar is None or progress.stage != self._stage:
             self._close()
             self._stage = progress.stage
             self._bar = tqdm(
-                total=progress.total,
                 desc=f"{STAGES[progress.stage]:>18}",
-                disable=None,
                 file=sys.stderr,
+                total=progress.total,
+                ncols=_columns(),
+                nrows=24,  # likewise: a terminal of 0 rows would get no bar
                 bar_format="{desc} {percentage:3.0f}%|{bar:30}| {n_fmt}/{total_fmt}, {remaining} left",
             )
+        self._bar.total = progress.total
         self._bar.update(progress.done - self._bar.n)
 
     def _close(self) -> None:
@@ -224,57 +416,89 @@ class _Bars:
             self._bar = None
 
 
+def _columns() -> int:
+    """Width of the terminal that the bars are drawn on; where it has none to tell (containers, CI), a usual one."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except OSError:
+        return 80
+
+
 def new_folder(parent: Path, prompt: str) -> Path:
-    """A folder that is not there yet, named after the prompt, so that no earlier result is replaced."""
-    name = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-") or "explanation"
-    folder, number = parent / name, 1
-    while folder.exists():
-        number += 1
-        folder = parent / f"{name}-{number}"
+    """Make a folder that was not there, named after the prompt, so that no earlier result is replaced.
+
+    The name has letters, digits and hyphens alone, of any script: no prompt leads out of the parent.
+    """
+    name = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFC", prompt).lower())
+    name = name.strip("-")[:LONGEST_NAME].strip("-") or "explanation"
+    for number in itertools.count(1):
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()  # not asked first: another process may be quicker
+            break
     return folder
 
 
 def summary(explanation: Explanation) -> str:
     """An explanation in a few lines for a person."""
-    found, region = explanation.measurements, explanation.region
-    full = found["patches_full_inference_would_compute"]
+    found, region, name = explanation.measurements, explanation.region, explanation.target["name"]
+    drawn = "the mask given" if explanation.target["voxels"] == "given" else "what the network drew"
+    where = {
+        "guided": "the region found for the prompt",
+        "prediction box": "a box around what the network drew",
+        "whole": "the whole scan",
+        "file": "the mask given",
+    }[region.source]
+    held = f", with {region.agreement.recall:.0%} of {drawn} inside" if region.agreement else ""
     lines = [
-        f"{explanation.target['name']}: {found['target_volume_ml']:.0f} ml explained, "
-        f"score {found['score_unperturbed']:.3f} unperturbed, largest loss {found['largest_score_lost']:.3f}",
-        f"region ({region.source}): {region.volume_ml:.0f} ml, {region.share_of_body:.0%} of the body"
-        + (f", holds {region.agreement.recall:.0%} of the prediction" if region.agreement else ""),
+        f"Explained: {name}, {found['target_volume_ml']:.0f} ml ({drawn})",
+        f"Tried:     {where}, {region.volume_ml:.0f} ml, {region.share_of_body:.0%} of the body{held}",
+        f"Effect:    hiding a part of it lowers the score of {found['score_unperturbed']:.3f} by up to "
+        f"{max(0.0, found['largest_score_lost']):.3f} (mean over the hidden cubes that hold a place)",
     ]
     if found["effect_inside_target"] is not None:
         lines.append(
-            f"{found['effect_inside_target']:.0%} of the effect lies inside the structure "
-            f"({found['effect_inside_target_if_uniform']:.0%} would, were the map uniform)"
+            f"           {found['effect_inside_target']:.0%} of the effect lies inside the structure; spread evenly, "
+            f"{found['effect_inside_target_if_uniform']:.0%} would"
         )
-    if found["patches_computed"]:
-        lines.append(
-            f"{found['perturbations']} perturbations took {found['patches_computed']} patches of the network, "
-            f"{full / found['patches_computed']:.1f} times fewer than full inference"
-        )
-    seconds = sum(explanation.record["timings_s"].values())
-    lines.append(f"{seconds:.0f} s on {explanation.record['parameters']['device']}")
-    return "\n".join(lines)
+    else:
+        lines.append("           nothing that was hidden made any difference")
+    record = explanation.record
+    work = f"{sum(record['timings_s'].values()):.0f} s on {record['parameters']['device']}"
+    work += f", {found['perturbations']} hidden cubes"
+    full, computed = found["patches_full_inference_would_compute"], found["patches_computed"]
+    if computed:
+        work += f", {computed} network patches instead of {full} ({full / computed:.1f} times fewer)"
+    return "\n".join([*lines, f"Work:      {work}"])
 
 
 def _models(options: argparse.Namespace) -> int:
     from XAICLIPLib.catalog import entries
 
+    defaults = {entry.kind: entry.name for entry in reversed(entries())}
     if options.json:
         keys = ("name", "kind", "title", "modality", "structures", "licence", "source")
-        print(json.dumps([{key: getattr(e, key) for key in keys} for e in entries()], indent=2))
+        listed = [{k: getattr(e, k) for k in keys} | {"default": defaults[e.kind] == e.name} for e in entries()]
+        print(json.dumps(listed, indent=2))
         return 0
-    for kind, heading in (("segmenter", "Segmentation networks (--model)"), ("localizer", "Localizers (--localizer)")):
-        print(f"{heading}, the first is the default; a folder of your own works too")
+    width = min(max(shutil.get_terminal_size().columns, 60), 100)
+    for kind, heading, own in (
+        ("segmenter", "Segmentation networks (--model)", "the folder of a MONAI bundle"),
+        ("localizer", "Localizers, which find the prompt in the scan (--localizer)", "any open_clip model"),
+    ):
+        print(heading)
         for entry in entries():
-            if entry.kind == kind:
-                print(f"  {entry.name:<16} {entry.title}")
-                print(f"  {'':<16} {entry.modality}; {entry.licence}; {entry.source}")
-                if entry.structures:
-                    print(f"  {'':<16} {', '.join(entry.structures)}")
-        print()
+            if entry.kind != kind:
+                continue
+            shipped = entry.source == "shipped"
+            source = "ships with XAI-CLIP" if shipped else f"downloaded from {entry.source} on first use"
+            print(f"\n  {entry.name}{' (default)' if defaults[kind] == entry.name else ''}")
+            for text in (entry.title, f"{entry.modality}; licence {entry.licence}; {source}"):
+                print(textwrap.indent(textwrap.fill(text, width - 4, break_on_hyphens=False), " " * 4))
+            if entry.structures:
+                knows = f"{'Draws' if kind == 'segmenter' else 'Trained on'}: {', '.join(entry.structures)}"
+                print(textwrap.fill(knows, width, initial_indent=" " * 4, subsequent_indent=" " * 6))
+        print(f"\n  or a model of your own: {own}\n")
     return 0
 
 
@@ -282,37 +506,50 @@ def _doctor(options: argparse.Namespace) -> int:
     from XAICLIPLib.doctor import examine
 
     checks = examine()
+    broken = [check for check in checks if not check.ok and not check.optional]
     if options.json:
         print(json.dumps([vars(check) for check in checks], indent=2))
+        return 1 if broken else 0
+    for check in checks:
+        mark = "ok  " if check.ok else "note" if check.optional else "NO  "
+        print(f"{mark} {check.name:<16} {check.found}")
+        if not check.ok and check.remedy:
+            print(f"     {'':<16} -> {check.remedy}")
+    if broken:
+        print(f"\nXAI-CLIP cannot run properly here. To mend: {', '.join(check.name for check in broken)}.")
     else:
-        for check in checks:
-            print(f"{'ok ' if check.ok else 'NO '} {check.name:<18} {check.found}")
-            if not check.ok and check.remedy:
-                print(f"    {'':<18} -> {check.remedy}")
-    return 0 if all(check.ok or check.optional for check in checks) else 1
+        print("\nAll that is needed is here.")
+    return 1 if broken else 0
 
 
 def _demo(options: argparse.Namespace) -> int:
     from XAICLIPLib.phantom import write_phantom
 
-    scan, _ = write_phantom(options.output / "phantom")
-    runs = [("a synthetic torso", scan, options.output / "phantom-liver")]
+    with _results(options.output / "phantom", "") as folder:
+        print("Making a synthetic torso ...", flush=True)
+        scan, _ = write_phantom(folder)
+    runs = [("the synthetic torso", scan, options.output / "phantom-liver")]
     real = options.data / "totalseg" / "example_ct.nii.gz"
     if real.is_file():
         runs.append(("a real CT", real, options.output / "ct-liver"))
     pictures = []
-    for what, volume, folder in runs:
-        print(f"Explaining the liver of {what} ({volume}) ...", flush=True)
-        explanation, written = _run(volume, "liver", folder)
-        print(summary(explanation) + "\n", flush=True)
-        pictures.append(written["figure"])
+    with _Interrupt() as interrupt:
+        for what, volume, wanted in runs:
+            print(f"Explaining the liver of {what} ({volume}) ...", flush=True)
+            with _results(wanted, "liver") as folder:
+                explanation, written = _run(volume, "liver", folder, interrupt)
+            print(summary(explanation) + "\n", flush=True)
+            pictures.append(written["figure"])
+            if interrupt.asked:
+                break
     if len(runs) == 1:
         print(f"A real CT would be explained too, were there one at {real}.")
-    print("Done. Look at:")
+    print("Interrupted; what there is:" if interrupt.asked else "Done. Look at:")
     for picture in pictures:
         print(f"  {picture}")
-    print('Your own scan: .venv/bin/xaiclip explain SCAN.nii.gz --prompt "left kidney"')
-    return 0
+    command = sys.argv[0] if Path(sys.argv[0]).stem == "xaiclip" else "xaiclip"
+    print(f'Your own scan: {command} explain SCAN.nii.gz --prompt "left kidney"')
+    return 130 if interrupt.asked else 0
 
 
 if __name__ == "__main__":

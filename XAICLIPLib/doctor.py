@@ -1,18 +1,44 @@
-"""What would run here, and what is missing."""
+"""What would run here, and what is missing.
+
+Nothing but the standard library is imported before it is looked at: this is what is run where a package is missing.
+"""
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
+import re
+import shutil
 from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
 
-import torch
-
-from XAICLIPLib import catalog
-from XAICLIPLib.devices import choose_device
+from XAICLIPLib import __version__
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.localization.openclip import import_open_clip
-from XAICLIPLib.record import PACKAGES, versions
+
+NEEDED = {
+    "torch": ("torch", "2.8"),
+    "monai": ("monai", "1.5.1"),
+    "open_clip_torch": ("", "3.0"),
+    "SimpleITK": ("SimpleITK", "2.4"),
+    "numpy": ("numpy", "1.26"),
+    "scipy": ("scipy", "1.11.4"),
+    "scikit-image": ("skimage", "0.24"),
+    "matplotlib": ("matplotlib", "3.9"),
+    "rapidfuzz": ("rapidfuzz", "3.9"),
+    "pyyaml": ("yaml", "6.0.1"),
+    "safetensors": ("safetensors", "0.4.3"),
+    "tqdm": ("tqdm", "4.66"),
+    "einops": ("einops", "0.7"),
+}
+"""Module and oldest version of each package that XAI-CLIP needs, as in pyproject.toml (a test compares them).
+
+open_clip is imported by `XAICLIPLib.localization.openclip` alone.
+"""
+
+EXTRAS = {"transformers": "only for --localizer biomedclip and other models with a Hugging Face text tower"}
+"""Modules that some models need, and for what."""
 
 
 @dataclass(frozen=True)
@@ -39,40 +65,103 @@ class Check:
 
 
 def examine() -> list[Check]:
-    """Look at Python, the packages, the device and the shipped models."""
-    found = versions()
+    """Look at Python, the packages, the device and the models."""
     checks = [
-        Check("xaiclip", found["xaiclip"]),
-        Check("Python", f"{found['python']} on {platform.system()} {platform.machine()}"),
+        Check("xaiclip", __version__),
+        Check("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
     ]
-    for package in PACKAGES:
-        remedy = f"pip install {package}"
-        checks.append(Check(package, found[package] or "not installed", bool(found[package]), remedy))
-    checks.append(_open_clip())
-    device = choose_device()
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        checks.append(Check("device", f"cuda, {properties.name}, {properties.total_memory / 2**30:.0f} GiB"))
+    checks += [package(name, module, oldest) for name, (module, oldest) in NEEDED.items()]
+    for name, purpose in EXTRAS.items():
+        there = find_spec(name) is not None
+        remedy = f"pip install {name}, needed {purpose}"
+        checks.append(Check(name, _version(name) or "installed" if there else "not installed", there, remedy, True))
+    if all(check.ok for check in checks if check.name in ("torch", "numpy")):
+        checks.append(device())
+    if all(check.ok for check in checks if check.name in NEEDED):
+        checks += models()
     else:
-        cores = f"{torch.get_num_threads()} threads of {os.cpu_count()} cores"
-        remedy = "an explanation takes minutes on a CPU and seconds on a CUDA GPU"
-        checks.append(Check("device", f"{device.type}, {cores}", device.type != "cpu", remedy, optional=True))
-    for entry in catalog.entries():
-        if entry.folder is None:
-            checks.append(Check(entry.name, f"{entry.kind}, downloaded from {entry.source} on first use"))
-            continue
-        try:
-            entry.check()
-            checks.append(Check(entry.name, f"{entry.kind}, complete, checksums right"))
-        except InputError as error:
-            checks.append(Check(entry.name, str(error), False, "install XAI-CLIP again"))
+        checks.append(Check("models", "not looked at", False, "mend the packages first"))
     return checks
 
 
-def _open_clip() -> Check:
+def package(name: str, module: str, oldest: str) -> Check:
+    """Whether a package is installed, recent enough, and can be imported."""
+    version = _version(name)
+    if not version:
+        return Check(name, "not installed", False, f'pip install "{name}>={oldest}"')
+    if _numbers(version) < _numbers(oldest):
+        return Check(name, f"{version}, too old", False, f'pip install --upgrade "{name}>={oldest}"')
     try:
-        import_open_clip()
+        if module:
+            importlib.import_module(module)
+        else:
+            from XAICLIPLib.localization.openclip import import_open_clip
+
+            import_open_clip()
     except Exception as error:  # whatever a half-broken installation raises
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return Check("open_clip import", first, False, "pip install --force-reinstall torch torchvision of one release")
-    return Check("open_clip import", "works")
+        remedy = f"pip install --force-reinstall {name}"
+        if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] != module:
+            remedy = f"install {error.name.partition('.')[0]}, which it needs"
+        elif not module:
+            remedy = "pip install --force-reinstall torch torchvision, both of one release"
+        return Check(name, f"{version} does not import ({_first_line(error)})", False, remedy)
+    return Check(name, version)
+
+
+def device() -> Check:
+    """What networks would run on; a CPU is good enough, so that it is a note."""
+    import torch
+
+    from XAICLIPLib.devices import choose_device
+
+    chosen = choose_device()
+    if chosen.type == "cpu":
+        remedy = "an explanation takes minutes on a CPU, and seconds on a CUDA GPU"
+        if shutil.which("nvidia-smi"):
+            remedy += "; here is an NVIDIA driver, but this PyTorch cannot use the GPU: see https://pytorch.org"
+        found = f"CPU, {torch.get_num_threads()} threads on {os.cpu_count()} cores; no GPU that PyTorch can use"
+        return Check("device", found, False, remedy, optional=True)
+    try:
+        float(torch.ones(8, device=chosen).sum())
+        if chosen.type != "cuda":
+            return Check("device", f"{chosen.type}, Apple's GPU")
+        properties = torch.cuda.get_device_properties(chosen)
+        return Check("device", f"cuda, {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+    except RuntimeError as error:
+        remedy = "install a PyTorch that was built for this GPU and driver (https://pytorch.org), or use --device cpu"
+        return Check("device", f"{chosen.type} is there but does not work ({_first_line(error)})", False, remedy)
+
+
+def models() -> list[Check]:
+    """Whether the shipped models are what was shipped, and where the others come from."""
+    from XAICLIPLib import catalog
+
+    checks = []
+    for entry in catalog.entries():
+        what = "segmentation network" if entry.kind == "segmenter" else "localizer"
+        if entry.folder is None:
+            checks.append(Check(entry.name, f"{what}, downloaded from {entry.source} on first use"))
+            continue
+        try:
+            entry.check()
+            checks.append(Check(entry.name, f"{what}, complete and unchanged"))
+        except InputError as error:  # says the way out
+            checks.append(Check(entry.name, str(error), False))
+    return checks
+
+
+def _version(package: str) -> str:
+    """The installed version; empty where there is none."""
+    try:
+        return metadata.version(package) or ""
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version, which is all that bounds are made of."""
+    return tuple(int(n) for n in re.findall(r"\d+", re.split(r"[^\d.]", version)[0]))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
