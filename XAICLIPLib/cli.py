@@ -9,11 +9,9 @@ import json
 import os
 import re
 import shutil
-import signal
 import sys
 import tempfile
 import textwrap
-import threading
 import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
@@ -22,16 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 import XAICLIPLib
 from XAICLIPLib.errors import Cancelled, InputError
+from XAICLIPLib.terminal import Bars, Interrupt, drop_output, say
 
 if TYPE_CHECKING:
-    from XAICLIPLib.explanation import Explanation, Progress
+    from XAICLIPLib.explanation import Explanation
 
 # Written out, so that --help need not wait for PyTorch; a test compares them with the library's.
 METHODS = ("occlusion",)
 SCORES = ("soft dice", "hard dice", "mean probability")
 BASELINES = ("air", "mean", "blur")
 
-STAGES = {"localize": "finding the prompt", "segment": "segmenting", "explain": "explaining"}
 
 LONGEST_NAME = 60
 """Characters of a prompt that a folder is named after: at most 240 bytes, and file systems take 255."""
@@ -54,47 +52,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if sys.stdout is not None:
                 sys.stdout.flush()  # here, where a closed pipe or a full disk can still be told
     except InputError as error:
-        _say(f"xaiclip: {error}")
+        say(f"xaiclip: {error}")
         return 1
     except Cancelled:
-        _say("xaiclip: interrupted before there was a result, so nothing was written.")
+        say("xaiclip: interrupted before there was a result, so nothing was written.")
         return 130
     except KeyboardInterrupt:
-        _say("xaiclip: interrupted.")
+        say("xaiclip: interrupted.")
         return 130
     except BrokenPipeError:
-        _drop_output()
+        drop_output()
         return 141
     except ImportError as error:
-        _say(f"xaiclip: A package is missing or broken ({_first_line(error)}): `xaiclip doctor` says what to install.")
+        say(f"xaiclip: A package is missing or broken ({_first_line(error)}): `xaiclip doctor` says what to install.")
         return 1
     except OSError as error:
-        _drop_output()
-        _say(f"xaiclip: {error.filename or 'The output'} cannot be read or written ({error.strerror or error}).")
+        drop_output()
+        say(f"xaiclip: {error.filename or 'The output'} cannot be read or written ({error.strerror or error}).")
         return 1
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory", str(error)):
             raise  # a mistake of ours, for whose report the traceback is needed
-        _say("xaiclip: There is not enough memory: crop the scan, lower --batch-size, or try --device cpu.")
+        say("xaiclip: There is not enough memory: crop the scan, lower --batch-size, or try --device cpu.")
         return 1
-
-
-def _say(text: str) -> None:
-    """Tell the user something that is not the command's output."""
-    if sys.stderr is not None:
-        print(text, file=sys.stderr, flush=True)
-
-
-def _drop_output() -> None:
-    """Send what is still to be written nowhere, where it cannot be written: Python would complain as it ends."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            if stream is not None:
-                stream.flush()
-        except OSError:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)
 
 
 def _first_line(error: BaseException) -> str:
@@ -267,7 +247,7 @@ def _seed(given: str) -> int:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    with _Interrupt() as interrupt, _results(options.output, options.prompt) as folder:
+    with Interrupt() as interrupt, _results(options.output, options.prompt) as folder:
         explanation, written = _run(
             options.volume,
             options.prompt,
@@ -299,7 +279,7 @@ def _explain(options: argparse.Namespace) -> int:
 
 
 def _run(
-    volume: str | Path, prompt: str, folder: Path, interrupt: _Interrupt, **options: Any
+    volume: str | Path, prompt: str, folder: Path, interrupt: Interrupt, **options: Any
 ) -> tuple[Explanation, dict[str, Path]]:
     """Explain and save, with progress bars on stderr and nothing on stdout, whatever the packages have to say."""
     from XAICLIPLib.explanation import explain
@@ -311,11 +291,11 @@ def _run(
     ):
         if not sys.warnoptions:
             warnings.simplefilter("ignore")  # of packages, for their programmers
-        with _Bars() as bars:
+        with Bars() as bars:
             explanation = explain(volume, prompt, on_progress=bars.show, cancelled=interrupt, **options)
         written = explanation.save(folder)
     for warning in explanation.warnings:
-        _say(f"Warning: {warning}")
+        say(f"Warning: {warning}")
     return explanation, written
 
 
@@ -349,79 +329,6 @@ def _remove_empty(folders: list[Path]) -> None:
     for folder in folders:
         with contextlib.suppress(OSError):
             folder.rmdir()
-
-
-class _Interrupt:
-    """Whether Ctrl-C was pressed: within the block, the first time only asks to end, the second ends."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __call__(self) -> bool:
-        return self.asked
-
-    def __enter__(self) -> _Interrupt:
-        self._before: Any = None
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._ask)
-        return self
-
-    def _ask(self, *_: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # not print: this may have interrupted one
-            os.write(sys.stderr.fileno(), b"\nEnding with what is known so far; Ctrl-C again ends at once.\n")
-
-    def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-
-
-class _Bars:
-    """A progress bar for each stage on a terminal; nothing elsewhere."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-        self._stage = ""
-
-    def __enter__(self) -> _Bars:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._close()
-
-    def show(self, progress: Progress) -> None:
-        if sys.stderr is None or not sys.stderr.isatty():
-            return
-        from tqdm import tqdm
-
-        if self._bar is None or progress.stage != self._stage:
-            self._close()
-            self._stage = progress.stage
-            self._bar = tqdm(
-                desc=f"{STAGES[progress.stage]:>18}",
-                file=sys.stderr,
-                total=progress.total,
-                ncols=_columns(),
-                nrows=24,  # likewise: a terminal of 0 rows would get no bar
-                bar_format="{desc} {percentage:3.0f}%|{bar:30}| {n_fmt}/{total_fmt}, {remaining} left",
-            )
-        self._bar.total = progress.total
-        self._bar.update(progress.done - self._bar.n)
-
-    def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-
-def _columns() -> int:
-    """Width of the terminal that the bars are drawn on; where it has none to tell (containers, CI), a usual one."""
-    try:
-        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
-    except OSError:
-        return 80
 
 
 def new_folder(parent: Path, prompt: str) -> Path:
@@ -533,7 +440,7 @@ def _demo(options: argparse.Namespace) -> int:
     if real.is_file():
         runs.append(("a real CT", real, options.output / "ct-liver"))
     pictures = []
-    with _Interrupt() as interrupt:
+    with Interrupt() as interrupt:
         for what, volume, wanted in runs:
             print(f"Explaining the liver of {what} ({volume}) ...", flush=True)
             with _results(wanted, "liver") as folder:

@@ -555,7 +555,7 @@ def test_results_are_saved_even_where_nobody_reads_the_warnings(
         warnings = property(lambda self: ["beware"])  # type: ignore[assignment]
 
     monkeypatch.setattr(explanation, "Explanation", Warned)
-    monkeypatch.setattr(cli, "_say", gone)
+    monkeypatch.setattr(cli, "say", gone)
     assert cli.main(quick(scan, bundle, "--output", "out")) == 141
     assert {path.name for path in (here / "out").iterdir()} == FILES
 

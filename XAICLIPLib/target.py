@@ -1,0 +1,102 @@
+"""What is explained: a class of the network, and the voxels over which it is scored."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from scipy import ndimage
+
+from XAICLIPLib import anatomy, imaging
+from XAICLIPLib.errors import InputError
+from XAICLIPLib.scoring import Target, decided
+from XAICLIPLib.segmentation.prediction import Prediction
+from XAICLIPLib.segmentation.segmenter import Segmenter
+
+RIM_MM = 6.0
+"""Around the predicted structure: there, too, the target is scored, so that a prediction that spills over loses."""
+
+
+def class_of(prompt: str, target: str | Path | sitk.Image | None, segmenter: Segmenter) -> tuple[str, tuple[int, ...]]:
+    """Name and labels of the class that is explained."""
+    by_name = isinstance(target, str) and not is_mask(target)
+    words = target if isinstance(target, str) and by_name else prompt
+    classes = {
+        label: str(name)
+        for label, name in segmenter.labels.items()
+        if not (segmenter.activation == "softmax" and label == 0)
+    }
+    exact = next((label for label, name in classes.items() if name.lower() == words.strip().lower()), None)
+    if exact is not None:
+        return classes[exact], (exact,)
+    known = ", ".join(classes.values())
+    # A mask says where, and leaves it to the prompt to say which class.
+    way = "choose a prompt that names" if target is not None and not by_name else "say with --target"
+    wanted = anatomy.resolve(words)
+    if wanted is None and by_name:
+        raise InputError(f'The target "{words}" is neither a file nor a known structure; the network has: {known}.')
+    if wanted is None:
+        raise InputError(
+            f'"{prompt}" names no structure that is known here, so {way} the class of the network to explain: {known}.'
+        )
+    labels = anatomy.match_label(wanted, classes)
+    if not labels:
+        raise InputError(
+            f"The network {segmenter.name} does not segment the {wanted.name}; {way} the class to explain: {known}."
+        )
+    return wanted.name, tuple(labels)
+
+
+def make_target(name: str, labels: tuple[int, ...], drawn: sitk.Image | None, prediction: Prediction) -> Target:
+    """The target on the network's grid: the predicted structure with a rim, or the user's mask."""
+    if drawn is not None:
+        given = prediction.prepared.mask_from(drawn)
+        if not bool(given.any()):
+            raise InputError(
+                "Nothing of the target lies in the part of the volume that the network sees: give another mask."
+            )
+        return Target(name, labels, given, given)
+    reference = decided(prediction.logits, labels, prediction.segmenter.activation).cpu()
+    if not bool(reference.any()):
+        raise InputError(
+            f"The network finds no {name} in this volume, so there is nothing to explain: choose another structure "
+            "with --target or give a mask."
+        )
+    distance = ndimage.distance_transform_edt(~reference.numpy(), sampling=prediction.prepared.spacing_mm)
+    return Target(name, labels, reference, torch.from_numpy(np.asarray(distance) <= RIM_MM))
+
+
+def read_mask(
+    what: Literal["target", "region"], source: str | Path | sitk.Image | None, volume: sitk.Image
+) -> sitk.Image | None:
+    """A mask of the user, uint8, in exactly the volume's geometry; None where none is given."""
+    if source is None or not is_mask(source):
+        return None
+    mask = source if isinstance(source, sitk.Image) else imaging.read_mask(source, volume)
+    if mask.GetDimension() != 3 or mask.GetNumberOfComponentsPerPixel() != 1:
+        raise InputError(f"The {what} is no mask: give a 3D volume with one whole number per voxel.")
+    if not imaging.same_geometry(mask, volume):
+        mask = imaging.resample_like(mask, volume, "nearest")
+    mask = sitk.Cast(mask != 0, sitk.sitkUInt8)
+    if not sitk.GetArrayViewFromImage(mask).any():
+        raise InputError(
+            f"The mask of the {what} has no voxel inside the volume: give one that was drawn on this scan."
+        )
+    mask.CopyInformation(volume)
+    return mask
+
+
+def is_mask(given: object) -> bool:
+    """Whether a target or region is a mask: a volume, or a path, by its type, by its ending, or because it exists.
+
+    A bare word stays a word where a file of that name exists: results often lie in a folder called "liver".
+    """
+    if not isinstance(given, str):
+        return isinstance(given, (Path, sitk.Image))
+    endings = (".nii", ".gz", ".nrrd", ".nhdr", ".mha", ".mhd")
+    return given.lower().endswith(endings) or (bool(re.search(r"[./\\]", given)) and os.path.exists(given))

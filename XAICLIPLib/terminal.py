@@ -1,0 +1,108 @@
+"""What a person at a terminal sees and presses: messages, progress bars, Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from XAICLIPLib.explanation import Progress
+
+STAGES = {"localize": "finding the prompt", "segment": "segmenting", "explain": "explaining"}
+
+
+def say(text: str) -> None:
+    """Tell the user something that is not the command's output."""
+    if sys.stderr is not None:
+        print(text, file=sys.stderr, flush=True)
+
+
+def drop_output() -> None:
+    """Send what is still to be written nowhere, where it cannot be written: Python would complain as it ends."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+
+
+class Interrupt:
+    """Whether Ctrl-C was pressed: within the block, the first time only asks to end, the second ends."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self) -> bool:
+        """Whether it was pressed."""
+        return self.asked
+
+    def __enter__(self) -> Interrupt:
+        self._before: Any = None
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def _ask(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # not print: this may have interrupted one
+            os.write(sys.stderr.fileno(), b"\nEnding with what is known so far; Ctrl-C again ends at once.\n")
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+
+class Bars:
+    """A progress bar for each stage on a terminal; nothing elsewhere."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._stage = ""
+
+    def __enter__(self) -> Bars:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def show(self, progress: Progress) -> None:
+        """Draw how far an explanation is."""
+        if sys.stderr is None or not sys.stderr.isatty():
+            return
+        from tqdm import tqdm
+
+        if self._bar is None or progress.stage != self._stage:
+            self._close()
+            self._stage = progress.stage
+            self._bar = tqdm(
+                desc=f"{STAGES[progress.stage]:>18}",
+                file=sys.stderr,
+                total=progress.total,
+                ncols=_columns(),
+                nrows=24,  # likewise: a terminal of 0 rows would get no bar
+                bar_format="{desc} {percentage:3.0f}%|{bar:30}| {n_fmt}/{total_fmt}, {remaining} left",
+            )
+        self._bar.total = progress.total
+        self._bar.update(progress.done - self._bar.n)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def _columns() -> int:
+    """Width of the terminal that the bars are drawn on; where it has none to tell (containers, CI), a usual one."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except OSError:
+        return 80
