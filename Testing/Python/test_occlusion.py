@@ -12,7 +12,7 @@ from monai.networks.nets import UNet
 from torch import Tensor
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.perturbation.occlusion import in_voxels, occlusion, windows
+from XAICLIPLib.perturbation.occlusion import LARGEST_MM, SMALLEST_MM, in_voxels, occlusion, window_for, windows
 from XAICLIPLib.perturbation.perturbation import Estimate, Perturbation
 from XAICLIPLib.scoring import Scorer, Target, target_score
 from XAICLIPLib.segmentation.sliding_window import Box, Tiling
@@ -231,7 +231,7 @@ def test_a_network_that_ignores_its_input_has_no_saliency() -> None:
 
 
 def test_an_empty_region_has_a_complete_estimate_of_nothing() -> None:
-    estimate = last(occlusion(Counting(), torch.zeros(SHAPE, dtype=torch.bool), (1, 1, 1)))
+    estimate = last(occlusion(Counting(), torch.zeros(SHAPE, dtype=torch.bool), (1, 1, 1), window_mm=3, stride_mm=2))
     assert (estimate.done, estimate.planned) == (0, 0)
     assert estimate.saliency().abs().max() == 0
 
@@ -240,3 +240,9 @@ def test_an_empty_region_has_a_complete_estimate_of_nothing() -> None:
 def test_sizes_that_leave_gaps_are_refused(window: float, stride: float) -> None:
     with pytest.raises(InputError, match="do not cover the region"):
         last(occlusion(Counting(), everywhere(), (1, 1, 1), window_mm=window, stride_mm=stride))
+
+
+def test_the_default_window_is_half_the_edge_of_a_cube_of_the_structures_volume_within_bounds() -> None:
+    assert window_for(64.0) == 20.0  # a cube of 40 mm
+    assert window_for(0.0) == SMALLEST_MM
+    assert window_for(1e6) == LARGEST_MM
