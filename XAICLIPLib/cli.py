@@ -71,7 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"xaiclip: {error.filename or 'The output'} cannot be read or written ({error.strerror or error}).")
         return 1
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory", str(error)):
+        from XAICLIPLib.segmentation.sliding_window import out_of_memory
+
+        if not isinstance(error, MemoryError) and not out_of_memory(error):
             raise  # a mistake of ours, for whose report the traceback is needed
         say("xaiclip: There is not enough memory: crop the scan, lower --batch-size, or try --device cpu.")
         return 1
@@ -282,8 +284,11 @@ def _run(
     volume: str | Path, prompt: str, folder: Path, interrupt: Interrupt, **options: Any
 ) -> tuple[Explanation, dict[str, Path]]:
     """Explain and save, with progress bars on stderr and nothing on stdout, whatever the packages have to say."""
+    import torch
+
     from XAICLIPLib.explanation import explain
 
+    torch.set_flush_denormal(True)  # numbers next to zero would slow convolutions down
     with (
         open(os.devnull, "w", encoding="utf-8") as nowhere,
         contextlib.redirect_stdout(sys.stderr or nowhere),

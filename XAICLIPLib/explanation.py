@@ -231,7 +231,6 @@ def explain(
     batch_size, seed = _whole("batch_size", batch_size, 1), _whole("seed", seed, 0)
     run = _Run(on_progress, cancelled or (lambda: False))
     where = choose_device(device)
-    torch.set_flush_denormal(True)
 
     with run.timed("read"):
         volume = image if isinstance(image, sitk.Image) else imaging.read_volume(image)
@@ -274,10 +273,12 @@ def explain(
         stride_mm = window_mm / 2
     run.go_on()
     with run.timed("explain"):
+        outside = ~prepared.mask_from(imaging.body_mask(volume)) if baseline == "air" else None
+        replacement = baseline_volume(baseline, network_input, probed, prepared.spacing_mm, outside)
         scorer = Scorer(
             segmenter.logits,
             network_input,
-            baseline_volume(baseline, network_input, probed, prepared.spacing_mm),
+            replacement,
             tiling,
             explained,
             segmenter.activation,
@@ -443,6 +444,7 @@ def _measure(
         "smallest_score_lost": float(sitk.GetArrayViewFromImage(saliency).min()),
         "effect_inside_target": float(effect[inside].sum(dtype=np.float64)) / total if total else None,
         "effect_inside_target_if_uniform": float((inside & probed).sum() / probed.sum()) if probed.any() else None,
+        "probed_volume_ml": float(probed.sum() * np.prod(saliency.GetSpacing()) / 1000),
         "perturbations": last.done,
         "perturbations_planned": last.planned,
         "patches_computed": scorer.forwards,

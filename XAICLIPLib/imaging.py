@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import gzip
 import math
-import os
 import struct
-import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +20,7 @@ import SimpleITK as sitk
 
 from . import dicom
 from .errors import InputError
+from .files import whole_file
 from .geometry import (
     DIRECTION_TOLERANCE,
     as_metatensor,
@@ -380,25 +379,12 @@ def write_volume(image: sitk.Image, path: str | Path) -> Path:
     suffix = _suffix(path)
     if suffix not in _WRITABLE:
         raise InputError(f"{path} cannot be written: the name must end in {', '.join(_WRITABLE)}.")
-    temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(suffix=suffix, prefix=".writing-", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        sitk.WriteImage(without_metadata(image), name, useCompression=suffix != ".nii")
-        if suffix in (".nii", ".nii.gz"):
-            _check_nifti(temporary)  # ITK does not notice that the disk was full
-        # mkstemp makes it private; the result gets the rights that any new file here gets.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        os.replace(temporary, path)
+        with whole_file(path) as temporary:
+            sitk.WriteImage(without_metadata(image), str(temporary), useCompression=suffix != ".nii")
+            if suffix in (".nii", ".nii.gz"):
+                _check_nifti(temporary)  # ITK does not notice that the disk was full
     except (OSError, RuntimeError, InputError) as error:
         reason = getattr(error, "strerror", None) or "the disk may be full"
         raise InputError(f"{path} cannot be written ({reason}): free some space or choose another folder.") from error
-    finally:
-        if temporary is not None:
-            with suppress(OSError):
-                temporary.unlink()
     return path

@@ -5,11 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import platform
-import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +17,7 @@ import SimpleITK as sitk
 
 from XAICLIPLib import __version__
 from XAICLIPLib.errors import InputError
+from XAICLIPLib.files import whole_file
 from XAICLIPLib.localization.region import Region
 
 PACKAGES = ("torch", "monai", "open_clip_torch", "SimpleITK", "numpy", "scipy", "scikit-image")
@@ -95,22 +93,12 @@ def write(record: Mapping[str, Any], path: Path) -> Path:
         The file cannot be written.
     """
     text = json.dumps(_plain(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
-        temporary = Path(name)
-        # A prompt from a terminal may hold bytes that are no text: written as the escapes that JSON has for them.
-        with open(handle, "w", encoding="utf-8", errors="backslashreplace") as stream:
-            stream.write(text)
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
+        with whole_file(path) as temporary:
+            # A prompt from a terminal may hold bytes that are no text: written as the escapes that JSON has for them.
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}): choose another folder.") from error
-    finally:
-        if temporary is not None:
-            with suppress(OSError):
-                temporary.unlink()
     return path
 
 

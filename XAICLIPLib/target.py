@@ -31,7 +31,7 @@ def class_of(prompt: str, target: str | Path | sitk.Image | None, segmenter: Seg
         for label, name in segmenter.labels.items()
         if not (segmenter.activation == "softmax" and label == 0)
     }
-    exact = next((label for label, name in classes.items() if name.lower() == words.strip().lower()), None)
+    exact = next((label for label, name in classes.items() if _plain(name) == _plain(words)), None)
     if exact is not None:
         return classes[exact], (exact,)
     known = ", ".join(classes.values())
@@ -52,6 +52,11 @@ def class_of(prompt: str, target: str | Path | sitk.Image | None, segmenter: Seg
     return wanted.name, tuple(labels)
 
 
+def _plain(name: str) -> str:
+    """A class name without what spells it: case, underscores, hyphens."""
+    return re.sub(r"[\s_-]+", " ", name).strip().lower()
+
+
 def make_target(name: str, labels: tuple[int, ...], drawn: sitk.Image | None, prediction: Prediction) -> Target:
     """The target on the network's grid: the predicted structure with a rim, or the user's mask."""
     if drawn is not None:
@@ -59,6 +64,11 @@ def make_target(name: str, labels: tuple[int, ...], drawn: sitk.Image | None, pr
         if not bool(given.any()):
             raise InputError(
                 "Nothing of the target lies in the part of the volume that the network sees: give another mask."
+            )
+        decision = decided(prediction.logits, labels, prediction.segmenter.activation).cpu()
+        if not bool((decision & given).any()):
+            raise InputError(
+                f"The network calls nothing in the mask of the target {name}: give another mask, or another prompt."
             )
         return Target(name, labels, given, given)
     reference = decided(prediction.logits, labels, prediction.segmenter.activation).cpu()
@@ -82,6 +92,11 @@ def read_mask(
         raise InputError(f"The {what} is no mask: give a 3D volume with one whole number per voxel.")
     if not imaging.same_geometry(mask, volume):
         mask = imaging.resample_like(mask, volume, "nearest")
+    labels = np.unique(sitk.GetArrayViewFromImage(mask))
+    if np.count_nonzero(labels) > 1:
+        raise InputError(
+            f"The mask of the {what} holds {np.count_nonzero(labels)} labels: give one with a single structure."
+        )
     mask = sitk.Cast(mask != 0, sitk.sitkUInt8)
     if not sitk.GetArrayViewFromImage(mask).any():
         raise InputError(

@@ -22,6 +22,7 @@ LAYERS = {
     "errors": 0,
     "resources": 0,
     "checksums": 0,
+    "files": 0,
     "dicom": 1,
     "geometry": 1,
     "intensities": 1,

@@ -77,3 +77,14 @@ def test_blur_is_that_of_simpleitk_inside_the_volume(region: Tensor) -> None:
     expected = sitk.GetArrayFromImage(sitk.DiscreteGaussian(image, [BLUR_MM**2] * 3, 256, 1e-4)).transpose(2, 1, 0)
     blurred = baseline_volume("blur", volume, region, SPACING)[0].numpy()
     assert np.abs(blurred - expected).max() < 0.02 * expected.max()
+
+
+def test_air_is_what_lies_outside_the_body_where_that_is_known() -> None:
+    volume = torch.full((1, 4, 4, 4), -2.0)  # z-scored tissue, darker than
+    volume[:, 0] = 0.0  # the air, which was left at 0
+    volume[:, 0, 0, 0] = -9.0  # and a corner that the scanner filled
+    outside = torch.zeros(4, 4, 4, dtype=torch.bool)
+    outside[0] = True
+    region = torch.ones(4, 4, 4, dtype=torch.bool)
+    assert bool((baseline_volume("air", volume, region, (1, 1, 1), outside) == 0).all())
+    assert bool((baseline_volume("air", volume, region, (1, 1, 1), torch.zeros_like(outside)) == -9).all())

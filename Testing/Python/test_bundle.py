@@ -349,7 +349,7 @@ def attacks(witness: Path) -> dict[str, Callable[[dict[str, Any]], None]]:
         "expression behind a reference": with_parts(into_network("@hidden"), hidden=code),
         "expression behind two references": with_parts(into_network("@one"), one={"two": ["@three"]}, three=code),
         "expression below a referred part": with_parts(into_network("@a::b"), a={"b": {"c": code}}),
-        "expression in the inferer": lambda content: content["inferer"].update(sw_device=code),
+        "expression in the inferer": lambda content: content["inferer"].update(roi_size=code),
         "expression in _requires_": into_steps({"_target_": "Identityd", "keys": "image", "_requires_": code}),
         "expression in _disabled_": into_steps({"_target_": "Identityd", "keys": "image", "_disabled_": code}),
         "expression in a disabled part": into_steps(
@@ -482,6 +482,50 @@ def test_weights_that_hold_code_are_refused(tmp_path: Path) -> None:
     assert not witness.exists()
 
 
+def test_where_the_inferer_runs_is_not_the_bundles_to_say(tmp_path: Path) -> None:
+    content = configuration()
+    content["inferer"] |= {"device": "$torch.device('cuda')", "sw_device": "$print('run')", "progress": "$1 / 0"}
+    window = BundleSegmenter(write(tmp_path / "bundle", content), CPU).window
+    assert window is not None
+    assert window.roi_size == (8, 16, 8)
+
+
+def test_a_window_that_pads_otherwise_is_used_where_nothing_is_padded(tmp_path: Path) -> None:
+    content = configuration()
+    content["inferer"]["padding_mode"] = "replicate"
+    window = BundleSegmenter(write(tmp_path / "bundle", content), CPU).window
+    assert len(Tiling.of((8, 16, 9), window).patches) > 1
+    with pytest.raises(InputError, match=r"8 × 12 × 8 voxels .* smaller .* replicate is not supported"):
+        Tiling.of((8, 12, 8), window)
+
+
+def test_the_weights_are_those_that_the_bundles_loader_names(tmp_path: Path) -> None:
+    loader = {"_target_": "CheckpointLoader", "load_path": "$@bundle_root + '/models/model_lowres.pt'"}
+    content = configuration() | {"handlers": [loader]}
+    folder = write(tmp_path / "one", content)
+    (folder / "models" / "model_lowres.pt").write_bytes((folder / "models" / "model.pt").read_bytes())
+    assert BundleSegmenter(folder, CPU).weights.name == "model_lowres.pt"
+    path = "$@bundle_root + ('/models/model.pt' if @highres else '/models/model_lowres.pt')"
+    content = configuration() | {"highres": False, "checkpointloader": loader | {"load_path": path}}
+    folder = write(tmp_path / "two", content)
+    (folder / "models" / "model_lowres.pt").write_bytes((folder / "models" / "model.pt").read_bytes())
+    assert "chooses between model.pt and model_lowres.pt by code" in message(folder)
+    assert BundleSegmenter(folder, CPU, trust=True).weights.name == "model_lowres.pt"
+
+
+def test_a_network_that_downloads_by_default_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def spy(self: UNet, *, pretrained: bool = True, **options: Any) -> None:
+        asked.append(pretrained)
+        original(self, **options)
+
+    original = UNet.__init__
+    monkeypatch.setattr(UNet, "__init__", spy)
+    BundleSegmenter(write(tmp_path / "bundle", configuration("UNet"), network="UNet"), CPU)
+    assert asked[-1] is False
+
+
 def test_pretrained_weights_are_not_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     real = UNet.__init__
@@ -561,10 +605,6 @@ def replaced(**parts: Any) -> dict[str, Any]:
         (replaced(network_def={"_target_": "SegResNet", "petals": 5}), "does not build .network_def: .*petals"),
         (replaced(inferer={"_target_": "SliceInferer", "roi_size": [9, 9]}), "SliceInferer, which is not supported"),
         (replaced(inferer={"_target_": "SlidingWindowInferer", "roi_size": [9, 9]}), "2D network"),
-        (
-            replaced(inferer={"_target_": "SlidingWindowInferer", "roi_size": 9, "padding_mode": "reflect"}),
-            "pads small volumes",
-        ),
     ],
 )
 def test_a_configuration_that_cannot_be_used_is_refused(tmp_path: Path, content: Any, complaint: str) -> None:

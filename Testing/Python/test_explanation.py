@@ -316,6 +316,8 @@ def test_a_target_that_cannot_be_used_is_refused_in_words(tmp_path: Path) -> Non
         ("nosuch.nrrd", "no file or folder nosuch"),
         (mask_of(image, BOXES[1]) * 0, "mask of the target has no voxel inside the volume"),
         (image[:, :, 3], "The target is no mask: give a 3D volume"),
+        (mask_of(image, BOXES[2]), "The network calls nothing in the mask of the target liver"),
+        (mask_of(image, BOXES[1]) + 2 * mask_of(image, BOXES[2]), "The mask of the target holds 2 labels"),
     ):
         with pytest.raises(InputError, match=message):
             run(image, target=target)

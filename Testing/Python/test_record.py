@@ -115,7 +115,7 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path: Path, m
     def fail(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(record.os, "replace", fail)
+    monkeypatch.setattr("XAICLIPLib.files.os.replace", fail)
     with pytest.raises(InputError, match=r"explanation\.json cannot be written \(No space left on device\): choose"):
         record.write({"a": 2}, path)
     assert json.loads(path.read_text(encoding="utf-8")) == {"a": 1}

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 import SimpleITK as sitk
+from scipy.ndimage import center_of_mass
 
 from XAICLIPLib import imaging
 from XAICLIPLib.localization.slices import Modality
@@ -212,7 +213,7 @@ def agree(region: sitk.Image, prediction: sitk.Image) -> Agreement | None:
         return None
     shared = float((a & b).sum())
     spacing = np.array(region.GetSpacing()[::-1])
-    distance = np.linalg.norm((np.argwhere(a).mean(0) - np.argwhere(b).mean(0)) * spacing)
+    distance = np.linalg.norm((np.array(center_of_mass(a)) - np.array(center_of_mass(b))) * spacing)
     return Agreement(2 * shared / float(a.sum() + b.sum()), shared / float(b.sum()), float(distance))
 
 

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,7 +83,7 @@ class BundleSegmenter:
         make = ConfigParser(deepcopy(content)).get_parsed_content if trust else configuration.build
         self._labels, self.channels, self.modality = self._read_channels()
         self._activation: Activation = self._find_activation(configuration)
-        self.weights = self._find_weights()
+        self.weights = self._find_weights(configuration, make if trust else None)
         self.network = self._load_weights(self._build(make, network_key)).eval().to(device)
         self._transform = _without_reading(self._build(make, preprocessing_key))
         self._window = self._sliding_window(self._build(make, "inferer") if "inferer" in content else None)
@@ -206,10 +208,28 @@ class BundleSegmenter:
         except Exception as error:  # whatever the bundle's classes raise
             raise InputError(f"The bundle {self.folder} does not build ({key}: {_reason(error)}).") from error
 
-    def _find_weights(self) -> Path:
-        for name in _WEIGHTS:
-            if (self.folder / "models" / name).is_file():
-                return self.folder / "models" / name
+    def _find_weights(self, configuration: Configuration, evaluate: Callable[[str], Any] | None) -> Path:
+        """The file that the bundle's own loader reads, by its name in ``models``; without a loader, the usual one."""
+        models = self.folder / "models"
+        paths = [
+            str(part["load_path"])
+            for section in ("checkpointloader", "handlers")
+            for part in configuration.mappings(section)
+            if "load_path" in part
+        ]
+        if evaluate is not None and any(path.startswith("$") for path in paths):
+            with suppress(Exception):  # whatever the bundle's code raises: the names in it are tried next
+                paths = [str(evaluate("checkpointloader::load_path"))]
+        named = {name for path in paths for name in re.findall(r"[\w.-]+\.(?:pt|pth|safetensors)\b", path)}
+        there = sorted(name for name in named if (models / name).is_file())
+        if len(there) > 1:
+            raise InputError(
+                f"The bundle {self.folder} chooses between {' and '.join(there)} by code: read it, and if you trust "
+                "it, say so with --trust."
+            )
+        for name in (*there, *_WEIGHTS):
+            if (models / name).is_file():
+                return models / name
         raise InputError(f"The bundle {self.folder} has no weights: put model.pt into its models folder.")
 
     def _load_weights(self, network: Any) -> torch.nn.Module:
@@ -246,11 +266,6 @@ class BundleSegmenter:
         roi = (inferer.roi_size,) * 3 if isinstance(inferer.roi_size, int) else tuple(inferer.roi_size)
         if len(roi) != 3:
             raise InputError(f"The bundle {self.folder} has a {len(roi)}D network: choose one for 3D volumes.")
-        if getattr(inferer.padding_mode, "value", inferer.padding_mode) != "constant":
-            raise InputError(
-                f"The bundle {self.folder} pads small volumes by {inferer.padding_mode}, which is not supported: "
-                "choose a network that pads by a constant."
-            )
         overlap, sigma = inferer.overlap, inferer.sigma_scale
         return SlidingWindow(
             roi_size=tuple(int(s or 0) for s in roi),
@@ -258,6 +273,7 @@ class BundleSegmenter:
             mode="gaussian" if str(inferer.mode.value) == "gaussian" else "constant",
             sigma_scale=float(sigma) if isinstance(sigma, (int, float)) else tuple(float(s) for s in sigma),
             padding_value=float(inferer.cval),
+            padding_mode=str(getattr(inferer.padding_mode, "value", inferer.padding_mode)),
         )
 
     def _find_activation(self, configuration: Configuration) -> Activation:

@@ -12,6 +12,7 @@ MONAI bundle configuration, https://docs.monai.io/en/stable/config_syntax.html
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ _REFUSED_WORDS = ("TorchVision", "TorchIO", "CuCIM", "SaveClassification")  # ca
 
 READING = (LoadImaged, EnsureChannelFirstd)
 """Steps of a preprocessing that bring an image into memory: it is there already, its channel first."""
+_PLACEMENT = ("device", "sw_device", "progress", "buffer_steps", "buffer_dim")
+"""Arguments of an inferer that say where it runs and what it shows: that is decided here."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,12 +178,14 @@ class Configuration:
         # Reading steps are left out before their arguments count: a reader may be any callable, named by a string.
         if issubclass(kind, READING):
             return _LEFT
+        if issubclass(kind, SlidingWindowInferer):
+            part = {name: value for name, value in part.items() if name not in _PLACEMENT}
         arguments = {name: self._plan(value, f"{at}::{name}", trail) for name, value in part.items()}
         if _disabled(part):
             return _LEFT
         special = ("_target_", "_mode_", "_disabled_", "_requires_", "_desc_")
         arguments = {n: plan for n, plan in arguments.items() if n not in special and plan is not _LEFT}
-        if "pretrained" in arguments:  # the weights come from the bundle: nothing is downloaded
+        if "pretrained" in inspect.signature(kind).parameters:  # the weights are the bundle's: nothing is downloaded
             arguments["pretrained"] = False
         return _Component(at, kind, arguments)
 

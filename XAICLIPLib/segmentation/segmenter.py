@@ -30,6 +30,7 @@ class SlidingWindow:
     mode: Literal["constant", "gaussian"] = "constant"
     sigma_scale: float | tuple[float, ...] = 0.125
     padding_value: float = 0.0
+    padding_mode: str = "constant"
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Prepared:
         return float(x), float(y), float(z)
 
     def mask_from(self, mask: sitk.Image) -> Tensor:
-        """A mask on any grid as (X, Y, Z) bool on this one; what is finer than this grid does not get lost."""
+        """A mask on any grid as (X, Y, Z) bool on this one; one finer than this grid is not lost as a whole."""
         grid = imaging.image_from_array(np.zeros(self.tensor.shape[1:], np.uint8), self.affine)
         near = imaging.resample_like(mask, grid, "nearest")
         if not sitk.GetArrayViewFromImage(near).any():

@@ -15,6 +15,7 @@ from monai.utils import ensure_tuple_rep, fall_back_tuple
 from torch import Tensor
 from torch.nn import functional
 
+from XAICLIPLib.errors import InputError
 from XAICLIPLib.segmentation.segmenter import SlidingWindow
 
 Box = tuple[slice, ...]
@@ -65,6 +66,12 @@ class Tiling:
             return cls(shape, tuple((0, 0) for _ in shape), (whole,), torch.ones(shape))
         roi = fall_back_tuple(window.roi_size, shape)
         missing = [max(r - s, 0) for r, s in zip(roi, shape, strict=True)]
+        if any(missing) and window.padding_mode != "constant":
+            raise InputError(
+                f"The volume, {' × '.join(map(str, shape))} voxels on the network's grid, is smaller than its "
+                f"window, {' × '.join(map(str, roi))}, and to pad by {window.padding_mode} is not supported: give a "
+                "larger part of the scan."
+            )
         padding = tuple((m // 2, m - m // 2) for m in missing)
         padded = tuple(max(r, s) for r, s in zip(roi, shape, strict=True))
         overlap = ensure_tuple_rep(window.overlap, len(shape))
@@ -95,8 +102,9 @@ class Tiling:
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether an error means that memory ran out; only CUDA has a class of its own for it."""
     text = str(error).lower()
-    words = ("out of memory", "not enough memory", "can't allocate memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(w in text for w in words)
+    words = ("out of memory", "not enough memory", "can't allocate memory", "cudnn_status_alloc_failed")
+    cudnn = ("unable to find a valid cudnn algorithm", "unable to find an engine")
+    return isinstance(error, torch.OutOfMemoryError) or any(w in text for w in (*words, *cudnn))
 
 
 def run_batch(forward: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
@@ -107,6 +115,10 @@ def run_batch(forward: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
+    if batch.device.type == "cuda":
+        # TF32 and another algorithm for another batch size would differ by about 1e-3: as large as an effect.
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            return forward(batch)
     return forward(batch)
 
 
@@ -168,4 +180,7 @@ def predict_logits(
             after_batch(done, len(tiling.patches))
         assert blended is not None  # a tiling has at least one patch
         inner = tuple(slice(b, b + s) for b, s in zip(tiling.offset, tiling.shape, strict=True))
-        return blended[(slice(None), *inner)] / total[inner]
+        if blended.requires_grad:
+            return blended[(slice(None), *inner)] / total[inner]
+        blended /= total  # in place: of a hundred classes, two copies are too many
+        return blended[(slice(None), *inner)]
