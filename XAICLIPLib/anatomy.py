@@ -257,6 +257,15 @@ def resolve(prompt: str) -> Structure | None:
     return vocabulary()[name] if name else None
 
 
+def is_spelled_right(prompt: str) -> bool:
+    """Whether `resolve` takes the words as they are: False where it corrects a typing error to find a structure."""
+    words = _words(prompt)
+    bare = list(dropwhile(_COMMANDS.__contains__, words))
+    if _lookup(words) or "".join(bare) in _index().joined or resolve(prompt) is None:
+        return True
+    return all("".join(_corrected(word)) == word for word in bare)
+
+
 def _lookup(words: Iterable[str]) -> str | None:
     """Name of the structure that all these words together mean, generic words left out if need be."""
     significant, side = _key(words)

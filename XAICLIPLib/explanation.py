@@ -37,6 +37,9 @@ METHODS: tuple[Method, ...] = get_args(Method)
 
 Stage = Literal["localize", "segment", "explain"]
 
+SMALL_ML, UNSURE = 0.5, 0.5
+"""Below this volume, or this score of the undisturbed network, a drawing is hardly an organ."""
+
 ESTIMATE_EVERY_S = 2.0
 ESTIMATE_SHARE = 0.1
 """Of the time, which running estimates may take: to resample one to a large scan takes seconds."""
@@ -141,6 +144,8 @@ class Explanation:
             f"window {parameters['window_mm']:g} mm, stride {parameters['stride_mm']:g} mm, "
             f"baseline {parameters['baseline']}" + ("" if self.complete else " · cancelled before the end"),
             modality=self.record["input"]["modality"],
+            target_label="Given mask" if self.target["voxels"] == "given" else "Predicted target",
+            warnings=self.warnings,
             saliency_label=f"score lost ({parameters['score'].replace('dice', 'Dice')})",
         )
         written["explanation"] = record.write(self.record, folder / "explanation.json")
@@ -300,6 +305,7 @@ def explain(
         "voxels": "given" if drawn is not None else "predicted",
     }
     names = {values[channel]: structure for channel, structure in segmenter.labels.items()}
+    run.warnings += _cautions(name, prompt, structure, roi, scorer.full_score)
     if not complete:
         run.warnings.append(f"Cancelled after {last.done} of {last.planned} perturbations: the saliency is incomplete.")
     return Explanation(
@@ -427,6 +433,26 @@ def _region(
 
 
 # --- numbers and checks --------------------------------------------------------------------------
+
+
+def _cautions(name: str, prompt: str, explained: sitk.Image, region: Region, score: float) -> list[str]:
+    """What a reader must know before taking the map for an answer."""
+    found = []
+    if not anatomy.is_spelled_right(prompt):
+        found.append(f'"{prompt}" is not a known spelling and was understood as {name}: check that this is meant.')
+    volume = imaging.volume_ml(explained)
+    if volume < SMALL_ML or score < UNSURE:
+        found.append(
+            f"Only {volume:.2g} ml of {name} with a score of {score:.2f} are explained: the organ may lie outside the "
+            "scan and the drawing be a false positive, so do not interpret this map."
+        )
+    voxels = sitk.GetArrayViewFromImage(explained)
+    if any(voxels.take(end, axis).any() for axis in range(3) for end in (0, -1)):
+        found.append(f"The {name} touches the edge of the scan: volume and map cover only the part inside.")
+    if region.source == "file" and (region.agreement is None or region.agreement.recall < 0.5):
+        share = region.agreement.recall if region.agreement else 0.0
+        found.append(f"Only {share:.0%} of the {name} lies in the given region: most of it was not tried.")
+    return found
 
 
 def _measure(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -43,6 +44,7 @@ MARGIN_MM = 10.0  # around the body
 SIGNED_FROM = 0.15  # share of the largest value from which negative values count
 OPACITY = 0.8  # of the strongest saliency
 
+CAUTION = "#ffb347"
 BACKGROUND, INK, FAINT, PREDICTION, REGION = "#15181c", "#f2f2f2", "#b4bac1", "#5dff7e", "#39d5ff"
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 FONT: Style = {"family": "DejaVu Sans"}  # comes with matplotlib
@@ -274,7 +276,9 @@ def _number(value: float) -> str:
 class _Sheet:
     """A page of two rows of panels, measured in pixels from its top left corner."""
 
-    def __init__(self, planes: list[Plane], title: str, subtitle: str, notes: list[str]) -> None:
+    def __init__(
+        self, planes: list[Plane], title: str, subtitle: str, notes: list[str], warnings: Sequence[str] = ()
+    ) -> None:
         self.planes = planes
         sizes = np.abs([(e[1] - e[0], e[3] - e[2]) for e in (plane.extent for plane in planes)])
         aspects = np.clip(sizes[:, 0] / sizes[:, 1], 0.5, 1.9)
@@ -291,13 +295,16 @@ class _Sheet:
         self.foot = self.tops[1] + self.height + 40
         # Lines break between notes only.
         lines = textwrap.wrap(" · ".join(note.replace(" ", "\N{NBSP}") for note in notes), 178)
-        self.total = round(self.foot + 32 + 22 * len(lines))
+        cautions = [line for text in warnings for line in textwrap.wrap(f"Warning: {text}", 160)]
+        self.total = round(self.foot + 32 + 22 * (len(lines) + len(cautions)))
         self.figure = Figure((WIDTH / DPI, self.total / DPI), DPI, facecolor=BACKGROUND)
         self.canvas = FigureCanvasAgg(self.figure)
         self.fit(self.text(LEFT, 34, title, 19, weight="bold"))
         self.fit(self.text(LEFT, 68, subtitle, 13, color=FAINT))
         for number, line in enumerate(lines):
             self.text(LEFT, self.foot + 34 + 22 * number, line.rstrip(" ·"), 10.5, color=FAINT)
+        for number, line in enumerate(cautions, start=len(lines)):
+            self.text(LEFT, self.foot + 34 + 22 * number, line, 11, color=CAUTION)
         for y, name in zip(self.tops, ("Scan", "Saliency"), strict=True):
             self.text(26, y + self.height / 2, name, 14, rotation=90, ha="center")
 
@@ -410,6 +417,8 @@ def save_figure(
     subtitle: str = "",
     modality: Literal["CT", "MR"] | None = None,
     saliency_label: str = "score lost",
+    target_label: str = "Predicted target",
+    warnings: Sequence[str] = (),
 ) -> Path:
     """Draw an explanation as one PNG: three planes through the target, without and with saliency.
 
@@ -428,6 +437,10 @@ def save_figure(
         "CT" shows W 400 L 40 HU; otherwise the 1st to 99th percentile is shown.
     saliency_label
         What the colours mean, with the unit in brackets where there is one.
+    target_label
+        What the outline of ``prediction`` is called.
+    warnings
+        What a reader must know, one sentence each; written under the panels.
 
     Raises
     ------
@@ -459,7 +472,7 @@ def save_figure(
     outlines: list[tuple[str, sitk.Image, Style]] = []
     for name, part, colour, dashes in (
         ("Region of interest", region, REGION, (0, (4, 2.5))),
-        ("Predicted target", prediction, PREDICTION, "solid"),
+        (target_label, prediction, PREDICTION, "solid"),
     ):
         if part is None:
             continue
@@ -469,7 +482,7 @@ def save_figure(
         else:
             notes.append(f"{name}: {'the whole volume' if share else 'empty'}")
 
-    sheet = _Sheet(planes, title, subtitle, notes)
+    sheet = _Sheet(planes, title, subtitle, [*notes, "Research software, not for diagnosis"], warnings)
     for column, plane in enumerate(planes):
         name = f"{plane.view.name}   {position_text(plane.view.normal, point[plane.view.normal])}"
         sheet.text(sheet.lefts[column], sheet.tops[0] - 28, name, 13)

@@ -440,3 +440,14 @@ def test_background_is_no_structure() -> None:
 def test_vocabulary_cannot_be_changed() -> None:
     with pytest.raises(TypeError):
         anatomy.vocabulary()["liver"] = None  # type: ignore[index]
+
+
+@pytest.mark.parametrize("prompt", ["left kideny", "livr", "show me the pancras"])
+def test_a_corrected_typing_error_is_known_to_be_one(prompt: str) -> None:
+    assert anatomy.resolve(prompt) is not None
+    assert not anatomy.is_spelled_right(prompt)
+
+
+@pytest.mark.parametrize("prompt", ["left kidney", "Kidney_left", "lkidney", "renal, left", "kidneys", "bright spot"])
+def test_other_spellings_and_unknown_words_are_no_typing_errors(prompt: str) -> None:
+    assert anatomy.is_spelled_right(prompt)

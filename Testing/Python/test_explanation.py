@@ -673,3 +673,26 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         result.save(tmp_path / "file")
     with pytest.raises(InputError, match="cannot be written"):
         result.save(str(tmp_path / "file" / "below"))
+
+
+def test_a_corrected_prompt_is_said_to_be_one() -> None:
+    assert any('"livr"' in w and "understood as liver" in w for w in run(prompt="livr").warnings)
+    assert not any("understood" in w for w in run(prompt="liver").warnings)
+
+
+def test_a_speck_is_not_explained_without_a_warning() -> None:
+    assert any("Only 0.25 ml of liver" in w and "do not interpret" in w for w in run(scan((1.0, 1.0, 1.0))).warnings)
+    assert not any("do not interpret" in w for w in run().warnings)
+
+
+def test_a_structure_at_the_edge_of_the_scan_is_warned_of() -> None:
+    assert not any("edge of the scan" in w for w in run().warnings)
+    cut = scan()[BOXES[1][2].start + 1 :, :, :]
+    assert any("liver touches the edge of the scan" in w for w in run(cut).warnings)
+
+
+def test_a_given_region_beside_the_target_is_warned_of() -> None:
+    image = scan()
+    assert any(
+        "0% of the liver lies in the given region" in w for w in run(image, region=mask_of(image, BOXES[2])).warnings
+    )
