@@ -295,7 +295,7 @@ def explain(
     run.warnings += scorer.warnings
     saliency = imaging.resample_like(prepared.as_image(last.saliency()), volume)
 
-    perturbed = imaging.resample_like(prepared.as_image(last.weight > 0), volume, "nearest")
+    perturbed = imaging.resample_like(prepared.as_image(last.probed()), volume, "nearest")
     measurements = _measure(saliency, perturbed, structure, scorer, last, len(tiling.patches))
     values = label_values(segmenter)
     own = [values[channel] for channel in labels]

@@ -284,7 +284,10 @@ class Scorer:
         here = (slice(None), *shift(common, [-s.start for s in box]))
         source = (slice(None), *shift(common, [-o for o in self.tiling.offset]))
         replaced = self.baseline[source]
-        if isinstance(perturbation.strength, Tensor):
+        if callable(perturbation.strength):
+            share = perturbation.strength(source[1:], patch.device).to(patch)
+            patch[here] = patch[here] * (1 - share) + replaced * share
+        elif isinstance(perturbation.strength, Tensor):
             share = perturbation.strength[shift(common, [-s.start for s in support])].to(patch)
             patch[here] = patch[here] * (1 - share) + replaced * share
         elif perturbation.strength == 1.0:

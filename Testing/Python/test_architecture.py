@@ -23,6 +23,7 @@ LAYERS = {
     "resources": 0,
     "checksums": 0,
     "files": 0,
+    "methods": 0,
     "dicom": 1,
     "geometry": 1,
     "intensities": 1,
@@ -70,7 +71,7 @@ ONE_DOOR = {
 }
 
 # XAICLIP/, the Slicer module, talks to the library through the worker's messages and these alone.
-MODULE_MAY_IMPORT = {"errors", "imaging", "resources"}
+MODULE_MAY_IMPORT = {"errors", "imaging", "methods", "resources"}
 
 
 def imports(source: str, package: str) -> Iterator[str]:

@@ -204,7 +204,7 @@ def test_running_estimates_grow_to_the_complete_one() -> None:
     scorer, _ = network_scorer()
     steps = []
     for estimate in occlusion(scorer, everywhere(), (1, 1, 1), window_mm=6, stride_mm=3):
-        steps.append((estimate.done, estimate.planned, float(estimate.weight.sum())))
+        steps.append((estimate.done, estimate.planned, float(estimate.probed().sum())))
     done = [d for d, _, _ in steps]
     assert len(steps) > 2
     assert done == sorted(set(done))

@@ -106,11 +106,15 @@ def occlusion(
     lost = torch.zeros(region.shape)
     covered = torch.zeros(region.shape)
     done = 0
+
+    def estimate() -> Estimate:
+        return Estimate(done, len(planned), lambda: lost / covered.clamp(min=1), lambda: covered > 0)
+
     if not planned:
-        yield Estimate(lost, covered, 0, 0)
+        yield estimate()
     for batch in scorer.lost(planned):
         for number, value in batch:
             lost[planned[number].box] += value
             covered[planned[number].box] += 1
         done += len(batch)
-        yield Estimate(lost, covered, done, len(planned))
+        yield estimate()
