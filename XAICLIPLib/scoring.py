@@ -17,6 +17,7 @@ from torch import Tensor
 
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.perturbation.perturbation import Perturbation
+from XAICLIPLib.segmentation.backpropagation import TOGETHER, vector_jacobian_product
 from XAICLIPLib.segmentation.segmenter import Activation
 from XAICLIPLib.segmentation.sliding_window import Box, Tiling, intersect, run_fitting, shift
 
@@ -295,3 +296,100 @@ class Scorer:
         else:
             patch[here] = patch[here] * (1 - perturbation.strength) + replaced * perturbation.strength
         return patch
+
+    def differentiable_score(self, volume: Tensor | None = None) -> float:
+        """The score that `gradient` is of: the scorer's own, soft Dice in the place of hard Dice.
+
+        ``volume`` (C, X, Y, Z) is what is scored; by default the unperturbed one.
+        """
+        return float(self._differentiable(self._target_logits(volume)))
+
+    def gradient(self, volume: Tensor | None = None) -> Tensor:
+        """Gradient of the score with respect to the volume, exact under the sliding window.
+
+        The graphs of no more than two patches are in memory at once.
+
+        Parameters
+        ----------
+        volume
+            (C, X, Y, Z), where the gradient is taken; by default at the unperturbed volume.
+
+        Returns
+        -------
+        Tensor
+            (C, X, Y, Z), on the device; 0 outside the target's patches. Of hard Dice, which has no gradient, soft
+            Dice's.
+
+        Raises
+        ------
+        InputError
+            The network cannot be differentiated.
+        """
+        gradient = torch.zeros(self._volume.shape, device=self._volume.device)
+        waiting: list[tuple[Box, Tensor, Tensor]] = []
+        for number, following in enumerate(self.cotangents(volume), 1):
+            waiting.append(following)
+            if len(waiting) == TOGETHER or number == len(self._patches):
+                found = vector_jacobian_product(self.forward, [p for _, p, _ in waiting], [c for _, _, c in waiting])
+                for n, (box, _, _) in enumerate(waiting):
+                    gradient[(slice(None), *box)] += found[n]
+                waiting.clear()
+        return gradient[(slice(None), *self._inner)]
+
+    def cotangents(self, volume: Tensor | None = None) -> Iterator[tuple[Box, Tensor, Tensor]]:
+        """Yield the target's patches, each with the derivative of the score by the patch's own logits.
+
+        The score is a function of the blended logits at the target's voxels, and these are a weighted sum of the
+        patches' logits. So its derivative by them is taken once, and each patch gets its share: the gradient of the
+        score by anything inside the network is the sum over the patches of that of ``sum(logits * cotangent)``.
+
+        Parameters
+        ----------
+        volume
+            (C, X, Y, Z); by default the unperturbed one.
+
+        Yields
+        ------
+        Box
+            Bounds of the patch in the padded volume.
+        Tensor
+            (C, *size), the patch.
+        Tensor
+            (K, *size), the derivative of the score by the logits of the patch.
+        """
+        padded = self._volume if volume is None else self.tiling.pad(volume.to(self._volume))
+        with torch.inference_mode(False), torch.enable_grad():
+            logits = self._target_logits(volume).clone().requires_grad_()
+            (by_logits,) = torch.autograd.grad(self._differentiable(logits), logits)
+        for patch in self._patches:
+            inside: tuple[slice | Tensor, ...] = (slice(None), *patch.inside)
+            with torch.inference_mode(False), torch.no_grad():
+                values = padded[(slice(None), *patch.box)].clone()
+                cotangent = torch.zeros((len(by_logits), *values.shape[1:]), device=values.device)
+                cotangent[inside] = by_logits[:, patch.rows] * patch.weight
+            yield patch.box, values, cotangent
+
+    @property
+    def _inner(self) -> Box:
+        """Where the volume lies in the padded one."""
+        return tuple(slice(o, o + s) for o, s in zip(self.tiling.offset, self.tiling.shape, strict=True))
+
+    def _differentiable(self, logits: Tensor) -> Tensor:
+        kind: Score = "soft dice" if self.kind == "hard dice" else self.kind
+        return target_score(kind, logits, self._reference.clone(), self.target.label, self.activation)
+
+    @torch.inference_mode()
+    def _target_logits(self, volume: Tensor | None) -> Tensor:
+        """Blended logits (K, n) of the target's voxels in a volume (C, X, Y, Z); None: the unperturbed one."""
+        if volume is None:
+            return self._logits
+        padded = self.tiling.pad(volume.to(self._volume))
+        blended = torch.zeros_like(self._logits)
+        done = 0
+        while done < len(self._patches):
+            part = self._patches[done : done + self.batch_size]  # the size may shrink on the way
+            output = self._run([padded[(slice(None), *patch.box)] for patch in part])
+            for patch, logits in zip(part, output, strict=True):
+                blended[:, patch.rows] += logits[(slice(None), *patch.inside)] * patch.weight
+            done += len(part)
+        return blended
