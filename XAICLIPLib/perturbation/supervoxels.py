@@ -11,6 +11,7 @@ P. F. Felzenszwalb, D. P. Huttenlocher. "Efficient Graph-Based Image Segmentatio
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import torch
@@ -26,8 +27,9 @@ COMPACTNESS = 0.1
 """Of SLIC: a step of a tenth of the region's intensity range weighs as much as the distance between two seeds, so that
 noise is ignored and the border of an organ is not."""
 
-CONTRAST = 0.05
-"""Of Felzenszwalb's graph: pieces of the wanted size are kept apart by a step of this share of the intensity range."""
+CONTRAST = 0.005
+"""Of Felzenszwalb's graph: pieces of the wanted size are kept apart by a step that exceeds those within them by this share
+of the intensity range. On abdominal CTs (two training subjects were tried) that gives about as many pieces as SLIC."""
 
 FRAGMENT = 0.1
 """Pieces below this share of the wanted volume are given to their neighbours: their effect would drown."""
@@ -105,10 +107,11 @@ def _felzenszwalb(
     for start in range(0, inside.shape[2], thickness):
         slab = image[..., start : start + thickness]
         channels = np.moveaxis(slab, 0, -1).reshape(*slab.shape[1:3], -1)
-        # Distances grow with the root of the channels. The graph joins while the step is below scale / 255 / area.
-        pieces = felzenszwalb(
-            channels / math.sqrt(channels.shape[-1]), scale=255 * CONTRAST * area, sigma=0.5, min_size=area // 2
-        )
+        channels = channels / math.sqrt(channels.shape[-1])  # distances grow so with the channels
+        with warnings.catch_warnings():  # that this many channels may not be meant: they are
+            warnings.filterwarnings("ignore", message="Got image with third dimension", category=RuntimeWarning)
+            # Pieces are joined while the step between them exceeds those within by less than scale / 255 / area.
+            pieces = felzenszwalb(channels, scale=255 * CONTRAST * area, sigma=0.5, min_size=area // 2)
         found[..., start : start + thickness] = pieces[..., None] + found.max() + 1
     return found
 
