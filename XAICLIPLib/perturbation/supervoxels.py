@@ -28,8 +28,8 @@ COMPACTNESS = 0.1
 noise is ignored and the border of an organ is not."""
 
 CONTRAST = 0.005
-"""Of Felzenszwalb's graph: pieces of the wanted size are kept apart by a step that exceeds those within them by this share
-of the intensity range. On abdominal CTs (two training subjects were tried) that gives about as many pieces as SLIC."""
+"""Of Felzenszwalb's graph: pieces of the wanted size are kept apart by a step that exceeds those within them by this
+share of the intensity range. On abdominal CTs (two training subjects were tried) that gives about as many pieces as SLIC."""
 
 FRAGMENT = 0.1
 """Pieces below this share of the wanted volume are given to their neighbours: their effect would drown."""

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.segmentation.sliding_window import out_of_memory, run_batch
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 TOGETHER = 2
 """Patches whose graphs are held at once: a graph takes many times the memory of inference, and a lone patch is slow on
@@ -46,14 +50,22 @@ def vector_jacobian_product(
     InputError
         The network cannot be differentiated.
     """
+    together = run_together(
+        lambda jobs: [_products(forward, torch.stack([p for p, _ in jobs]), torch.stack([c for _, c in jobs]))],
+        list(zip(patches, cotangents, strict=True)),
+    )
+    return torch.cat(together)
+
+
+def run_together(compute: Callable[[Sequence[Job]], list[Result]], jobs: Sequence[Job]) -> list[Result]:
+    """What ``compute`` makes of all jobs at once; of one after the other where memory runs out."""
     try:
-        return _together(forward, torch.stack(list(patches)), torch.stack(list(cotangents)))
+        return compute(jobs)
     except RuntimeError as error:
-        if len(patches) == 1 or not out_of_memory(error):
+        if len(jobs) == 1 or not out_of_memory(error):
             raise
-    if patches[0].device.type == "cuda":  # outside the handler: the error holds on to the failed batch
-        torch.cuda.empty_cache()
-    return torch.cat([_together(forward, p[None], c[None]) for p, c in zip(patches, cotangents, strict=True)])
+    torch.cuda.empty_cache()  # outside the handler: the error holds on to the failed batch; without a GPU it does nothing
+    return [result for job in jobs for result in compute([job])]
 
 
 @contextmanager
@@ -67,7 +79,7 @@ def with_gradients(device: torch.device) -> Iterator[None]:
             yield
 
 
-def _together(forward: Callable[[Tensor], Tensor], patches: Tensor, cotangents: Tensor) -> Tensor:
+def _products(forward: Callable[[Tensor], Tensor], patches: Tensor, cotangents: Tensor) -> Tensor:
     with with_gradients(patches.device):
         inputs = patches.clone().requires_grad_()  # a clone, as inference tensors take part in no graph
         try:
@@ -78,7 +90,7 @@ def _together(forward: Callable[[Tensor], Tensor], patches: Tensor, cotangents: 
         except RuntimeError as error:  # NotImplementedError is one of them
             if out_of_memory(error):
                 raise
-            raise _no_gradient(str(error).strip().splitlines()[0]) from error
+            raise not_differentiable(str(error).strip().splitlines()[0]) from error
         return torch.zeros_like(patches) if gradient is None else gradient.detach()
 
 
@@ -88,10 +100,11 @@ def _constant(forward: Callable[[Tensor], Tensor], patches: Tensor, output: Tens
     with torch.no_grad():
         if torch.equal(run_batch(forward, patches + ramp), output):
             return torch.zeros_like(patches)
-    raise _no_gradient("its output depends on its input, but it was made without autograd")
+    raise not_differentiable("its output depends on its input, but it was made without autograd")
 
 
-def _no_gradient(why: str) -> InputError:
+def not_differentiable(why: str) -> InputError:
+    """The error of a network through which gradients cannot be followed."""
     return InputError(
         f"The network cannot be differentiated ({why}): choose a method that needs no gradient, such as occlusion."
     )
