@@ -271,13 +271,13 @@ def test_batch_size_does_not_change_the_result(batch_size: int) -> None:
     perturbations = mixed_perturbations((30, 26, 21))
     expected = losses(case.scorer(4), perturbations)
     case.sizes.clear()
-    assert losses(case.scorer(batch_size), perturbations) == pytest.approx(expected, abs=1e-5)
+    assert losses(case.scorer.batch_in_use), perturbations) == pytest.approx(expected, abs=1e-5)
     assert max(case.sizes) <= max(batch_size, 2)  # a lone patch runs doubled on a CPU
 
 
 def test_patches_of_different_perturbations_share_a_batch() -> None:
     case = make_case(segresnet, (16, 16, 16), (8, 8, 8), None)
-    scorer = case.scorer(batch_size=5)
+    scorer = case.scorer.batch_in_use=5)
     case.sizes.clear()
     perturbations = [Perturbation(box((n, n + 3), (0, 9), (4, 9))) for n in range(10)]
     batches = [len(batch) for batch in scorer.lost(perturbations)]
@@ -301,9 +301,9 @@ def test_scores_are_the_same_when_memory_runs_out(limit: int) -> None:
     case.sizes.clear()
     scorer = case.scorer(8, small_memory)
     assert losses(scorer, perturbations) == pytest.approx(expected, abs=1e-5)
-    assert scorer.batch_size == {1: 1, 2: 2, 5: 4}[limit]
+    assert scorer.batch_in_use == {1: 1, 2: 2, 5: 4}[limit]
     (warning,) = scorer.warnings
-    assert warning == f"Memory ran out: batches were cut from 8 to {scorer.batch_size} patches."
+    assert warning == f"Memory ran out: batches were cut from 8 to {scorer.batch_in_use} patches."
     assert case.sizes.count(8) == 1, "what failed is not tried again"
 
 
@@ -317,7 +317,7 @@ def test_memory_that_holds_no_patch_at_all_is_an_error() -> None:
 
 def test_closing_the_iterator_cancels() -> None:
     case = make_case(segresnet, (16, 16, 16), (8, 8, 8), None)
-    scorer = case.scorer(batch_size=2)
+    scorer = case.scorer.batch_in_use=2)
     drawn: list[int] = []
 
     def endless() -> Iterator[Perturbation]:
