@@ -271,13 +271,13 @@ def test_batch_size_does_not_change_the_result(batch_size: int) -> None:
     perturbations = mixed_perturbations((30, 26, 21))
     expected = losses(case.scorer(4), perturbations)
     case.sizes.clear()
-    assert losses(case.scorer.batch_in_use), perturbations) == pytest.approx(expected, abs=1e-5)
+    assert losses(case.scorer(batch_size), perturbations) == pytest.approx(expected, abs=1e-5)
     assert max(case.sizes) <= max(batch_size, 2)  # a lone patch runs doubled on a CPU
 
 
 def test_patches_of_different_perturbations_share_a_batch() -> None:
     case = make_case(segresnet, (16, 16, 16), (8, 8, 8), None)
-    scorer = case.scorer.batch_in_use=5)
+    scorer = case.scorer(batch_size=5)
     case.sizes.clear()
     perturbations = [Perturbation(box((n, n + 3), (0, 9), (4, 9))) for n in range(10)]
     batches = [len(batch) for batch in scorer.lost(perturbations)]
@@ -317,7 +317,7 @@ def test_memory_that_holds_no_patch_at_all_is_an_error() -> None:
 
 def test_closing_the_iterator_cancels() -> None:
     case = make_case(segresnet, (16, 16, 16), (8, 8, 8), None)
-    scorer = case.scorer.batch_in_use=2)
+    scorer = case.scorer(batch_size=2)
     drawn: list[int] = []
 
     def endless() -> Iterator[Perturbation]:
