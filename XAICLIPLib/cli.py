@@ -71,9 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"xaiclip: {error.filename or 'The output'} cannot be read or written ({error.strerror or error}).")
         return 1
     except (MemoryError, RuntimeError) as error:
-        from XAICLIPLib.segmentation.sliding_window import out_of_memory
+        from XAICLIPLib.segmentation.batching import out_of_memory
 
-        if not isinstance(error, MemoryError) and not out_of_memory(error):
+        if not out_of_memory(error):
             raise  # a mistake of ours, for whose report the traceback is needed
         say("xaiclip: There is not enough memory: crop the scan, lower --batch-size, or try --device cpu.")
         return 1

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.segmentation.sliding_window import out_of_memory, run_batch
+from XAICLIPLib.segmentation.batching import out_of_memory, run_batch
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -61,7 +61,7 @@ def run_together(compute: Callable[[Sequence[Job]], list[Result]], jobs: Sequenc
     """What ``compute`` makes of all jobs at once; of one after the other where memory runs out."""
     try:
         return compute(jobs)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if len(jobs) == 1 or not out_of_memory(error):
             raise
     torch.cuda.empty_cache()  # outside the handler: the error holds on to the failed batch; without a GPU it does nothing
