@@ -26,11 +26,10 @@ from XAICLIPLib.localization.localizer import Localizer
 from XAICLIPLib.localization.region import MARGIN_MM, Region, guided_region, region_from_mask, whole_region, with_target
 from XAICLIPLib.localization.slices import Modality
 from XAICLIPLib.measurements import cautions, measure
-from XAICLIPLib.methods import BASELINES, SCORES, Baseline, Score
+from XAICLIPLib.methods import BASELINES, PRECISIONS, SCORES, Baseline, Precision, Score
 from XAICLIPLib.perturbation.baselines import baseline_for
 from XAICLIPLib.perturbation.perturbation import Estimate
 from XAICLIPLib.scoring import Scorer
-from XAICLIPLib.segmentation.batching import PRECISIONS, Precision
 from XAICLIPLib.segmentation.prediction import label_values, predict
 from XAICLIPLib.segmentation.segmenter import Prepared, Segmenter
 from XAICLIPLib.target import RIM_MM, Place, box_of, class_of, is_mask, make_target, read_mask

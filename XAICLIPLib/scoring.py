@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.methods import SCORES, Score
+from XAICLIPLib.methods import SCORES, Precision, Score
 from XAICLIPLib.perturbation.baselines import Fill
 from XAICLIPLib.perturbation.perturbation import Perturbation
 from XAICLIPLib.segmentation.backpropagation import TOGETHER, vector_jacobian_product
-from XAICLIPLib.segmentation.batching import Batches, Precision
+from XAICLIPLib.segmentation.batching import Batches
 from XAICLIPLib.segmentation.segmenter import Activation
 from XAICLIPLib.segmentation.sliding_window import Box, Tiling, intersect, shift
 
@@ -207,13 +207,17 @@ class Scorer:
         self._logits = torch.zeros((len(self._patches[0].logits), len(self._reference)), device=device)
         for patch in self._patches:
             self._logits[:, patch.rows] += patch.logits * patch.weight
-        values = self._values(self._logits)
-        self._kept = values.double()
+        self._kept = self._values(self._logits).to(self._exact)
         self._inside, self._total = self._kept[self._reference].sum(), self._kept.sum()
         self._size = int(self._reference.sum())
         self.full_score = float(score_of(self.kind, self._inside, self._total, self._size))
         if self.precision == "reduced" or (self.precision == "auto" and device.type == "cuda"):
             self._try_reduced()
+
+    @property
+    def _exact(self) -> torch.dtype:
+        """For sums over a hundred thousand voxels; Apple's GPUs have no double precision."""
+        return torch.float32 if self.volume.device.type == "mps" else torch.float64
 
     @property
     def warnings(self) -> list[str]:
@@ -292,13 +296,18 @@ class Scorer:
 
     @torch.inference_mode()
     def _run_unperturbed(self, patches: list[_Patch]) -> None:
-        """Fill in what the patches say, a batch at a time: the logits of all patches would fill the memory."""
+        """Fill in what the patches say."""
+        for patch, logits in self._read(patches, self._volume):
+            patch.logits = logits
+
+    def _read(self, patches: list[_Patch], padded: Tensor) -> Iterator[tuple[_Patch, Tensor]]:
+        """Each patch with its target voxels' logits in a padded volume; the logits of all would fill the memory."""
         done = 0
         while done < len(patches):
-            part = patches[done : done + self._batches.size_for(self._volume[(slice(None), *patches[0].box)])]
-            output = self._batches.run([self._volume[(slice(None), *patch.box)] for patch in part])
-            for patch, logits in zip(part, output, strict=True):
-                patch.logits = patch.read(logits)
+            size = self._batches.size_for(padded[(slice(None), *patches[done].box)])
+            part = patches[done : done + size]
+            output = self._batches.run([padded[(slice(None), *patch.box)] for patch in part])
+            yield from ((patch, patch.read(logits)) for patch, logits in zip(part, output, strict=True))
             done += len(part)
 
     def _bounds(self) -> Box:
@@ -381,7 +390,7 @@ class Scorer:
             logits = self._logits.index_select(1, rows)
             for number, change in pending.changes.items():
                 logits.index_add_(1, places[number], change)
-        moved = self._values(logits).double() - self._kept.index_select(0, rows)
+        moved = self._values(logits).to(self._exact) - self._kept.index_select(0, rows)
         inside = self._inside + (moved * self._reference.index_select(0, rows)).sum()
         return score_of(self.kind, inside, self._total + moved.sum(), self._size)
 
@@ -406,7 +415,6 @@ class Scorer:
             for patch, logits in zip(self._patches, kept, strict=True):
                 patch.logits = logits
             self.warnings.append(f"Half precision was not used: {said}.")
-
 
     # --- gradients --------------------------------------------------------------------------------
 

@@ -6,13 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-
-Precision = Literal["auto", "full", "reduced"]
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 USUAL_PATCH = 96**3
 """Voxels of a patch of which four are computed together on a CPU: more takes memory there and saves nothing."""
