@@ -407,7 +407,6 @@ class Scorer:
                 patch.logits = logits
             self.warnings.append(f"Half precision was not used: {said}.")
 
-
     # --- gradients --------------------------------------------------------------------------------
 
     def differentiable_score(self, volume: Tensor | None = None) -> float:
