@@ -77,20 +77,19 @@ def blocks(shape: tuple[int, ...] = SHAPE, edge: int = 4) -> Tensor:
 
 
 class Planted(nn.Module):
-    """Sees bright spots of four voxels' edge, wherever they lie, and draws the target wherever it sees enough of them.
+    """Sees what is brighter than one half, wherever it lies, and draws the target everywhere if it sees enough.
 
-    Two feature maps: one of brightness, and one of nothing but noise, which the output does not depend on.
+    Two feature maps: the brightness, and one that the output does not depend on.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.features = nn.Conv3d(1, 2, 3, padding=1)
+        self.features = nn.Conv3d(1, 2, 3, padding=1, bias=False)
         nn.init.constant_(self.features.weight, 1 / 27)
-        nn.init.zeros_(self.features.bias)  # type: ignore[arg-type]
         self.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        seen = self.features(x)[:, :1].mean((2, 3, 4), keepdim=True)
+        seen = self.features((x - 0.5).relu())[:, :1].mean((2, 3, 4), keepdim=True)
         logit = (400 * seen - 2).expand(-1, 1, *x.shape[2:])
         return torch.cat([-logit, logit], 1)
 
@@ -110,8 +109,8 @@ class Blind(nn.Module):
 
 
 def planted_scorer(network: nn.Module, window: SlidingWindow | None = WINDOW) -> Scorer:
-    """A dark volume with a bright cue; the target lies elsewhere."""
-    volume = torch.zeros((1, *SHAPE))
+    """A dark and noisy volume with a bright cue; the target lies elsewhere."""
+    volume = 0.4 * torch.rand((1, *SHAPE), generator=torch.Generator().manual_seed(2))
     volume[0][CUE] = 1
     reference = torch.zeros(SHAPE, dtype=torch.bool)
     reference[10:14, 4:8, 8:12] = True

@@ -41,6 +41,7 @@ LAYERS = {
     "catalog": 4,
     "figure": 4,
     "record": 4,
+    "gradients": 5,
     "target": 5,
     "terminal": 7,
     "explanation": 6,

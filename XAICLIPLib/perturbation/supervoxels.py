@@ -29,7 +29,7 @@ noise is ignored and the border of an organ is not."""
 
 CONTRAST = 0.005
 """Of Felzenszwalb's graph: pieces of the wanted size are kept apart by a step that exceeds those within them by this
-share of the intensity range. On abdominal CTs (two training subjects were tried) that gives about as many pieces as SLIC."""
+share of the intensity range. On abdominal CTs (two training subjects) that gives about as many pieces as SLIC has."""
 
 FRAGMENT = 0.1
 """Pieces below this share of the wanted volume are given to their neighbours: their effect would drown."""

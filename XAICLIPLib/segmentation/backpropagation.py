@@ -64,7 +64,7 @@ def run_together(compute: Callable[[Sequence[Job]], list[Result]], jobs: Sequenc
     except (RuntimeError, MemoryError) as error:
         if len(jobs) == 1 or not out_of_memory(error):
             raise
-    torch.cuda.empty_cache()  # outside the handler: the error holds on to the failed batch; without a GPU it does nothing
+    torch.cuda.empty_cache()  # outside the handler: the error holds on to the failed batch
     return [result for job in jobs for result in compute([job])]
 
 
