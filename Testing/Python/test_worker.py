@@ -23,7 +23,7 @@ import SimpleITK as sitk
 
 from XAICLIPLib import protocol, scratch
 from XAICLIPLib.protocol import LONGEST_LINE, parse_reply
-from XAICLIPLib.worker import lines
+from XAICLIPLib.worker import GRACE_S, lines
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 240
@@ -321,10 +321,12 @@ def test_while_one_is_computed_another_is_refused_and_mistakes_are_answered(
     ids=lambda value: str(value)[:40],
 )
 def test_a_bad_input_gets_one_sentence_and_the_worker_lives(
-    worker: Client, scan: dict[str, str], changed: Any, kind: str, said: str
+    worker: Client, scan: dict[str, str], tmp_path: Path, changed: Any, kind: str, said: str
 ) -> None:
-    id = worker.send("explain", **request(scan, **changed))
+    output = tmp_path / "out"
+    id = worker.send("explain", **request(scan, output=str(output)) | changed)
     error = worker.last("error")
+    assert not output.exists(), "nothing came of it"
     assert (error["id"], error["kind"]) == (id, kind)
     assert said in error["message"]
     assert "\n" not in error["message"]
@@ -465,7 +467,12 @@ def test_a_computation_that_hears_nothing_is_ended_all_the_same(
     client.send("explain", **request(scan))
     client.last("progress")
     if way == "shutdown":
+        (folder,) = tmp_path.iterdir()
+        begun = time.monotonic()
         client.send("shutdown")
+        while folder.exists():  # at once: a client that loses patience kills the worker
+            time.sleep(0.01)
+        assert time.monotonic() - begun < GRACE_S
         client.last("bye")
     elif way == "signal":
         client.process.send_signal(signal.SIGTERM)
@@ -474,6 +481,14 @@ def test_a_computation_that_hears_nothing_is_ended_all_the_same(
         client.process.stdin.close()
     assert client.wait() == 0
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only a shell closes it")
+def test_a_worker_without_stderr_works(tmp_path: Path) -> None:
+    command = f'exec "{sys.executable}" -m XAICLIPLib.worker --folder "{tmp_path}" 2>&-'
+    requests = b'{"id": 1, "type": "hello", "protocol": 1}\n{"id": 2, "type": "shutdown"}\n'
+    run = subprocess.run(["sh", "-c", command], cwd=ROOT, input=requests, capture_output=True, check=True)
+    assert [parse_reply(line).type for line in run.stdout.splitlines()] == ["hello", "bye"]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a process that leaves its child behind")
