@@ -129,7 +129,7 @@ class Answers:
 
     def _localize(self, request: Localize, cancelled: Callable[[], bool]) -> protocol.FoundRegion:
         from XAICLIPLib import imaging
-        from XAICLIPLib.explanation import localize  # type: ignore[attr-defined, unused-ignore]
+        from XAICLIPLib.explanation import localize
 
         device = _ready(request.device)
         region = localize(
@@ -319,7 +319,10 @@ def _ready(device: str | None) -> torch.device:
     from XAICLIPLib.devices import choose_device
 
     torch.set_flush_denormal(True)  # numbers next to zero would slow convolutions down
-    return choose_device(device or "auto")
+    chosen = choose_device(device or "auto")
+    if str(chosen) == "cuda":  # by its number, or a model would be loaded once for each name
+        return torch.device("cuda", torch.cuda.current_device())
+    return chosen
 
 
 def _given(request: Request, *names: str) -> dict[str, Any]:
