@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,13 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from XAICLIPLib import catalog
+from XAICLIPLib import catalog, explanation
 from XAICLIPLib.answers import KEPT_ESTIMATES, KEPT_MODELS, Answers, Models, Teller
+from XAICLIPLib.errors import Cancelled
 from XAICLIPLib.explanation import Progress
-from XAICLIPLib.protocol import Reply
+from XAICLIPLib.protocol import Box, Explain, Mask, Named, Reply
 
+REAL_EXPLAIN = explanation.explain
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 
 
@@ -90,6 +94,99 @@ def test_a_model_that_does_not_load_is_tried_again(monkeypatch: pytest.MonkeyPat
     with pytest.raises(MemoryError):
         models.localizer(None, CPU)
     assert models.localizer(None, CPU) == 1  # type: ignore[comparison-overlap]
+
+
+# Passing on
+
+
+@dataclass
+class Found:
+    """A result without a computation."""
+
+    complete: bool = True
+
+    def save(self, folder: Path) -> dict[str, Path]:
+        path = folder / "explanation.json"
+        path.write_text('{"complete": true}', encoding="utf-8")
+        return {"explanation": path}
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, loads: list[tuple[Any, ...]]) -> list[dict[str, Any]]:
+    """What `explain` is asked, instead of explaining."""
+    calls: list[dict[str, Any]] = []
+
+    def explain(image: Any, prompt: Any, **options: Any) -> Found:
+        calls.append({"image": image, "prompt": prompt, **options})
+        return Found()
+
+    monkeypatch.setattr(explanation, "explain", explain)
+    return calls
+
+
+def ask(folder: Path, request: Explain, abandoned: bool = False) -> Any:
+    return Answers(folder, lambda reply: None).compute(request, lambda: False, lambda: abandoned)
+
+
+def test_what_a_request_leaves_out_is_for_the_library_to_choose(asked: list[dict[str, Any]], tmp_path: Path) -> None:
+    reply = ask(tmp_path, Explain(id=1, volume="v.nrrd", prompt="liver"))
+    (call,) = asked
+    always = {"image", "prompt", "model", "localizer", "device", "on_progress", "on_estimate", "cancelled"}
+    assert set(call) == always
+    assert (call["image"], call["prompt"], call["on_estimate"]) == ("v.nrrd", "liver", None)
+    assert reply.record == {"complete": True}
+    assert Path(reply.files["explanation"]).parent.parent == tmp_path
+
+
+def test_what_a_request_gives_reaches_the_library_under_its_name(
+    asked: list[dict[str, Any]], loads: list[tuple[Any, ...]], tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {
+        "method": "rise",
+        "score": "hard dice",
+        "baseline": "mean",
+        "threshold": 0.3,
+        "margin_mm": 4.0,
+        "modality": "MR",
+        "precision": "full",
+        "batch_size": 3,
+        "seed": 7,
+        "trust": True,
+    }
+    request = Explain(
+        id=1,
+        volume="v.nrrd",
+        prompt="liver",
+        model="m",
+        parameters={"samples": 50},
+        region=Box((0, 1, 2, 3, 4, 5)),
+        target=Named("spleen"),
+        device="cpu",
+        estimates=True,
+        **given,
+    )
+    ask(tmp_path, request)
+    (call,) = asked
+    assert given.items() <= call.items()
+    assert (call["samples"], call["region"], call["target"]) == (50, (0, 1, 2, 3, 4, 5), "spleen")
+    assert call["on_estimate"] is not None
+    assert "localizer" not in call, "a given region needs none"
+    assert loads == [("m", CPU, True)]
+    assert set(inspect.signature(REAL_EXPLAIN).parameters) >= set(call) - {"samples"}
+
+
+def test_a_mask_is_a_path_so_that_its_name_is_not_taken_for_a_word(asked: list[dict[str, Any]], tmp_path: Path) -> None:
+    ask(tmp_path, Explain(id=1, volume="v", prompt="liver", region=Mask("whole"), target=Mask("liver")))
+    assert (asked[0]["region"], asked[0]["target"]) == (Path("whole"), Path("liver"))
+
+
+def test_an_abandoned_result_is_not_written(asked: list[dict[str, Any]], tmp_path: Path) -> None:
+    with pytest.raises(Cancelled):
+        ask(tmp_path, Explain(id=1, volume="v", prompt="liver", output=str(tmp_path / "out")), abandoned=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+# Telling
 
 
 def test_progress_is_told_ten_times_a_second_and_the_first_and_last_of_each_stage(

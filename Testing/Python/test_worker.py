@@ -101,6 +101,11 @@ class Client:
         self.send("hello", protocol=1)
         return self.last("hello")
 
+    def ready(self) -> None:
+        """Wait until it answers, by a line that is no request: PyTorch is not loaded for that."""
+        self.write(b"?\n")
+        assert self.next()["type"] == "error"
+
     def wait(self) -> int:
         """The exit status, with all that was said read."""
         status = self.process.wait(PATIENCE_S)
@@ -469,7 +474,8 @@ def test_the_private_folder_is_private_and_goes_with_the_worker(start: Callable[
 
 def test_the_end_of_stdin_ends_an_idle_worker(start: Callable[..., Client], tmp_path: Path) -> None:
     client = start()
-    client.hello()
+    client.ready()
+    assert len(list(tmp_path.iterdir())) == 1
     assert client.process.stdin is not None
     client.process.stdin.close()
     assert client.wait() == 0
@@ -519,8 +525,8 @@ def test_the_death_of_the_parent_ends_the_worker_though_stdin_stays_open(tmp_pat
         worker = subprocess.Popen([sys.executable, "-m", "XAICLIPLib.worker", "--folder", {str(tmp_path)!r}],
                                   stdin={reading}, stdout=subprocess.PIPE, pass_fds=[{reading}])
         print(worker.pid, flush=True)
-        worker.stdout.readline()  # greeted: it knows its parent
-        print("greeted", flush=True)
+        worker.stdout.readline()  # it answers, so that it knows its parent
+        print("answered", flush=True)
     """
     try:
         with subprocess.Popen(
@@ -530,10 +536,10 @@ def test_the_death_of_the_parent_ends_the_worker_though_stdin_stays_open(tmp_pat
             pass_fds=[reading],
             text=True,
         ) as parent:
-            os.write(writing, b'{"id": 1, "type": "hello", "protocol": 1}\n')
+            os.write(writing, b"?\n")
             assert parent.stdout is not None
             worker = int(parent.stdout.readline())
-            assert parent.stdout.readline() == "greeted\n"
+            assert parent.stdout.readline() == "answered\n"
             assert len(list(tmp_path.iterdir())) == 1
             assert parent.wait(PATIENCE_S) == 0
         assert is_gone(worker)
