@@ -1,7 +1,7 @@
 """What exact reuse saves with finer networks, and how the cost grows with the scan and with the organ.
 
-``python Testing/benchmarks/scaling.py [--data ../shared/data]`` counts network patches, which the time follows, from the
-real CT and the organs that were drawn in it; nothing but a few patches of each network is run, to compare.
+``python Testing/benchmarks/scaling.py [--data ../shared/data]`` counts network patches, which the time follows, from
+the real CT and the organs that were drawn in it; nothing but a few patches of each network is run, to compare.
 
 The networks are MONAI's SegResNet and SwinUNETR with random weights, patches of 96³ at 1.5 mm, half overlapping.
 """
