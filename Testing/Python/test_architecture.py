@@ -24,6 +24,9 @@ LAYERS = {
     "checksums": 0,
     "files": 0,
     "methods": 0,
+    "checks": 0,
+    "scratch": 0,
+    "protocol": 1,
     "dicom": 1,
     "geometry": 1,
     "intensities": 1,
@@ -71,7 +74,7 @@ ONE_DOOR = {
 }
 
 # XAICLIP/, the Slicer module, talks to the library through the worker's messages and these alone.
-MODULE_MAY_IMPORT = {"errors", "imaging", "methods", "resources"}
+MODULE_MAY_IMPORT = {"errors", "imaging", "methods", "protocol", "resources"}
 
 
 def imports(source: str, package: str) -> Iterator[str]:
