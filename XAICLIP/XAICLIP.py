@@ -1,7 +1,7 @@
-"""XAI-CLIP: why did a segmentation network draw this organ here?
+"""XAI-CLIP tells why a segmentation network drew an organ where it did.
 
-The module, its panel and its self-tests; the parts are in `XAICLIPModule`, and what computes is in `XAICLIPLib`, which runs
-in a process of its own.
+The module, its panel and its self-tests; the parts are in `XAICLIPModule`, and what computes is in `XAICLIPLib`, which
+runs in a process of its own.
 """
 
 import sys

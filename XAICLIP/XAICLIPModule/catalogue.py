@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from slicer.i18n import tr as _
+
 from XAICLIPLib.resources import resource_path
 
 Kind = Literal["segmenter", "localizer"]

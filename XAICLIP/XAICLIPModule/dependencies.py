@@ -19,6 +19,7 @@ from typing import Any
 import qt
 import slicer
 from slicer.i18n import tr as _
+
 from XAICLIPLib.errors import InputError
 
 from . import interpreter
@@ -134,9 +135,9 @@ def ensure() -> bool:
     absent = missing()
     if absent:
         raise InputError(
-            _("These Python packages are still missing after the installation: {packages}. See the Python console.").format(
-                packages=", ".join(absent)
-            )
+            _(
+                "These Python packages are still missing after the installation: {packages}. See the Python console."
+            ).format(packages=", ".join(absent))
         )
     return True
 
@@ -188,8 +189,8 @@ def _installTorch(requirement: str) -> None:
     except ModuleNotFoundError as error:
         raise InputError(
             _(
-                "PyTorch is missing: install the extension PyTorch (View, Extensions Manager), restart Slicer and click "
-                "Apply again."
+                "PyTorch is missing: install the extension PyTorch (View, Extensions Manager), restart Slicer and "
+                "click Apply again."
             )
         ) from error
     bound = requirement[len(nameOf(requirement)) :]
@@ -263,7 +264,10 @@ class Examination:
 
     def _onError(self, *_error: Any) -> None:
         if not self.isRunning:
-            self._done([], _("The Python interpreter could not be started: {reason}").format(reason=self._process.errorString()))
+            self._done(
+                [],
+                _("The Python interpreter could not be started: {reason}").format(reason=self._process.errorString()),
+            )
 
     def _onFinished(self, *_status: Any) -> None:
         output = bytes(self._process.readAllStandardOutput().data()).decode("utf-8", "replace")

@@ -200,13 +200,13 @@ class SliceViews:
             self._before.setdefault(
                 composite.GetID(),
                 _Layers(
-                    composite.GetBackgroundVolumeID(), composite.GetForegroundVolumeID(), composite.GetForegroundOpacity()
+                    composite.GetBackgroundVolumeID(),
+                    composite.GetForegroundVolumeID(),
+                    composite.GetForegroundOpacity(),
                 ),
             )
         background = volumeNode if volumeNode is not None else "keep-current"
-        slicer.util.setSliceViewerLayers(
-            background=background, foreground=saliencyNode, foregroundOpacity=opacity
-        )
+        slicer.util.setSliceViewerLayers(background=background, foreground=saliencyNode, foregroundOpacity=opacity)
 
     @staticmethod
     def isShown(saliencyNode: Any) -> bool:

@@ -17,6 +17,7 @@ import slicer
 import vtk
 from numpy.typing import NDArray
 from slicer.i18n import tr as _
+
 from XAICLIPLib import imaging
 from XAICLIPLib.errors import InputError
 

@@ -7,10 +7,12 @@ from typing import Any
 import qt
 import slicer
 from slicer.i18n import tr as _
+
+from XAICLIPLib import protocol
 from XAICLIPLib.errors import InputError
 
 from . import dependencies, interpreter
-from .session import Reply, Session
+from .session import Session
 
 DEVICE_SETTING = "XAICLIP/Device"
 
@@ -104,8 +106,8 @@ class InstallationPanel:
     def _onStopWorker(self, *_clicked: Any) -> None:
         self.session.stop()
 
-    def _onGreeted(self, hello: Reply) -> None:
-        self._fillDevices(list(hello.get("devices") or ["cpu"]), dict(hello.get("device_names") or {}))
+    def _onGreeted(self, hello: protocol.Greeting) -> None:
+        self._fillDevices(list(hello.devices) or ["cpu"], dict(hello.device_names))
         self._showButtons()
 
     def _onStopped(self, message: str) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import qt
 import slicer
-import XAICLIPLib
 from slicer.i18n import tr as _
+
+import XAICLIPLib
 from XAICLIPLib.errors import InputError
 
 SETTING = "XAICLIP/PythonInterpreter"

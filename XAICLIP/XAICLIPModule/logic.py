@@ -14,13 +14,15 @@ import slicer
 from slicer.i18n import tr as _
 from slicer.ScriptedLoadableModule import ScriptedLoadableModuleLogic
 from slicer.util import VTKObservationMixin
+
+from XAICLIPLib import protocol
 from XAICLIPLib.errors import Cancelled, InputError
 
 from . import display, results
 from .parameters import XAICLIPParameterNode
 from .question import Box, Drawn, Question, Segment
 from .results import ExplanationNodes
-from .session import Reply, Session, WorkerSession
+from .session import Answer, Ended, Session, WorkerSession
 from .signals import Signal
 
 
@@ -111,9 +113,10 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
         self.addObserver(scene, scene.NodeRemovedEvent, self._onNodeRemoved)
         self.addObserver(scene, scene.StartCloseEvent, self._onSceneClosing)
 
-    def getParameterNode(self) -> XAICLIPParameterNode:
-        """The module's parameter node, wrapped."""
-        return XAICLIPParameterNode(super().getParameterNode())
+    def getParameterNode(self) -> Any:
+        """The module's parameter node, as a `XAICLIPParameterNode`."""
+        wrap: Any = XAICLIPParameterNode  # the decorator gives it a constructor that types do not know
+        return wrap(super().getParameterNode())
 
     # --- asking ---
 
@@ -225,7 +228,7 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
             self._end()
             raise
 
-    def _onGreeted(self, hello: Reply) -> None:
+    def _onGreeted(self, _hello: protocol.Greeting) -> None:
         if self._run is not None and self.state is State.STARTING:
             self._ask(self._run)
 
@@ -240,7 +243,7 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
         self.session.stopped.disconnect(self._onStoppedWhileStarting)
         try:
             # Inside the worker's private folder, which is removed with it, also after a crash.
-            run.folder = Path(tempfile.mkdtemp(prefix="run-", dir=self.session.hello["folder"]))
+            run.folder = Path(tempfile.mkdtemp(prefix="run-", dir=self.session.hello.folder))
             asked = (
                 run.question.explainRequest(run.folder)
                 if run.kind == "explain"
@@ -264,19 +267,16 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
 
     # --- answers ---
 
-    def _onReply(self, run: _Run, reply: Reply) -> None:
-        kind = reply["type"]
-        if kind == "progress":
+    def _onReply(self, run: _Run, reply: Answer) -> None:
+        if isinstance(reply, protocol.Progress):
             if run is self._run and not run.dropped:
-                left = reply.get("seconds_left")
-                self.progressed.emit(reply["stage"], int(reply["done"]), int(reply["total"]), left)
-        elif kind == "estimate":
-            self._onEstimate(run, reply)
-        elif kind in ("explanation", "region", "error") and run is self._run:
+                self.progressed.emit(reply.stage, reply.done, reply.total, reply.seconds_left)
+        elif isinstance(reply, protocol.Estimate):
+            self._onEstimate(run, Path(reply.files["saliency"]))
+        elif run is self._run:
             self._onLast(run, reply)
 
-    def _onEstimate(self, run: _Run, reply: Reply) -> None:
-        path = Path(reply["files"]["saliency"])
+    def _onEstimate(self, run: _Run, path: Path) -> None:
         try:
             if run is self._run and not run.dropped and run.isInputThere():
                 array = results.arrayFromFile(path, run.question.volumeNode)
@@ -292,7 +292,7 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
         finally:
             path.unlink(missing_ok=True)
 
-    def _onLast(self, run: _Run, reply: Reply) -> None:
+    def _onLast(self, run: _Run, reply: Answer) -> None:
         """Turn the final answer into nodes, then tell: whoever listens may start the next run at once."""
         outcome: tuple[Signal, tuple[Any, ...]]
         try:
@@ -305,22 +305,23 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
         self._end(keepFigure=outcome[0] is self.finished)
         outcome[0].emit(*outcome[1])
 
-    def _outcome(self, run: _Run, reply: Reply) -> tuple[Signal, tuple[Any, ...]]:
+    def _outcome(self, run: _Run, reply: Answer) -> tuple[Signal, tuple[Any, ...]]:
         if run.dropped:
             return self.cancelled, ()
-        if reply["type"] == "error":
-            if reply.get("kind") == "cancelled":
+        if isinstance(reply, (protocol.Error, Ended)):
+            if reply.kind == "cancelled":
                 return self.cancelled, ()
-            return self.failed, (str(reply.get("message", "")), str(reply.get("kind", "internal")))
+            return self.failed, (reply.message, reply.kind)
         if not run.isInputThere():
             return self.failed, (_("The volume was removed during the computation: there is no result."), "input")
         volumeNode, question = run.question.volumeNode, run.question
-        if reply["type"] == "region":
-            array = results.arrayFromFile(reply["files"]["region"], volumeNode)
+        if isinstance(reply, protocol.FoundRegion):
+            array = results.arrayFromFile(reply.files["region"], volumeNode)
             node = results.regionSegmentation(volumeNode, question.prompt.strip(), array)
-            return self.regionFound, (node, list(reply.get("warnings", [])))
+            return self.regionFound, (node, list(reply.warnings))
+        assert isinstance(reply, protocol.Explained)
         saliency = run.saliency if _exists(run.saliency) else None
-        nodes = results.load(volumeNode, reply, question.resultName(), saliency)
+        nodes = results.load(volumeNode, reply.files, reply.record, question.resultName(), saliency)
         if saliency is None or not self.views.isShown(saliency):
             self._show(volumeNode, nodes.saliency)
         display.showLegend(nodes.saliency, True)
@@ -385,4 +386,3 @@ def checkDrawn(drawn: str | Drawn | None) -> None:
 def _exists(node: Any) -> bool:
     """Whether a node is still in the scene."""
     return node is not None and bool(node.GetID()) and slicer.mrmlScene.GetNodeByID(node.GetID()) is node
-

@@ -12,7 +12,8 @@ import slicer
 import vtk
 from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
-from XAICLIPLib import methods
+
+from XAICLIPLib import methods, protocol
 from XAICLIPLib.errors import InputError
 
 from . import catalogue, dependencies, terminology
@@ -20,11 +21,9 @@ from .catalogue import Model
 from .installationpanel import InstallationPanel
 from .logic import State, XAICLIPLogic
 from .methodform import MethodForm
-from .parameters import XAICLIPParameterNode
 from .question import Box, Question, Segment
 from .results import SALIENCY_ATTRIBUTE, ExplanationNodes
 from .resultspanel import ResultsPanel
-from .session import Reply
 
 
 class Panel(VTKObservationMixin):
@@ -35,7 +34,7 @@ class Panel(VTKObservationMixin):
     ui
         The widgets by their names, as `slicer.util.childWidgetVariables` gives them.
     widget
-        The whole, for `connectGui`.
+        The whole, for dialogs.
     logic
         What computes.
     """
@@ -44,7 +43,7 @@ class Panel(VTKObservationMixin):
         super().__init__()
         self.ui, self.logic = ui, logic
         self._widget = widget
-        self._parameters: XAICLIPParameterNode | None = None
+        self._parameters: Any = None  # a XAICLIPParameterNode
         self._guiTag: Any = None
         self._updating = False
         self.models = catalogue.shipped("segmenter")
@@ -151,23 +150,28 @@ class Panel(VTKObservationMixin):
 
     # --- parameter node → widgets ---
 
-    def setParameterNode(self, parameters: XAICLIPParameterNode | None) -> None:
-        """Show the choices of a parameter node, and write the user's into it; None for none."""
+    def setParameterNode(self, parameters: Any) -> None:
+        """Show the choices of a `XAICLIPParameterNode`, and write the user's into it; None for none."""
         if self._parameters is not None:
             self._parameters.disconnectGui(self._guiTag)
             self.removeObserver(self._parameters, vtk.vtkCommand.ModifiedEvent, self._onParametersModified)
         self._parameters = parameters
         if parameters is None:
             return
-        # connectGui shows the node's values; ours must not be written into it meanwhile.
+        # Not connectGui: it gives no tag up to Slicer 5.13, so that the former parameter node would stay connected.
         self._updating = True
         try:
-            self._guiTag = parameters.connectGui(self._widget)
+            self._guiTag = parameters.connectParametersToGui(self._boundByWrapper())
         finally:
             self._updating = False
         self.addObserver(parameters, vtk.vtkCommand.ModifiedEvent, self._onParametersModified)
         self._chooseFirstVolume()
         self._onParametersModified()
+
+    def _boundByWrapper(self) -> dict[str, Any]:
+        """Widgets of the .ui that name a parameter, by that name."""
+        named = ((widget.property("SlicerParameterName"), widget) for widget in vars(self.ui).values())
+        return {str(name): widget for name, widget in named if name}
 
     def _onParametersModified(self, *_event: Any) -> None:
         """Bring to date what `connectGui` cannot bind, and what follows from the choices."""
@@ -492,10 +496,10 @@ class Panel(VTKObservationMixin):
     def _onCancelled(self) -> None:
         self._say(_("Cancelled before there was a result."))
 
-    def _onGreeted(self, hello: Reply) -> None:
+    def _onGreeted(self, hello: protocol.Greeting) -> None:
         """The worker knows its models better than the shipped list does."""
-        models = [catalogue.fromReply(entry) for entry in hello.get("segmenters", [])]
-        localizers = [catalogue.fromReply(entry) for entry in hello.get("localizers", [])]
+        models = [catalogue.fromReply(entry) for entry in hello.segmenters]
+        localizers = [catalogue.fromReply(entry) for entry in hello.localizers]
         if (models, localizers) != (self.models, self.localizers) and models and localizers:
             self.models, self.localizers = models, localizers
             self._updating = True

@@ -10,6 +10,7 @@ from typing import Any
 import SimpleITK as sitk
 import slicer
 from slicer.i18n import tr as _
+
 from XAICLIPLib import methods
 from XAICLIPLib.errors import InputError
 

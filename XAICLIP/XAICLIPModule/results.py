@@ -19,6 +19,7 @@ import slicer
 import vtk
 from numpy.typing import NDArray
 from slicer.i18n import tr as _
+
 from XAICLIPLib.errors import InputError
 
 from . import display, export, terminology
@@ -170,15 +171,19 @@ def developingSaliency(volumeNode: Any, name: str, array: NDArray[Any], node: An
     return node
 
 
-def load(volumeNode: Any, reply: Mapping[str, Any], name: str, saliencyNode: Any = None) -> ExplanationNodes:
+def load(
+    volumeNode: Any, files: Mapping[str, str], record: Mapping[str, Any], name: str, saliencyNode: Any = None
+) -> ExplanationNodes:
     """Nodes for a finished explanation.
 
     Parameters
     ----------
     volumeNode
         The input.
-    reply
-        The worker's answer: ``files`` and ``record``.
+    files
+        Paths of ``saliency``, ``region`` and ``segmentation``; ``figure`` and ``standard_error`` where there are such.
+    record
+        What ``explanation.json`` holds.
     name
         What the nodes are called after.
     saliencyNode
@@ -189,7 +194,6 @@ def load(volumeNode: Any, reply: Mapping[str, Any], name: str, saliencyNode: Any
     InputError
         A file cannot be read, or the volume was changed meanwhile.
     """
-    files, record = reply["files"], reply["record"]
     arrays = {what: arrayFromFile(files[what], volumeNode) for what in ("saliency", "region", "segmentation")}
     error = arrayFromFile(files["standard_error"], volumeNode) if "standard_error" in files else None
     saliency = developingSaliency(volumeNode, name, arrays["saliency"], saliencyNode)
@@ -247,15 +251,13 @@ def _segmentation(
     target = record["target"]
     wanted = target["label"] if isinstance(target["label"], list) else [target["label"]]
     structure = str(target["name"])
-    node = slicer.mrmlScene.AddNewNodeByClass(
-        "vtkMRMLSegmentationNode", _("{name} segments").format(name=name)
-    )
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", _("{name} segments").format(name=name))
     node.CreateDefaultDisplayNodes()
     node.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
     node.SetAndObserveTransformNodeID(volumeNode.GetTransformNodeID())
     segments = (
         (TARGET_SEGMENT, _("{structure} (predicted)"), np.isin(labels, wanted), TARGET_COLOUR),
-        (REGION_SEGMENT, _("region of \"{structure}\""), region != 0, REGION_COLOUR),
+        (REGION_SEGMENT, _('region of "{structure}"'), region != 0, REGION_COLOUR),
     )
     for key, title, mask, colour in segments:
         title = title.format(structure=record["prompt"] if key == REGION_SEGMENT else structure)
@@ -282,9 +284,9 @@ def regionSegmentation(volumeNode: Any, prompt: str, region: NDArray[Any]) -> An
     """
     if not region.any():
         raise InputError(
-            _('"{prompt}" was not found in the volume {name}: lower the threshold, or draw the region yourself.').format(
-                prompt=prompt, name=volumeNode.GetName()
-            )
+            _(
+                '"{prompt}" was not found in the volume {name}: lower the threshold, or draw the region yourself.'
+            ).format(prompt=prompt, name=volumeNode.GetName())
         )
     title = _('Region of "{prompt}"').format(prompt=prompt)
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", title)
@@ -404,10 +406,16 @@ def _placeBeside(volumeNode: Any, folder: str | None, nodes: Iterable[Any]) -> N
     hierarchy = slicer.mrmlScene.GetSubjectHierarchyNode()
     if hierarchy is None:
         return
-    study = hierarchy.GetItemParent(hierarchy.GetItemByDataNode(volumeNode)) or hierarchy.GetSceneItemID()
+    study = hierarchy.GetItemParent(_item(hierarchy, volumeNode)) or hierarchy.GetSceneItemID()
     place = hierarchy.CreateFolderItem(study, folder) if folder else study
     for node in nodes:
-        hierarchy.SetItemParent(hierarchy.GetItemByDataNode(node), place)
+        hierarchy.SetItemParent(_item(hierarchy, node), place)
+
+
+def _item(hierarchy: Any, node: Any) -> int:
+    """A node's item in the subject hierarchy; made where Slicer has not made it yet."""
+    found = hierarchy.GetItemByDataNode(node)
+    return int(found or hierarchy.CreateItem(hierarchy.GetSceneItemID(), node))
 
 
 # --- three dimensions ---
@@ -479,10 +487,6 @@ def _surface(saliencyNode: Any, model: Any) -> Any:
         model.CreateDefaultDisplayNodes()
         model.GetDisplayNode().SetColor(0.95, 0.5, 0.1)
         model.SetAndObserveTransformNodeID(saliencyNode.GetTransformNodeID())
-        volumeNode = saliencyNode.GetNodeReference(INPUT_ROLE)
-        if volumeNode is not None:
-            hierarchy = slicer.mrmlScene.GetSubjectHierarchyNode()
-            place = hierarchy.GetItemParent(hierarchy.GetItemByDataNode(saliencyNode))
-            hierarchy.SetItemParent(hierarchy.GetItemByDataNode(model), place)
+        _placeBeside(saliencyNode, None, [model])
     model.SetAndObservePolyData(normals.GetOutput())
     return model

@@ -10,6 +10,7 @@ import slicer
 import vtk
 from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
+
 from XAICLIPLib.errors import InputError
 
 from . import display, results, saving
@@ -158,7 +159,11 @@ class ResultsPanel(VTKObservationMixin):
         surface = self._node.GetNodeReference(SURFACE_ROLE) if self._node is not None else None
         ui.show3DCheckBox.setChecked(surface is not None and bool(surface.GetDisplayVisibility()))
         chart = nodes is not None and nodes.chart is not None
-        _enable(ui.chartButton, chart, why or _('Only the method "structures" weighs structures: choose it, and click Apply.'))
+        _enable(
+            ui.chartButton,
+            chart,
+            why or _('Only the method "structures" weighs structures: choose it, and click Apply.'),
+        )
         other = self._compared is not None and self._compared is not self._node
         comparing = nodes is not None and other
         _enable(
@@ -209,9 +214,7 @@ class ResultsPanel(VTKObservationMixin):
 
     def _onJump(self, *_clicked: Any) -> None:
         point = results.mostSalientPoint(self._node)
-        slicer.vtkMRMLSliceNode.JumpAllSlices(
-            slicer.mrmlScene, *point, slicer.vtkMRMLSliceNode.CenteredJumpSlice
-        )
+        slicer.vtkMRMLSliceNode.JumpAllSlices(slicer.mrmlScene, *point, slicer.vtkMRMLSliceNode.CenteredJumpSlice)
 
     def _onShow3D(self, shown: bool) -> None:
         nodes = self.explanation()

@@ -10,6 +10,7 @@ from pathlib import Path
 import SimpleITK as sitk
 import slicer
 from slicer.i18n import tr as _
+
 from XAICLIPLib import imaging
 from XAICLIPLib.errors import InputError
 

@@ -6,30 +6,46 @@ Slicer's event loop would starve.
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import signal
-import sys
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol
 
 import qt
 from slicer.i18n import tr as _
 
+from XAICLIPLib import protocol
+
 from . import interpreter
 from .signals import Signal
 
-PROTOCOL = 1
 LONGEST_LINE = 64 * 2**20
 """Bytes of an answer without an end of line after which the worker is taken to be out of its mind."""
 
 HELLO_TIMEOUT_MS = 180_000
 """A first import of PyTorch from a slow disk takes minutes; what takes longer is broken."""
 
-Reply = Mapping[str, Any]
-Listener = Callable[[Reply], None]
+
+@dataclass(frozen=True)
+class Ended:
+    """Stands for the answer that a request did not get: a `protocol.Error` of a kind that the worker cannot send.
+
+    ``kind`` is ``stopped``, or ``cancelled`` where the worker was ended by the user's wish.
+    """
+
+    type: ClassVar[str] = "error"
+    id: int
+    kind: str
+    message: str
+
+
+Answer = protocol.Reply | Ended
+Listener = Callable[[Any], None]
+
+FINAL = frozenset({"region", "explanation", "error", "bye"})
+"""Types of answers after which a request is over."""
 
 
 class Session(Protocol):
@@ -38,7 +54,7 @@ class Session(Protocol):
     greeted: Signal
     stopped: Signal
     logged: Signal
-    hello: Reply | None
+    hello: protocol.Greeting | None
 
     def start(self) -> None:
         """Start the worker where none runs; `greeted` follows, or `stopped` with a sentence for the user."""
@@ -51,10 +67,6 @@ class Session(Protocol):
 
     def stop(self) -> None:
         """End the worker, whatever it does."""
-
-
-FINAL = frozenset({"region", "explanation", "error", "bye"})
-"""Types of answers after which a request is over."""
 
 
 class WorkerSession:
@@ -74,14 +86,14 @@ class WorkerSession:
 
     def __init__(self, choose: Callable[[], interpreter.Interpreter] = interpreter.chosen) -> None:
         self.greeted, self.stopped, self.logged = Signal(), Signal(), Signal()
-        self.hello: Reply | None = None
+        self.hello: protocol.Greeting | None = None
         self._choose = choose
         self._process: Any = None
         self._retired: list[Any] = []
         self._buffer = b""
         self._tail: deque[str] = deque(maxlen=40)
         self._listeners: dict[int, Listener] = {}
-        self._waiting: list[dict[str, Any]] = []
+        self._waiting: list[protocol.Request] = []
         self._lastId = 0
         self._asked = False
 
@@ -123,17 +135,22 @@ class WorkerSession:
         self._process = process
         process.start(chosen.program, ["-m", "XAICLIPLib.worker"])
         if self._process is not None:  # a program that cannot be started may have ended already
-            self._send({"id": self._nextId(), "type": "hello", "protocol": PROTOCOL})
+            self._send(protocol.Hello(id=self._nextId(), protocol=protocol.PROTOCOL))
             qt.QTimer.singleShot(HELLO_TIMEOUT_MS, lambda: self._onHelloTimeout(process))
 
     def request(self, kind: str, listener: Listener, **fields: Any) -> int:
-        """Ask the worker, once it has said hello; fields that are None are left out.
+        """Ask the worker, once it has said hello.
 
-        ``listener`` gets every answer of the request. Exactly one of them is final (`FINAL`): where the worker dies, an
-        error of the kind "stopped" is made up.
+        ``listener`` gets every answer of the request. Exactly one of them is final (`FINAL`): where the worker dies, it
+        is an `Ended`.
+
+        Raises
+        ------
+        XAICLIPLib.protocol.ProtocolError
+            The fields make no request of this kind.
         """
         number = self._nextId()
-        message = {"id": number, "type": kind, **{k: v for k, v in fields.items() if v is not None}}
+        message = protocol.REQUESTS[kind](id=number, **fields)
         self._listeners[number] = listener
         if self.hello is None:
             self._waiting.append(message)
@@ -143,12 +160,12 @@ class WorkerSession:
 
     def cancel(self, request: int) -> None:
         """Ask the worker to end a request; one that was not sent yet ends at once."""
-        waiting = [message for message in self._waiting if message["id"] == request]
+        waiting = [message for message in self._waiting if message.id == request]
         for message in waiting:
             self._waiting.remove(message)
-            self._answer(_error(request, "cancelled", _("Cancelled before there was a result.")))
+            self._answer(Ended(request, "cancelled", _("Cancelled before there was a result.")))
         if not waiting and request in self._listeners and self._process is not None:
-            self._send({"id": self._nextId(), "type": "cancel", "request": request})
+            self._send(protocol.Cancel(id=self._nextId(), request=request))
 
     def stop(self, patience_ms: int = 1500) -> None:
         """End the worker: asked, by the end of its input, and, after ``patience_ms``, by force."""
@@ -157,7 +174,7 @@ class WorkerSession:
             return
         self._asked = True
         if process.state() == qt.QProcess.Running:
-            self._send({"id": self._nextId(), "type": "shutdown"})
+            self._send(protocol.Shutdown(id=self._nextId()))
             process.closeWriteChannel()
             process.waitForFinished(patience_ms if not self._listeners else min(patience_ms, 300))
         if self._process is process:
@@ -170,19 +187,25 @@ class WorkerSession:
         self._lastId += 1
         return self._lastId
 
-    def _send(self, message: Mapping[str, Any]) -> None:
-        line = json.dumps(message, ensure_ascii=False).encode("utf-8") + b"\n"
-        self._process.write(qt.QByteArray(line))
+    def _send(self, message: protocol.Request) -> None:
+        self._process.write(qt.QByteArray(protocol.encode(message)))
 
-    def _kill(self, process: Any) -> None:
-        """End a process and its children: on some systems PythonSlicer is a launcher, and the worker its child."""
-        worker = (self.hello or {}).get("pid")
-        if isinstance(worker, int) and worker > 1:
-            try:
-                os.kill(worker, signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
-            except OSError:
-                pass  # it has ended already
+    @staticmethod
+    def _kill(process: Any) -> None:
+        """End a process and its children: PythonSlicer can be a launcher, and the worker its child.
+
+        Where psutil is not installed, the child ends by itself, because its input ends.
+        """
+        children: list[Any] = []
+        with suppress(ImportError):
+            import psutil
+
+            with suppress(psutil.Error):
+                children = psutil.Process(process.processId()).children(recursive=True)
         process.kill()
+        for child in children:
+            with suppress(Exception):  # it has ended already
+                child.kill()
         process.waitForFinished(2000)
 
     def _onFinished(self, *_status: Any) -> None:
@@ -198,7 +221,7 @@ class WorkerSession:
         self._waiting.clear()
         for number in list(self._listeners):
             kind = "cancelled" if self._asked else "stopped"
-            self._answer(_error(number, kind, message or _("The computation was ended.")))
+            self._answer(Ended(number, kind, message or _("The computation was ended.")))
         self.stopped.emit(message)
 
     def _epitaph(self, process: Any) -> str:
@@ -236,9 +259,9 @@ class WorkerSession:
     def _onHelloTimeout(self, process: Any) -> None:
         if self._process is process and self.hello is None:
             self._fail(
-                _(
-                    "The worker did not answer within {seconds} s: check the installation under Device and installation."
-                ).format(seconds=HELLO_TIMEOUT_MS // 1000)
+                _("The worker did not answer within {seconds} s: check it under Device and installation.").format(
+                    seconds=HELLO_TIMEOUT_MS // 1000
+                )
             )
 
     def _fail(self, message: str) -> None:
@@ -249,7 +272,7 @@ class WorkerSession:
             process.kill()
         self._waiting.clear()
         for number in list(self._listeners):
-            self._answer(_error(number, "stopped", message))
+            self._answer(Ended(number, "stopped", message))
         self.stopped.emit(message)
 
     # --- what it says ---
@@ -276,25 +299,31 @@ class WorkerSession:
         if not line.strip():
             return
         try:
-            reply = json.loads(line)
-        except ValueError:
-            reply = None
-        if not isinstance(reply, dict) or not isinstance(reply.get("type"), str):
-            logging.warning("XAI-CLIP: the worker wrote a line that is no answer; it is ignored.")
+            reply = protocol.parse_reply(line)
+        except protocol.ProtocolError as error:
+            logging.warning("XAI-CLIP: the worker wrote a line that is no answer: %s", error)
+            if error.id in self._listeners:
+                self._answer(Ended(error.id, "stopped", _("The worker sent an answer that cannot be understood.")))
             return
-        if reply["type"] == "hello":
+        if isinstance(reply, protocol.Greeting):
             self._onHello(reply)
-        elif reply["type"] == "devices":
+        elif isinstance(reply, protocol.Devices):
             if self.hello is not None:
-                self.hello = {**self.hello, **{k: v for k, v in reply.items() if k not in ("id", "type")}}
+                self.hello = replace(self.hello, devices=reply.devices, device_names=reply.device_names)
                 self.greeted.emit(self.hello)
-        elif reply.get("id") in self._listeners:
+        elif reply.id in self._listeners:
             self._answer(reply)
-        elif reply["type"] == "error":
-            self.logged.emit(str(reply.get("message", "")))
+        elif isinstance(reply, protocol.Error):
+            self._onUnasked(reply)
 
-    def _onHello(self, reply: Reply) -> None:
-        if reply.get("protocol") != PROTOCOL:
+    def _onUnasked(self, error: protocol.Error) -> None:
+        """An error that answers no request of ours, or the hello: without a hello there is nothing to wait for."""
+        self.logged.emit(error.message)
+        if self.hello is None:
+            self._fail(error.message)
+
+    def _onHello(self, reply: protocol.Greeting) -> None:
+        if reply.protocol != protocol.PROTOCOL:
             self._fail(
                 _(
                     "The XAI-CLIP in the Python that computes is of another version than this module: install the same "
@@ -308,12 +337,7 @@ class WorkerSession:
         for message in waiting:
             self._send(message)
 
-    def _answer(self, reply: Reply) -> None:
-        number = reply.get("id")
-        listener = self._listeners.pop(number) if reply["type"] in FINAL else self._listeners[number]
+    def _answer(self, reply: Answer) -> None:
+        assert reply.id is not None
+        listener = self._listeners.pop(reply.id) if reply.type in FINAL else self._listeners[reply.id]
         listener(reply)
-
-
-def _error(request: int, kind: str, message: str) -> dict[str, Any]:
-    return {"id": request, "type": "error", "kind": kind, "message": message}
-
