@@ -1,0 +1,97 @@
+"""Fixtures of the tests that run the Slicer module on the test host."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from Testing.host import host
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def slicer_host(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """The package `slicer`, with the host in the place of the application."""
+    if host.missing():
+        pytest.skip(host.missing())
+    host.install(tmp_path_factory.mktemp("slicer"))
+    import slicer
+
+    return slicer
+
+
+@pytest.fixture
+def scene(slicer_host: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """An empty scene and empty settings; afterwards both are as they were, and no exception was left in a slot.
+
+    Slicer prints the exceptions of slots and goes on. Here they fail the test, unless it expects them: see `slot_errors`.
+    """
+    settings = slicer_host.app.settings()
+    saved = {key: settings.value(key) for key in settings.allKeys()}
+    settings.clear()
+    slicer_host.mrmlScene.Clear(False)
+    errors: list[BaseException] = []
+    monkeypatch.setattr(slicer_host.app, "_slot_errors", errors, raising=False)
+    monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: errors.append(error))
+    yield slicer_host.mrmlScene
+    slicer_host.app.processEvents()
+    slicer_host.mrmlScene.Clear(False)
+    settings.clear()
+    for key, value in saved.items():
+        settings.setValue(key, value)
+    for error in errors:
+        traceback.print_exception(error)
+    assert not errors, f"{len(errors)} exception(s) in slots, the first: {errors[0]!r}"
+
+
+@pytest.fixture
+def slot_errors(slicer_host: ModuleType, scene: Any) -> list[BaseException]:
+    """The exceptions raised in slots so far; a test that expects one takes it out."""
+    errors: list[BaseException] = slicer_host.app._slot_errors
+    return errors
+
+
+@pytest.fixture
+def layout_manager(slicer_host: ModuleType, scene: Any) -> Iterator[Any]:
+    """`slicer.app.layoutManager()` with three slice views, for code that shows something; without it there is none."""
+    from Testing.host.application import qSlicerLayoutManager
+
+    slicer_host.app._layouts = qSlicerLayoutManager(slicer_host.app.applicationLogic())
+    yield slicer_host.app._layouts
+    slicer_host.app._layouts._close()
+    slicer_host.app._layouts = None
+
+
+@pytest.fixture
+def load_module(slicer_host: ModuleType, scene: Any) -> Iterator[Callable[[str], Any]]:
+    """A function that loads a scripted module of this repository and gives the Python object of its panel, set up and entered.
+
+    The C++ side is `panel.parent`; the module object is `slicer.modules.<name in lower case>`.
+    """
+    from Testing.host.modules import load_scripted_module, unload_scripted_module
+
+    loaded: list[str] = []
+
+    def load(name: str = "XAICLIP", folder: Path = ROOT) -> Any:
+        module = load_scripted_module(
+            folder / name / f"{name}.py" if (folder / name).is_dir() else folder / f"{name}.py"
+        )
+        loaded.append(name)
+        widget = module.widgetRepresentation()
+        widget.enter()
+        return widget.self()
+
+    yield load
+    for name in loaded:
+        widget = slicer_host.modules.__dict__.get(name.lower()).widgetRepresentation()
+        widget.exit()
+        unload_scripted_module(name)
+        widget.deleteLater()
+    slicer_host.app.processEvents()
