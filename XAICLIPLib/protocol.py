@@ -62,7 +62,9 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal, TypeVar
 
 from XAICLIPLib import checks
-from XAICLIPLib.checks import Box, Mask, Named
+from XAICLIPLib.checks import Box as Box
+from XAICLIPLib.checks import Mask as Mask
+from XAICLIPLib.checks import Named as Named
 
 PROTOCOL = 1
 LONGEST_LINE = 1 << 20

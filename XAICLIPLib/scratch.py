@@ -97,5 +97,5 @@ def _is_alive_on_windows(process: int) -> bool:
 
 
 def _machine() -> str:
-    """This machine's name as far as a file name takes it: process numbers of another machine or container say nothing."""
+    """The machine's name as far as a file name takes it: numbers of processes of another machine mean nothing here."""
     return re.sub(r"\W+", "", platform.node())[:32] or "here"
