@@ -151,7 +151,10 @@ class qSlicerApplication(wrapped(QtWidgets.QApplication)):
         self._testing = True
         cache = slicer.vtkCacheManager()
         cache.SetRemoteCacheDirectory(str(folder))  # where scene bundles are unpacked
+        data_io = slicer.vtkDataIOManager()
+        data_io.SetCacheManager(cache)
         slicer.mrmlScene.SetCacheManager(cache)
+        slicer.mrmlScene.SetDataIOManager(data_io)
         self._settings = wrapped(QtCore.QSettings)()
         self._logic = slicer.vtkSlicerApplicationLogic()
         self._logic.SetMRMLScene(slicer.mrmlScene)
