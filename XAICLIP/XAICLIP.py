@@ -12,7 +12,6 @@ from slicer.i18n import tr as _
 from slicer.i18n import translate
 from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModule,
-    ScriptedLoadableModuleTest,
     ScriptedLoadableModuleWidget,
 )
 from slicer.util import VTKObservationMixin
@@ -25,6 +24,7 @@ except ModuleNotFoundError:
 
 from XAICLIPModule.logic import XAICLIPLogic
 from XAICLIPModule.panel import Panel
+from XAICLIPModule.selftests import XAICLIPTest
 
 __all__ = ["XAICLIP", "XAICLIPLogic", "XAICLIPTest", "XAICLIPWidget"]
 
@@ -115,10 +115,6 @@ class XAICLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.panel.setParameterNode(None)
 
     def onSceneChanged(self, _caller=None, _event=None) -> None:
-        """Show the choices of a scene that was closed or loaded, where the panel is on the screen."""
-        if self.parent.isEntered if hasattr(self.parent, "isEntered") else True:
-            self.initializeParameterNode()
+        """Show the choices of a scene that was closed or loaded."""
+        self.initializeParameterNode()
 
-
-class XAICLIPTest(ScriptedLoadableModuleTest):
-    """The self-tests: in Slicer, on the test host, and by CTest."""
