@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+import ast
 import unittest
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+MODULE = Path(__file__).resolve().parents[2] / "XAICLIP"
+
 
 def names() -> list[str]:
     """The self-tests by name, read from the source: the module can be imported only on the host."""
-    import ast
-    from pathlib import Path
-
-    source = Path(__file__).resolve().parents[2] / "XAICLIP" / "XAICLIPModule" / "selftests.py"
-    tree = ast.parse(source.read_text(encoding="utf-8"))
+    tree = ast.parse((MODULE / "XAICLIPModule" / "selftests.py").read_text(encoding="utf-8"))
     return [node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
 
 
 @pytest.mark.parametrize("name", names())
-def test_self_test(name: str, load_module: Callable[[str], Any]) -> None:
-    load_module("XAICLIP")
-    from XAICLIP import XAICLIPTest
+def test_self_test(name: str, scene: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(MODULE))
+    from XAICLIPModule.selftests import XAICLIPTest
 
     result = unittest.TestResult()
     XAICLIPTest(name).run(result)
