@@ -19,17 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import XAICLIPLib
+from XAICLIPLib import methods
 from XAICLIPLib.errors import Cancelled, InputError
 from XAICLIPLib.terminal import Bars, Interrupt, drop_output, say
 
 if TYPE_CHECKING:
     from XAICLIPLib.explanation import Explanation
-
-# Written out, so that --help need not wait for PyTorch; a test compares them with the library's.
-METHODS = ("occlusion",)
-SCORES = ("soft dice", "hard dice", "mean probability")
-BASELINES = ("air", "mean", "blur")
-
 
 LONGEST_NAME = 60
 """Characters of a prompt that a folder is named after: at most 240 bytes, and file systems take 255."""
@@ -71,9 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"xaiclip: {error.filename or 'The output'} cannot be read or written ({error.strerror or error}).")
         return 1
     except (MemoryError, RuntimeError) as error:
-        from XAICLIPLib.segmentation.sliding_window import out_of_memory
+        from XAICLIPLib.segmentation.batching import out_of_memory
 
-        if not isinstance(error, MemoryError) and not out_of_memory(error):
+        if not out_of_memory(error):
             raise  # a mistake of ours, for whose report the traceback is needed
         say("xaiclip: There is not enough memory: crop the scan, lower --batch-size, or try --device cpu.")
         return 1
@@ -156,55 +151,63 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "model by its folder or Hugging Face id (which is downloaded on first use)",
     )
     parser.add_argument(
-        "--method", default=METHODS[0], choices=METHODS, help=f"how to explain; default: {METHODS[0]}, the only one yet"
+        "--method",
+        default=next(iter(methods.METHODS)),
+        choices=list(methods.METHODS),
+        metavar="|".join(methods.METHODS),
+        help=f"how to explain; default: {next(iter(methods.METHODS))}. Below, each has its own options",
     )
     parser.add_argument(
         "--region",
         default="guided",
-        metavar="guided|whole|FILE",
+        metavar="guided|whole|FILE|box:R,R,A,A,S,S",
         help="which part of the scan to try: where the prompt is found (guided, the default), all of it (whole, slow), "
-        "or where a mask of yours is not 0",
+        "where a mask of yours is not 0, or a box (from and to along right, anterior and superior, in mm)",
     )
     parser.add_argument(
         "--target",
-        metavar="STRUCTURE|FILE",
-        help="what of the network's output to explain, where that is not what the prompt says: another of its "
-        "structures by name, or a mask of the voxels in question",
+        metavar="STRUCTURE|FILE|box:R,R,A,A,S,S",
+        help="what of the network's output to explain, where that is not all that the prompt says: another of its "
+        "structures by name, a mask of the voxels in question, or what it draws in a box",
     )
     parser.add_argument(
         "--score",
-        default=SCORES[0],
+        default=methods.SCORES[0],
         type=_words,
-        choices=SCORES,
-        metavar="|".join(score.replace(" ", "-") for score in SCORES),
+        choices=methods.SCORES,
+        metavar="|".join(score.replace(" ", "-") for score in methods.SCORES),
         help="how to measure that the network still draws the same; default: soft-dice, the overlap of its "
         "probabilities with what it drew on the whole scan",
     )
     parser.add_argument(
         "--baseline",
-        default=BASELINES[0],
-        choices=BASELINES,
-        help="what stands in for a hidden part: air (the default), the mean of the region, or a blurred copy",
+        default=methods.BASELINES[0],
+        choices=methods.BASELINES,
+        help="what stands in for a hidden part: air (the default), the mean of the region, a blurred copy, or what "
+        "lies around it",
     )
     parser.add_argument(
-        "--window",
+        "--threshold",
         type=float,
-        metavar="MM",
-        help="edge of the hidden cubes in mm; default: by the size of the structure, 16 to 48",
+        metavar="P",
+        help="probability from which a place belongs to the guided region; default: the localizer's own",
     )
     parser.add_argument(
-        "--stride",
-        type=float,
-        metavar="MM",
-        help="distance from one cube to the next in mm, at most --window; default: half of it",
+        "--margin", type=float, metavar="MM", help="added around the guided region, in mm; default: 8", dest="margin_mm"
     )
+    parser.add_argument("--modality", choices=["CT", "MR"], help="default: guessed from the intensities")
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda|mps", help="default: auto, a GPU if any")
+    parser.add_argument(
+        "--precision",
+        default=methods.PRECISIONS[0],
+        choices=methods.PRECISIONS,
+        help="auto (the default): half precision on a CUDA GPU where that was checked to give the same",
+    )
     parser.add_argument(
         "--batch-size",
         type=int,
-        default=4,
         metavar="N",
-        help="patches computed together: more is faster on a GPU and takes more memory; default: 4",
+        help="patches computed together: more is faster on a GPU and takes more memory; default: as many as fit",
     )
     parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="equal seeds give equal results; default: 0")
     parser.add_argument(
@@ -222,6 +225,30 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print the contents of explanation.json on stdout, and nothing else there"
     )
+    for name, about in methods.describe().items():
+        if about["parameters"]:
+            _add_parameters(parser.add_argument_group(f"--method {name}", about["summary"]), about["parameters"])
+
+
+def _add_parameters(group: argparse._ArgumentGroup, parameters: list[dict[str, Any]]) -> None:
+    """An option for each parameter of a method; where two methods share one, it stands with the first."""
+    for parameter in parameters:
+        option = f"--{parameter['name'].removesuffix('_mm').replace('_', '-')}"
+        told: dict[str, Any] = {"dest": parameter["name"], "default": None, "help": parameter["help"]}
+        if parameter["type"] == "flag":
+            told["action"] = "store_true"
+        elif parameter["type"] == "choice":
+            told |= {"choices": parameter["choices"]}
+        else:
+            kinds = {"number": float, "integer": int, "text": str}
+            told |= {
+                "type": kinds[parameter["type"]],
+                "metavar": parameter["unit"].upper() or parameter["name"].upper(),
+            }
+        if parameter["default"] not in (None, False):
+            told["help"] += f"; default: {parameter['default']}"
+        with contextlib.suppress(argparse.ArgumentError):
+            group.add_argument(option, **told)
 
 
 def _text(given: str) -> str:
@@ -262,12 +289,15 @@ def _explain(options: argparse.Namespace) -> int:
             target=options.target,
             score=options.score,
             baseline=options.baseline,
-            window_mm=options.window,
-            stride_mm=options.stride,
+            threshold=options.threshold,
+            modality=options.modality,
             device=options.device,
+            precision=options.precision,
             batch_size=options.batch_size,
             seed=options.seed,
             trust=options.trust,
+            **({} if options.margin_mm is None else {"margin_mm": options.margin_mm}),
+            **{name: value for name in _parameter_names() if (value := getattr(options, name)) is not None},
         )
         if options.json:
             # Read back: the file has null where the numbers are not finite, which JSON could not hold.
@@ -278,6 +308,10 @@ def _explain(options: argparse.Namespace) -> int:
             what = "Written" if explanation.complete else "Interrupted; the partial result was written"
             print(f"{what} to {folder}: {', '.join(path.name for path in written.values())}")
     return 0 if explanation.complete else 130
+
+
+def _parameter_names() -> set[str]:
+    return {parameter["name"] for about in methods.describe().values() for parameter in about["parameters"]}
 
 
 def _run(

@@ -25,11 +25,13 @@ NEEDED = {
     "numpy": ("numpy", "1.26"),
     "scipy": ("scipy", "1.11.4"),
     "scikit-image": ("skimage", "0.24"),
+    "scikit-learn": ("sklearn", "1.5"),
     "matplotlib": ("matplotlib", "3.9"),
     "rapidfuzz": ("rapidfuzz", "3.9"),
     "pyyaml": ("yaml", "6.0.1"),
     "safetensors": ("safetensors", "0.4.3"),
     "tqdm": ("tqdm", "4.66"),
+    "captum": ("captum", "0.8"),
     "einops": ("einops", "0.7"),
 }
 """Module and oldest version of each package that XAI-CLIP needs, as in pyproject.toml (a test compares them).

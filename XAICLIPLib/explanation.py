@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,27 +18,25 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from XAICLIPLib import anatomy, catalog, imaging, record
-from XAICLIPLib.anatomy import Structure
+from XAICLIPLib import anatomy, catalog, imaging, methods, record
 from XAICLIPLib.devices import choose_device
 from XAICLIPLib.errors import Cancelled, InputError
+from XAICLIPLib.explainers import Ground, estimates, in_words, name_of, with_defaults
 from XAICLIPLib.localization.localizer import Localizer
-from XAICLIPLib.localization.region import Region, guided_region, region_from_mask, whole_region
-from XAICLIPLib.perturbation.baselines import BASELINES, Baseline, baseline_volume
-from XAICLIPLib.perturbation.occlusion import occlusion, window_for
+from XAICLIPLib.localization.region import MARGIN_MM, Region, guided_region, region_from_mask, whole_region, with_target
+from XAICLIPLib.localization.slices import Modality
+from XAICLIPLib.measurements import cautions, measure
+from XAICLIPLib.methods import BASELINES, PRECISIONS, SCORES, Baseline, Precision, Score
+from XAICLIPLib.perturbation.baselines import baseline_for
 from XAICLIPLib.perturbation.perturbation import Estimate
-from XAICLIPLib.scoring import SCORES, Score, Scorer
+from XAICLIPLib.scoring import Scorer
 from XAICLIPLib.segmentation.prediction import label_values, predict
 from XAICLIPLib.segmentation.segmenter import Prepared, Segmenter
-from XAICLIPLib.target import RIM_MM, class_of, is_mask, make_target, read_mask
-
-Method = Literal["occlusion"]
-METHODS: tuple[Method, ...] = get_args(Method)
+from XAICLIPLib.target import RIM_MM, Place, box_of, class_of, is_mask, make_target, read_mask
 
 Stage = Literal["localize", "segment", "explain"]
 
-SMALL_ML, UNSURE = 0.5, 0.5
-"""Below this volume, or this score of the undisturbed network, a drawing is hardly an organ."""
+MODALITIES: tuple[Modality, ...] = get_args(Modality)
 
 ESTIMATE_EVERY_S = 2.0
 ESTIMATE_SHARE = 0.1
@@ -93,6 +91,8 @@ class Explanation:
         All that ``explanation.json`` holds: the above, and models, versions, parameters, timings, warnings.
     complete
         False where the computation was cancelled: the saliency is what was known by then.
+    standard_error
+        float32, of the saliency, where the method is random; else None.
     """
 
     image: sitk.Image
@@ -105,6 +105,7 @@ class Explanation:
     measurements: Mapping[str, Any]
     record: Mapping[str, Any]
     complete: bool = True
+    standard_error: sitk.Image | None = None
 
     @property
     def warnings(self) -> list[str]:
@@ -114,7 +115,8 @@ class Explanation:
     def save(self, folder: str | Path) -> dict[str, Path]:
         """Write ``saliency.nrrd``, ``region.nrrd``, ``segmentation.nrrd``, ``explanation.json`` and ``figure.png``.
 
-        Returns the path of each by its name without the ending. Files of an earlier explanation are replaced.
+        A random method writes ``standard_error.nrrd`` as well. Returns the path of each by its name without the
+        ending. Files of an earlier explanation are replaced.
 
         Raises
         ------
@@ -130,8 +132,12 @@ class Explanation:
                 ("saliency", self.saliency),
                 ("region", self.region.mask),
                 ("segmentation", self.segmentation),
+                ("standard_error", self.standard_error),
             )
+            if volume is not None
         }
+        if self.standard_error is None:  # of an earlier explanation by another method
+            (folder / "standard_error.nrrd").unlink(missing_ok=True)
         parameters = self.record["parameters"]
         written["figure"] = save_figure(
             folder / "figure.png",
@@ -140,9 +146,8 @@ class Explanation:
             self.region.mask,
             self.prediction,
             title=f"Why did the network draw the {self.target['name']} here?",
-            subtitle=f"{self.record['models']['segmenter']['name']} · {parameters['region']} {parameters['method']}, "
-            f"window {parameters['window_mm']:g} mm, stride {parameters['stride_mm']:g} mm, "
-            f"baseline {parameters['baseline']}" + ("" if self.complete else " · cancelled before the end"),
+            subtitle=f"{self.record['models']['segmenter']['name']} · {parameters['region']} {parameters['described']}"
+            f", baseline {parameters['baseline']}" + ("" if self.complete else " · cancelled before the end"),
             modality=self.record["input"]["modality"],
             target_label="Given mask" if self.target["voxels"] == "given" else "Predicted target",
             warnings=self.warnings,
@@ -158,20 +163,23 @@ def explain(
     *,
     model: str | Path | Segmenter | None = None,
     localizer: str | Path | Localizer | None = None,
-    method: Method = "occlusion",
-    region: str | Path | sitk.Image = "guided",
-    target: str | Path | sitk.Image | None = None,
+    method: str = "occlusion",
+    region: Place = "guided",
+    target: Place | None = None,
     score: Score = "soft dice",
     baseline: Baseline = "air",
-    window_mm: float | None = None,
-    stride_mm: float | None = None,
+    threshold: float | None = None,
+    margin_mm: float = MARGIN_MM,
+    modality: Modality | None = None,
     device: str = "auto",
-    batch_size: int = 4,
+    precision: Precision = "auto",
+    batch_size: int | None = None,
     seed: int = 0,
     trust: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
     on_estimate: Callable[[sitk.Image], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
+    **parameters: Any,
 ) -> Explanation:
     """Explain why a segmentation network drew a structure where it did.
 
@@ -186,23 +194,30 @@ def explain(
     localizer
         A localizer, its name in the catalogue (default: the first), a folder, ``hf-hub:ID`` or ``NAME:TAG``.
     method
-        The explainer.
+        The explainer; see `XAICLIPLib.methods` for all of them and their parameters.
     region
-        ``guided`` (by the localizer), ``whole`` (unguided), or a mask: a volume, or the path of one.
+        ``guided`` (by the localizer), ``whole`` (unguided), or a place: a mask, the path of one, a box (six numbers in
+        mm: from and to along right, anterior, superior).
     target
-        Another structure of the network than the prompt's, by name; or a mask of the voxels whose class is to be
-        explained ("why is *this* called liver?").
+        Another structure of the network than the prompt's, by name; or the place of the voxels whose class is to be
+        explained: a mask ("why is *this* called liver?") or a box ("why does the liver end here?").
     score
         How well the target survives; see `XAICLIPLib.scoring`.
     baseline
         What replaces perturbed voxels; see `XAICLIPLib.perturbation.baselines`.
-    window_mm, stride_mm
-        Edge of the occluding windows, by default as `window_for` the target's volume, and their distance, by default
-        half of it.
+    threshold
+        Probability from which a voxel belongs to the guided region; by default the localizer's own.
+    margin_mm
+        Added around the guided region.
+    modality
+        CT or MR; by default guessed from the intensities.
     device
         ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+    precision
+        ``full``; ``reduced``: half precision where that was checked to make no difference; ``auto``: that on a CUDA
+        GPU.
     batch_size
-        Patches computed together; halved when memory runs out.
+        Patches computed together, by default as many as fit; halved when memory runs out.
     seed
         Of all that is random. The same seed gives the same map on the same device.
     trust
@@ -213,6 +228,8 @@ def explain(
         Called with the saliency so far, in the input's geometry, at most every two seconds and for a tenth of the time.
     cancelled
         Asked between batches. Once perturbing has begun, True ends with the partial result.
+    **parameters
+        Of the method, such as ``window_mm`` for occlusion or ``samples`` for rise.
 
     Raises
     ------
@@ -225,27 +242,24 @@ def explain(
     ----------
     Alzubaidi et al. "XAI-CLIP", arXiv 2602.07017, 2026.
     """
-    _check_choices(method=(method, METHODS), score=(score, SCORES), baseline=(baseline, BASELINES))
+    wanted = methods.method(method, **parameters)
+    _check_choices(score=(score, SCORES), baseline=(baseline, BASELINES), precision=(precision, PRECISIONS))
     if isinstance(region, str) and region not in ("guided", "whole") and not is_mask(region):
-        raise InputError(f"The region {region} is neither guided, whole nor the file of a mask.")
-    window_mm, stride_mm = _length("window_mm", window_mm), _length("stride_mm", stride_mm)
-    if window_mm is not None and stride_mm is not None and stride_mm > window_mm:
-        raise InputError(
-            f"stride_mm is {stride_mm:g}, more than window_mm, {window_mm:g}: that leaves gaps, give a shorter stride."
-        )
-    batch_size, seed = _whole("batch_size", batch_size, 1), _whole("seed", seed, 0)
+        raise InputError(f"The region {region} is neither guided, whole, a box nor the file of a mask.")
+    finding = _Finding.checked(localizer, threshold, margin_mm, modality)
+    batch_size = None if batch_size is None else _whole("batch_size", batch_size, 1)
+    seed = _whole("seed", seed, 0)
     run = _Run(on_progress, cancelled or (lambda: False))
     where = choose_device(device)
 
     with run.timed("read"):
-        volume = image if isinstance(image, sitk.Image) else imaging.read_volume(image)
-        imaging.check_volume(volume)
-        modality = imaging.guess_modality(volume)
+        volume = _read(image)
+        modality = modality or imaging.guess_modality(volume)
         drawn, area = read_mask("target", target, volume), read_mask("region", region, volume)
     with run.timed("load"):
         segmenter = _segmenter(model, where, trust)
         name, labels = class_of(prompt, target, segmenter)
-        guide = _localizer(localizer, where) if isinstance(region, str) and region == "guided" else None
+        guide = finding.load(where) if isinstance(region, str) and region == "guided" else None
     if modality and modality not in (_modalities(segmenter.modality) or {modality}):
         run.warnings.append(
             f"The network {segmenter.name} is for {segmenter.modality}, and this volume looks like {modality}: "
@@ -254,32 +268,35 @@ def explain(
 
     with run.timed("segment"):
         prediction = predict(segmenter, volume, where, batch_size, lambda d, t: run.advance("segment", d, t))
-        prepared, tiling = prediction.prepared, prediction.tiling
         segmentation = prediction.label_map(volume)
-        explained = make_target(name, labels, drawn, prediction)
-        structure = drawn
-        if structure is None:
-            structure = imaging.resample_labels(prepared.as_image(explained.reference), volume)
-        network_input = prediction.volume
+        explained = make_target(name, labels, drawn, prediction, box=box_of(target) is not None)
+        decision = prediction.decision().cpu()
+        prepared, tiling, network_input = prediction.prepared, prediction.tiling, prediction.volume
         del prediction  # the logits of a hundred classes are larger than all the rest
+        structure = drawn
+        if structure is None or box_of(target) is not None:
+            structure = imaging.resample_labels(prepared.as_image(explained.reference), volume)
 
     with run.timed("localize"):
-        roi = _region(area, prompt, guide, volume, structure, modality, run)
+        if guide is not None:
+            roi = finding.region(guide, volume, prompt, modality, structure, run)
+            roi = roi if drawn is None else with_target(roi, drawn, margin_mm)
+        else:
+            roi = whole_region(volume) if area is None else region_from_mask(volume, area, structure)
         run.warnings += roi.warnings
         probed = prepared.mask_from(roi.mask)
-        if not bool(probed.any()):
+        body = prepared.mask_from(imaging.body_mask(volume))
+        replacement, changeable = baseline_for(baseline, network_input, probed, prepared.spacing_mm, body)
+        if not bool((probed & changeable).any()):
             raise InputError(
                 "Nothing of the region lies in the part of the volume that the network sees: choose another region."
             )
 
-    if window_mm is None:
-        window_mm = window_for(imaging.volume_ml(structure))
-    if stride_mm is None:
-        stride_mm = window_mm / 2
+    wanted = with_defaults(wanted, imaging.volume_ml(structure))
     run.go_on()
+    values = label_values(segmenter)
+    names = {values[channel]: structure for channel, structure in segmenter.labels.items()}
     with run.timed("explain"):
-        outside = ~prepared.mask_from(imaging.body_mask(volume)) if baseline == "air" else None
-        replacement = baseline_volume(baseline, network_input, probed, prepared.spacing_mm, outside)
         scorer = Scorer(
             segmenter.logits,
             network_input,
@@ -289,23 +306,32 @@ def explain(
             segmenter.activation,
             score,
             batch_size,
+            precision,
         )
-        estimates = occlusion(scorer, probed, prepared.spacing_mm, window_mm=window_mm, stride_mm=stride_mm, seed=seed)
-        last, complete = _follow(estimates, prepared, volume, run, on_estimate)
+        ground = Ground(
+            scorer,
+            network_input,
+            probed,
+            changeable,
+            decision,
+            {value: name for value, name in names.items() if value},
+            prepared.spacing_mm,
+            getattr(segmenter, "network", None),
+        )
+        last, complete = _follow(estimates(wanted, ground, seed), prepared, volume, run, on_estimate)
     run.warnings += scorer.warnings
-    saliency = imaging.resample_like(prepared.as_image(last.saliency()), volume)
 
+    saliency = imaging.resample_like(prepared.as_image(last.saliency()), volume)
+    error = last.standard_error
     perturbed = imaging.resample_like(prepared.as_image(last.probed()), volume, "nearest")
-    measurements = _measure(saliency, perturbed, structure, scorer, last, len(tiling.patches))
-    values = label_values(segmenter)
     own = [values[channel] for channel in labels]
     target_record: dict[str, Any] = {
         "name": name,
         "label": own[0] if len(own) == 1 else own,
-        "voxels": "given" if drawn is not None else "predicted",
+        "voxels": "predicted" if drawn is None else "given" if box_of(target) is None else "predicted in a box",
     }
-    names = {values[channel]: structure for channel, structure in segmenter.labels.items()}
-    run.warnings += _cautions(name, prompt, structure, roi, scorer.full_score)
+    measurements = measure(saliency, perturbed, structure, scorer, last, len(tiling.patches))
+    run.warnings += cautions(name, prompt, structure, roi, scorer.full_score, score != "logit margin")
     if not complete:
         run.warnings.append(f"Cancelled after {last.done} of {last.planned} perturbations: the saliency is incomplete.")
     return Explanation(
@@ -330,14 +356,17 @@ def explain(
                 "localizer": dict(guide.provenance) if guide is not None else None,
             },
             parameters={
-                "method": method,
+                "method": name_of(wanted),
+                "described": in_words(wanted),
+                **asdict(wanted),
                 "region": roi.source,
+                "threshold": finding.threshold_of(guide),
+                "margin_mm": margin_mm if guide is not None else None,
                 "score": score,
                 "baseline": baseline,
-                "window_mm": window_mm,
-                "stride_mm": stride_mm,
                 "rim_mm": RIM_MM,
-                "batch_size": batch_size,
+                "batch_size": scorer.batch_in_use,
+                "precision": "reduced" if scorer.reduced else "full",
                 "seed": seed,
                 "device": str(where),
             },
@@ -346,7 +375,81 @@ def explain(
             complete=complete,
         ),
         complete=complete,
+        standard_error=None if error is None else imaging.resample_like(prepared.as_image(error()), volume),
     )
+
+
+def localize(
+    image: sitk.Image | str | Path,
+    prompt: str,
+    *,
+    localizer: str | Path | Localizer | None = None,
+    threshold: float | None = None,
+    margin_mm: float = MARGIN_MM,
+    modality: Modality | None = None,
+    device: str = "auto",
+    on_progress: Callable[[Progress], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> Region:
+    """Find a structure in a volume by its name: the region that `explain` would perturb.
+
+    The parameters are those of `explain`.
+
+    Raises
+    ------
+    InputError
+        An input cannot be used, or the localizer finds nothing.
+    Cancelled
+        `cancelled` said so.
+    """
+    finding = _Finding.checked(localizer, threshold, margin_mm, modality)
+    run = _Run(on_progress, cancelled or (lambda: False))
+    volume = _read(image)
+    guide = finding.load(choose_device(device))
+    with run.timed("localize"):
+        return finding.region(guide, volume, prompt, modality or imaging.guess_modality(volume), None, run)
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """How the prompt is found, checked."""
+
+    localizer: str | Path | Localizer | None
+    threshold: float | None
+    margin_mm: float
+
+    @classmethod
+    def checked(cls, localizer: Any, threshold: Any, margin_mm: Any, modality: Any) -> _Finding:
+        if threshold is not None and not (_is_number(threshold) and 0 < threshold < 1):
+            raise InputError(f"threshold is {threshold}: give a probability between 0 and 1.")
+        if not (_is_number(margin_mm) and 0 <= margin_mm <= 200):
+            raise InputError(f"margin_mm is {margin_mm}: give a length in mm from 0 to 200.")
+        if modality is not None:
+            _check_choices(modality=(modality, MODALITIES))
+        return cls(localizer, threshold, float(margin_mm))
+
+    def load(self, device: torch.device) -> Localizer:
+        if self.localizer is None or isinstance(self.localizer, (str, Path)):
+            return catalog.load_localizer(self.localizer, device)
+        return self.localizer
+
+    def threshold_of(self, guide: Localizer | None) -> float | None:
+        return None if guide is None else guide.threshold if self.threshold is None else self.threshold
+
+    def region(
+        self,
+        guide: Localizer,
+        volume: sitk.Image,
+        prompt: str,
+        modality: Modality | None,
+        prediction: sitk.Image | None,
+        run: _Run,
+    ) -> Region:
+        what = anatomy.resolve(prompt) or prompt
+        probability = guide.locate(volume, what, modality, lambda d, t: run.advance("localize", d, t))
+        threshold = self.threshold_of(guide)
+        assert threshold is not None
+        return guided_region(volume, probability, prediction, prompt, threshold=threshold, margin_mm=self.margin_mm)
 
 
 @dataclass
@@ -403,79 +506,14 @@ def _follow(
     return last, True
 
 
+def _read(image: sitk.Image | str | Path) -> sitk.Image:
+    volume = image if isinstance(image, sitk.Image) else imaging.read_volume(image)
+    imaging.check_volume(volume)
+    return volume
+
+
 def _segmenter(model: str | Path | Segmenter | None, device: torch.device, trust: bool) -> Segmenter:
     return catalog.load_segmenter(model, device, trust) if model is None or isinstance(model, (str, Path)) else model
-
-
-def _localizer(localizer: str | Path | Localizer | None, device: torch.device) -> Localizer:
-    if localizer is None or isinstance(localizer, (str, Path)):
-        return catalog.load_localizer(localizer, device)
-    return localizer
-
-
-# --- where is probed ------------------------------------------------------------------------------
-
-
-def _region(
-    drawn: sitk.Image | None,
-    prompt: str,
-    guide: Localizer | None,
-    volume: sitk.Image,
-    prediction: sitk.Image,
-    modality: Literal["CT", "MR"] | None,
-    run: _Run,
-) -> Region:
-    if guide is not None:
-        what: Structure | str = anatomy.resolve(prompt) or prompt
-        probability = guide.locate(volume, what, modality, lambda d, t: run.advance("localize", d, t))
-        return guided_region(volume, probability, prediction, prompt, threshold=guide.threshold)
-    return whole_region(volume) if drawn is None else region_from_mask(volume, drawn, prediction)
-
-
-# --- numbers and checks --------------------------------------------------------------------------
-
-
-def _cautions(name: str, prompt: str, explained: sitk.Image, region: Region, score: float) -> list[str]:
-    """What a reader must know before taking the map for an answer."""
-    found = []
-    if not anatomy.is_spelled_right(prompt):
-        found.append(f'"{prompt}" is not a known spelling and was understood as {name}: check that this is meant.')
-    volume = imaging.volume_ml(explained)
-    if volume < SMALL_ML or score < UNSURE:
-        found.append(
-            f"Only {volume:.2g} ml of {name} with a score of {score:.2f} are explained: the organ may lie outside the "
-            "scan and the drawing be a false positive, so do not interpret this map."
-        )
-    voxels = sitk.GetArrayViewFromImage(explained)
-    if any(voxels.take(end, axis).any() for axis in range(3) for end in (0, -1)):
-        found.append(f"The {name} touches the edge of the scan: volume and map cover only the part inside.")
-    if region.source == "file" and (region.agreement is None or region.agreement.recall < 0.5):
-        share = region.agreement.recall if region.agreement else 0.0
-        found.append(f"Only {share:.0%} of the {name} lies in the given region: most of it was not tried.")
-    return found
-
-
-def _measure(
-    saliency: sitk.Image, perturbed: sitk.Image, prediction: sitk.Image, scorer: Scorer, last: Estimate, patches: int
-) -> dict[str, Any]:
-    """Numbers about an explanation; see the README for what each means."""
-    effect = np.abs(sitk.GetArrayViewFromImage(saliency))
-    inside = sitk.GetArrayViewFromImage(prediction) != 0
-    probed = sitk.GetArrayViewFromImage(perturbed) != 0
-    total = float(effect.sum(dtype=np.float64))
-    return {
-        "score_unperturbed": scorer.full_score,
-        "target_volume_ml": imaging.volume_ml(prediction),
-        "largest_score_lost": float(sitk.GetArrayViewFromImage(saliency).max()),
-        "smallest_score_lost": float(sitk.GetArrayViewFromImage(saliency).min()),
-        "effect_inside_target": float(effect[inside].sum(dtype=np.float64)) / total if total else None,
-        "effect_inside_target_if_uniform": float((inside & probed).sum() / probed.sum()) if probed.any() else None,
-        "probed_volume_ml": float(probed.sum() * np.prod(saliency.GetSpacing()) / 1000),
-        "perturbations": last.done,
-        "perturbations_planned": last.planned,
-        "patches_computed": scorer.forwards,
-        "patches_full_inference_would_compute": last.done * patches,
-    }
 
 
 def _check_choices(**given: tuple[str, tuple[str, ...]]) -> None:
@@ -484,13 +522,8 @@ def _check_choices(**given: tuple[str, tuple[str, ...]]) -> None:
             raise InputError(f"There is no {what} {value!r}: choose one of {', '.join(known)}.")
 
 
-def _length(what: str, value: Any) -> float | None:
-    """A length in mm, where one is given."""
-    if value is None:
-        return None
-    if not (isinstance(value, (int, float, np.number)) and np.isfinite(value) and value > 0):
-        raise InputError(f"{what} is {value}: give a length in mm above 0.")
-    return float(value)
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
 def _whole(what: str, value: Any, least: int) -> int:

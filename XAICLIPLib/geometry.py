@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -49,6 +50,32 @@ def ras_affine(image: sitk.Image) -> np.ndarray:
     affine[:3, 3] = image.GetOrigin()
     affine[:2] *= -1  # LPS to RAS
     return affine
+
+
+def box_mask(image: sitk.Image, bounds_ras_mm: Sequence[float]) -> sitk.Image:
+    """The voxels of a volume whose centres lie in a box.
+
+    Parameters
+    ----------
+    image : SimpleITK.Image
+        3D volume of any orientation.
+    bounds_ras_mm : six floats
+        From and to along right, anterior and superior, in mm: as 3D Slicer shows positions and ROIs.
+
+    Returns
+    -------
+    SimpleITK.Image
+        uint8, in the grid of `image`.
+    """
+    affine = ras_affine(image)
+    x, y, z = (np.arange(n, dtype=np.float64) for n in image.GetSize())
+    inside = np.ones(image.GetSize()[::-1], dtype=bool)
+    for row, (low, high) in zip(affine[:3], zip(bounds_ras_mm[::2], bounds_ras_mm[1::2], strict=True), strict=True):
+        place = (row[2] * z)[:, None, None] + (row[1] * y)[:, None] + row[0] * x + row[3]
+        inside &= (place >= low) & (place <= high)
+    mask = sitk.GetImageFromArray(inside.astype(np.uint8))
+    mask.CopyInformation(image)
+    return mask
 
 
 def as_metatensor(image: sitk.Image) -> MetaTensor:

@@ -24,6 +24,7 @@ from .files import whole_file
 from .geometry import (
     DIRECTION_TOLERANCE,
     as_metatensor,
+    box_mask,
     image_from_array,
     ras_affine,
     resample_labels,
@@ -40,6 +41,7 @@ __all__ = [
     "SPACING_RANGE",
     "as_metatensor",
     "body_mask",
+    "box_mask",
     "check_volume",
     "guess_modality",
     "image_from_array",

@@ -24,6 +24,10 @@ Baseline = Literal["air", "mean", "blur", "surroundings"]
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 """What replaces perturbed voxels; see `XAICLIPLib.perturbation.baselines`."""
 
+Precision = Literal["auto", "full", "reduced"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+"""In which precision a network runs; see `XAICLIPLib.scoring.Scorer`."""
+
 Estimator = Literal["ridge", "debiased", "mean"]
 Supervoxels = Literal["slic", "felzenszwalb"]
 Kernel = Literal["exponential", "shap"]
@@ -46,7 +50,7 @@ class Occlusion:
     )
     exhaustive: bool = _parameter(False, "evaluate every cube, also where a coarse grid already tells enough")
     tolerance: float = _parameter(
-        0.1, "look closely where neighbouring cubes differ by more than this share of the largest effect", 0, 1
+        0.1, "look no closer when cubes lose what was expected, to this share of the largest effect", 0, 1
     )
 
 

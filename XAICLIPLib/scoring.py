@@ -10,18 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from XAICLIPLib.errors import InputError
+from XAICLIPLib.methods import SCORES, Precision, Score
+from XAICLIPLib.perturbation.baselines import Fill
 from XAICLIPLib.perturbation.perturbation import Perturbation
+from XAICLIPLib.segmentation.backpropagation import TOGETHER, vector_jacobian_product
+from XAICLIPLib.segmentation.batching import Batches
 from XAICLIPLib.segmentation.segmenter import Activation
-from XAICLIPLib.segmentation.sliding_window import Box, Tiling, intersect, run_fitting, shift
+from XAICLIPLib.segmentation.sliding_window import Box, Tiling, intersect, shift
 
-Score = Literal["soft dice", "hard dice", "mean probability"]
-SCORES: tuple[Score, ...] = get_args(Score)
+__all__ = ["SCORES", "Score", "Scorer", "Target", "decided", "probability", "target_score"]
+
+PRECISION_ERROR = 0.01
+"""Half precision is used where it gets the score lost by hiding the target right to this share."""
 
 
 @dataclass(frozen=True)
@@ -63,22 +69,42 @@ def decided(logits: Tensor, label: int | tuple[int, ...], activation: Activation
     return logits[channels].amax(0) > 0
 
 
+def voxel_values(kind: Score, logits: Tensor, label: int | tuple[int, ...], activation: Activation) -> Tensor:
+    """What each voxel contributes to a score, from logits (K, n): a tensor (n).
+
+    The probability for ``soft dice`` and ``mean probability``; 0 or 1, as the network decides, for ``hard dice``; for
+    ``logit margin`` how far the target's logit lies above the best other one (with sigmoid: above 0, where the
+    probability is one half), of either sign.
+    """
+    if kind == "hard dice":
+        return decided(logits, label, activation).to(logits.dtype)
+    if kind != "logit margin":
+        return probability(logits, label, activation)
+    channels = [label] if isinstance(label, int) else list(label)
+    own = logits[channels].amax(0)
+    others = [k for k in range(len(logits)) if k not in channels]
+    return own - logits[others].amax(0) if activation == "softmax" and others else own
+
+
+def score_of(kind: Score, inside: Tensor, total: Tensor, size: Tensor | int) -> Tensor:
+    """A score from the sums of `voxel_values` over the reference and over all voxels, and the reference's size."""
+    if kind in ("soft dice", "hard dice"):
+        return 2 * inside / (total + size)
+    return inside / size
+
+
 def target_score(
     kind: Score, logits: Tensor, reference: Tensor, label: int | tuple[int, ...], activation: Activation
 ) -> Tensor:
-    """Score of logits (K, n) against the reference (n) bool, a scalar tensor in [0, 1].
+    """Score of logits (K, n) against the reference (n) bool, a scalar tensor.
 
     ``soft dice`` is 2 sum(p r) / (sum(p) + sum(r)) with the probability p and the reference r; ``hard dice`` takes the
-    decided voxels for p; ``mean probability`` is the mean of p over the reference.
+    decided voxels for p; ``mean probability`` is the mean of p over the reference; all these lie in [0, 1]. ``logit
+    margin`` is the mean over the reference of how far the target's logit lies above the others: it has no bounds, and
+    says how sure the network is where the probabilities are all 1.
     """
-    if kind == "mean probability":
-        return probability(logits, label, activation)[reference].mean()
-    if kind == "soft dice":
-        predicted = probability(logits, label, activation)
-    else:
-        predicted = decided(logits, label, activation).to(logits.dtype)
-    truth = reference.to(logits.dtype)
-    return 2 * (predicted * truth).sum() / (predicted.sum() + truth.sum())
+    values = voxel_values(kind, logits, label, activation)
+    return score_of(kind, values[reference].sum(), values.sum(), reference.sum())
 
 
 @dataclass
@@ -86,10 +112,14 @@ class _Patch:
     """A patch that meets the target: where, and what it says there unperturbed."""
 
     box: Box
-    inside: tuple[Tensor, ...]  # indices of its target voxels within the patch
+    inside: Tensor  # its target voxels, as indices into the flattened patch
     rows: Tensor  # the same voxels as rows of the target
     weight: Tensor  # blending weight over total weight of each of those voxels
     logits: Tensor  # (K, n), unperturbed
+
+    def read(self, logits: Tensor) -> Tensor:
+        """Its target voxels, (K, n), of the patch's logits (K, *size)."""
+        return logits.flatten(1).index_select(1, self.inside)
 
 
 @dataclass
@@ -97,8 +127,11 @@ class _Pending:
     """A perturbation whose patches are under way."""
 
     index: int
-    change: Tensor | None
-    left: int
+    perturbation: Perturbation
+    patches: tuple[int, ...]
+    box: Box  # of the content, in the volume's indices
+    content: Tensor | None = None  # what the perturbed voxels hold, made once for all patches
+    changes: dict[int, Tensor] = field(default_factory=dict)  # of the logits, by patch
 
 
 @dataclass
@@ -112,7 +145,7 @@ class Scorer:
     volume
         (C, X, Y, Z), the unperturbed input, on the device where the network runs.
     baseline
-        (C, X, Y, Z), what replaces perturbed voxels.
+        What replaces perturbed voxels: (C, X, Y, Z), or a function that makes it for each perturbation.
     tiling
         The network's patches over the volume.
     target
@@ -122,12 +155,17 @@ class Scorer:
     kind
         The score.
     batch_size
-        Patches computed together, of whatever perturbations; halved when memory runs out.
+        Patches computed together, of whatever perturbations; None chooses (see `Batches`). Halved when memory runs out.
+    precision
+        ``reduced`` runs perturbed patches in half precision if that gets the score lost by hiding the whole target
+        right to 1%; ``auto`` does so on a CUDA GPU alone.
 
     Attributes
     ----------
     full_score
-        Score of the unperturbed volume.
+        Score of the unperturbed volume, in full precision.
+    reduced
+        Whether perturbed patches are run in half precision.
     forwards
         Patches computed for perturbations so far (without the target's own).
     warnings
@@ -141,15 +179,16 @@ class Scorer:
 
     forward: Callable[[Tensor], Tensor]
     volume: Tensor
-    baseline: Tensor
+    baseline: Tensor | Fill
     tiling: Tiling
     target: Target
     activation: Activation = "softmax"
     kind: Score = "soft dice"
-    batch_size: int = 4
+    batch_size: int | None = None
+    precision: Precision = "full"
     full_score: float = field(init=False)
+    reduced: bool = field(init=False, default=False)
     forwards: int = field(init=False, default=0)
-    warnings: list[str] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         device = self.volume.device
@@ -160,60 +199,40 @@ class Scorer:
                 f"The network finds no {self.target.name} in this volume, so there is nothing to explain: "
                 "choose another structure with --target or give a mask."
             )
-        padded_rows = torch.full(voxels.shape, -1, dtype=torch.long, device=device)
-        padded_rows[voxels] = torch.arange(len(self._reference), device=device)
         self._volume = self.tiling.pad(self.volume)
-        rows = self._pad_like(padded_rows, -1)
-        self._patches = self._target_patches(rows)
-        count = len(self._reference)
-        channels = self._patches[0].logits.shape[0]
-        self._logits = torch.zeros((channels, count), device=device)
+        self._batches = Batches(self.forward, device, self.batch_size)
+        self._patches = self._target_patches(self._rows(voxels))
+        self._useful = self._bounds()
+        self._union = lru_cache(maxsize=64)(self._union_of_rows)
+        self._logits = torch.zeros((len(self._patches[0].logits), len(self._reference)), device=device)
         for patch in self._patches:
             self._logits[:, patch.rows] += patch.logits * patch.weight
-        self.full_score = float(self._score(self._logits))
+        self._kept = self._values(self._logits).to(self._exact)
+        self._inside, self._total = self._kept[self._reference].sum(), self._kept.sum()
+        self._size = int(self._reference.sum())
+        self.full_score = float(score_of(self.kind, self._inside, self._total, self._size))
+        if self.precision == "reduced" or (self.precision == "auto" and device.type == "cuda"):
+            self._try_reduced()
 
-    def _pad_like(self, indices: Tensor, value: int) -> Tensor:
-        """Pad an index volume (X, Y, Z) as the volume itself is padded."""
-        padded = torch.full(self._volume.shape[1:], value, dtype=indices.dtype, device=indices.device)
-        inner = tuple(slice(o, o + s) for o, s in zip(self.tiling.offset, self.tiling.shape, strict=True))
-        padded[inner] = indices
-        return padded
+    @property
+    def _exact(self) -> torch.dtype:
+        """For sums over a hundred thousand voxels; Apple's GPUs have no double precision."""
+        return torch.float32 if self.volume.device.type == "mps" else torch.float64
 
-    @torch.inference_mode()
-    def _target_patches(self, rows: Tensor) -> list[_Patch]:
-        """Find the patches that meet the target and run them unperturbed."""
-        weight = self.tiling.weight.to(rows.device)
-        total = torch.zeros(int(rows.max()) + 1, device=rows.device)
-        found: list[_Patch] = []
-        for box in self.tiling.patches:
-            local = rows[box]
-            inside = torch.nonzero(local >= 0, as_tuple=True)
-            if len(inside[0]) == 0:
-                continue
-            own = local[inside]
-            total[own] += weight[inside]
-            found.append(_Patch(box, inside, own, weight[inside], torch.empty(0)))
-        done = 0
-        while done < len(found):
-            part = found[done : done + self.batch_size]  # the size may shrink on the way
-            output = self._run([self._volume[(slice(None), *patch.box)] for patch in part])
-            for patch, logits in zip(part, output, strict=True):
-                patch.logits = logits[(slice(None), *patch.inside)].clone()
-            done += len(part)
-        for patch in found:
-            patch.weight = patch.weight / total[patch.rows]
-        return found
+    @property
+    def warnings(self) -> list[str]:
+        """What had to be changed to go on, in words."""
+        return self._batches.warnings
 
-    def _run(self, patches: list[Tensor]) -> Tensor:
-        """Run patches (C, *size) as batches that fit, and go on with the size that did."""
-        output, fitted = run_fitting(self.forward, patches)
-        if fitted < len(patches):
-            self.warnings.append(f"Memory ran out: batches were cut from {len(patches)} to {fitted} patches.")
-            self.batch_size = fitted
-        return output
+    @property
+    def batch_in_use(self) -> int:
+        """Patches that are computed together now."""
+        return self._batches.size_for(self._volume[(slice(None), *self._patches[0].box)])
 
-    def _score(self, logits: Tensor) -> Tensor:
-        return target_score(self.kind, logits, self._reference, self.target.label, self.activation)
+    @property
+    def patches_of_target(self) -> int:
+        """How many of the network's patches meet the target: what a perturbation of everything costs."""
+        return len(self._patches)
 
     def touched(self, perturbation: Perturbation) -> list[int]:
         """Which of the target's patches a perturbation changes: what its evaluation costs."""
@@ -223,30 +242,88 @@ class Scorer:
     def lost(self, perturbations: Iterable[Perturbation]) -> Iterator[list[tuple[int, float]]]:
         """Score lost by each perturbation, exactly as full inference on the perturbed volume would give it.
 
-        Yields lists of (number of the perturbation, score lost), one list per network batch, in order; a perturbation
-        that meets no patch of the target loses nothing and costs nothing. Close the iterator to cancel.
+        Yields lists of (number of the perturbation, score lost), one list per network batch; a perturbation that meets
+        no patch of the target loses nothing and costs nothing. The perturbations are drawn as they are needed. Close
+        the iterator to cancel.
         """
-        queue: list[tuple[_Pending, int, Perturbation]] = []
+        queue: list[tuple[_Pending, int]] = []
         ready: list[tuple[int, Tensor | float]] = []
         for index, perturbation in enumerate(perturbations):
-            touched = self.touched(perturbation)
-            if not touched:
+            touched = tuple(self.touched(perturbation))
+            box = intersect(perturbation.box, self._useful)
+            if not touched or box is None:
                 ready.append((index, 0.0))
                 continue
-            pending = _Pending(index, None, len(touched))
-            queue.extend((pending, patch, perturbation) for patch in touched)
-            while len(queue) >= self.batch_size:
-                size = self.batch_size
+            pending = _Pending(index, perturbation, touched, box)
+            queue.extend((pending, patch) for patch in touched)
+            while len(queue) >= (size := self.batch_in_use):
                 ready += self._advance(queue[:size])
                 del queue[:size]
                 yield self._collect(ready)
         while queue:
-            size = self.batch_size
+            size = self.batch_in_use
             ready += self._advance(queue[:size])
             del queue[:size]
             yield self._collect(ready)
         if ready:
             yield self._collect(ready)
+
+    # --- the target's patches ---------------------------------------------------------------------
+
+    def _rows(self, voxels: Tensor) -> Tensor:
+        """For each voxel of the padded volume its row of the target, -1 for others."""
+        rows = torch.full(self._volume.shape[1:], -1, dtype=torch.long, device=voxels.device)
+        inner = tuple(slice(o, o + s) for o, s in zip(self.tiling.offset, self.tiling.shape, strict=True))
+        rows[inner][voxels] = torch.arange(len(self._reference), device=voxels.device)
+        return rows
+
+    def _target_patches(self, rows: Tensor) -> list[_Patch]:
+        """Find the patches that meet the target and run them unperturbed."""
+        weight = self.tiling.weight.to(rows.device).flatten()
+        total = torch.zeros(len(self._reference), device=rows.device)
+        found: list[_Patch] = []
+        for box in self.tiling.patches:
+            local = rows[box].flatten()
+            inside = torch.nonzero(local >= 0).flatten()
+            if len(inside) == 0:
+                continue
+            total[local[inside]] += weight[inside]
+            found.append(_Patch(box, inside, local[inside], weight[inside], torch.empty(0)))
+        self._run_unperturbed(found)
+        for patch in found:
+            patch.weight = patch.weight / total[patch.rows]
+        return found
+
+    @torch.inference_mode()
+    def _run_unperturbed(self, patches: list[_Patch]) -> None:
+        """Fill in what the patches say."""
+        for patch, logits in self._read(patches, self._volume):
+            patch.logits = logits
+
+    def _read(self, patches: list[_Patch], padded: Tensor) -> Iterator[tuple[_Patch, Tensor]]:
+        """Each patch with its target voxels' logits in a padded volume; the logits of all would fill the memory."""
+        done = 0
+        while done < len(patches):
+            size = self._batches.size_for(padded[(slice(None), *patches[done].box)])
+            part = patches[done : done + size]
+            output = self._batches.run([padded[(slice(None), *patch.box)] for patch in part])
+            yield from ((patch, patch.read(logits)) for patch, logits in zip(part, output, strict=True))
+            done += len(part)
+
+    def _bounds(self) -> Box:
+        """The box, in the volume's indices, that holds all that the target's patches see of the volume."""
+        ends = [(min(b.start for b in axis), max(b.stop for b in axis)) for axis in zip(*self._boxes(), strict=True)]
+        return tuple(slice(max(0, a), min(b, s)) for (a, b), s in zip(ends, self.tiling.shape, strict=True))
+
+    def _boxes(self) -> list[Box]:
+        return [shift(patch.box, [-o for o in self.tiling.offset]) for patch in self._patches]
+
+    def _union_of_rows(self, patches: tuple[int, ...]) -> tuple[Tensor, dict[int, Tensor]]:
+        """The rows that any of the patches holds, and where each patch's own rows stand among them."""
+        rows = torch.cat([self._patches[n].rows for n in patches]).unique()
+        return rows, {n: torch.searchsorted(rows, self._patches[n].rows) for n in patches}
+
+    # --- perturbed patches ------------------------------------------------------------------------
 
     @staticmethod
     def _collect(ready: list[tuple[int, Tensor | float]]) -> list[tuple[int, float]]:
@@ -258,40 +335,186 @@ class Scorer:
         return collected
 
     @torch.inference_mode()
-    def _advance(self, jobs: list[tuple[_Pending, int, Perturbation]]) -> list[tuple[int, Tensor | float]]:
+    def _advance(self, jobs: list[tuple[_Pending, int]]) -> list[tuple[int, Tensor | float]]:
         """Run one batch of (perturbation, patch) jobs; returns the perturbations that it finishes."""
-        patches = [self._perturbed(self._patches[number].box, perturbation) for _, number, perturbation in jobs]
-        output = self._run(patches)
+        output = self._batches.run([self._perturbed(self._patches[number].box, pending) for pending, number in jobs])
         self.forwards += len(jobs)
         finished: list[tuple[int, Tensor | float]] = []
-        for (pending, number, _), logits in zip(jobs, output, strict=True):
+        for (pending, number), logits in zip(jobs, output, strict=True):
             patch = self._patches[number]
-            if pending.change is None:
-                pending.change = self._logits.clone()
-            pending.change[:, patch.rows] += (logits[(slice(None), *patch.inside)] - patch.logits) * patch.weight
-            pending.left -= 1
-            if pending.left == 0:
-                finished.append((pending.index, self.full_score - self._score(pending.change)))
-                pending.change = None
+            pending.changes[number] = (patch.read(logits) - patch.logits) * patch.weight
+            if len(pending.changes) == len(pending.patches):
+                finished.append((pending.index, self.full_score - self._changed_score(pending)))
+                pending.content = None
         return finished
 
-    def _perturbed(self, box: Box, perturbation: Perturbation) -> Tensor:
+    def _perturbed(self, box: Box, pending: _Pending) -> Tensor:
         """The patch at ``box`` (padded indices) of the perturbed volume."""
+        if pending.content is None:
+            pending.content = self._content(pending.perturbation, pending.box)
         patch = self._volume[(slice(None), *box)].clone()
-        support = shift(perturbation.box, self.tiling.offset)
-        common = intersect(box, support)
-        assert common is not None  # only touched patches are asked for
-        here = (slice(None), *shift(common, [-s.start for s in box]))
-        source = (slice(None), *shift(common, [-o for o in self.tiling.offset]))
-        replaced = self.baseline[source]
-        if callable(perturbation.strength):
-            share = perturbation.strength(source[1:], patch.device).to(patch)
-            patch[here] = patch[here] * (1 - share) + replaced * share
-        elif isinstance(perturbation.strength, Tensor):
-            share = perturbation.strength[shift(common, [-s.start for s in support])].to(patch)
-            patch[here] = patch[here] * (1 - share) + replaced * share
-        elif perturbation.strength == 1.0:
-            patch[here] = replaced
-        else:
-            patch[here] = patch[here] * (1 - perturbation.strength) + replaced * perturbation.strength
+        common = intersect(box, shift(pending.box, self.tiling.offset))
+        if common is not None:  # the patch may meet the perturbation in the padding alone
+            source = shift(common, [-o - b.start for o, b in zip(self.tiling.offset, pending.box, strict=True)])
+            patch[(slice(None), *shift(common, [-s.start for s in box]))] = pending.content[(slice(None), *source)]
         return patch
+
+    def _content(self, perturbation: Perturbation, box: Box) -> Tensor:
+        """What the perturbed volume holds in a box within the perturbation's own: (C, *box)."""
+        here = (slice(None), *box)
+        if isinstance(self.baseline, Tensor):
+            strength = strength_in(perturbation, box, self.volume.device)
+            replaced = self.baseline[here]
+        else:  # it looks at all that is hidden, whatever part of it the target's patches see
+            whole = strength_in(perturbation, perturbation.box, self.volume.device)
+            inner = shift(box, [-s.start for s in perturbation.box])
+            strength = whole if isinstance(whole, float) else whole[inner]
+            replaced = self.baseline(perturbation.box, whole)[(slice(None), *inner)]
+        if isinstance(strength, float):
+            return replaced if strength == 1.0 else torch.lerp(self.volume[here], replaced, strength)
+        return torch.lerp(self.volume[here], replaced, strength.to(self.volume.dtype).expand_as(replaced))
+
+    # --- scores -----------------------------------------------------------------------------------
+
+    def _values(self, logits: Tensor) -> Tensor:
+        return voxel_values(self.kind, logits, self.target.label, self.activation)
+
+    def _changed_score(self, pending: _Pending) -> Tensor:
+        """The score with the changes of a perturbation; only the rows that they hold are looked at."""
+        if len(pending.patches) == 1:
+            (number,) = pending.patches
+            rows = self._patches[number].rows
+            logits = self._logits.index_select(1, rows) + pending.changes[number]
+        else:
+            rows, places = self._union(pending.patches)
+            logits = self._logits.index_select(1, rows)
+            for number, change in pending.changes.items():
+                logits.index_add_(1, places[number], change)
+        moved = self._values(logits).to(self._exact) - self._kept.index_select(0, rows)
+        inside = self._inside + (moved * self._reference.index_select(0, rows)).sum()
+        return score_of(self.kind, inside, self._total + moved.sum(), self._size)
+
+    def _try_reduced(self) -> None:
+        """Turn to half precision where it says of the most important perturbation what full precision says."""
+        reference = torch.nonzero(self.target.reference)
+        ends = zip(reference.amin(0).tolist(), reference.amax(0).tolist(), strict=True)
+        hidden = [Perturbation(tuple(slice(a, b + 1) for a, b in ends))]
+        ((_, full),) = [pair for batch in self.lost(hidden) for pair in batch]
+        kept = [patch.logits for patch in self._patches]
+        try:
+            self._batches.reduced = True
+            self._run_unperturbed(self._patches)
+            ((_, reduced),) = [pair for batch in self.lost(hidden) for pair in batch]
+            self.reduced = abs(reduced - full) <= PRECISION_ERROR * abs(full)  # false for NaN
+            said = "" if self.reduced else f"it gets {reduced:.3f} where full precision gets {full:.3f}"
+        except RuntimeError as error:  # an operator that has no half precision
+            said = f"the network does not run in it ({(str(error).splitlines() or ['unknown'])[0][:80]})"
+        self.forwards = 0
+        if not self.reduced:
+            self._batches.reduced = False
+            for patch, logits in zip(self._patches, kept, strict=True):
+                patch.logits = logits
+            self.warnings.append(f"Half precision was not used: {said}.")
+
+    # --- gradients --------------------------------------------------------------------------------
+
+    def differentiable_score(self, volume: Tensor | None = None) -> float:
+        """The score that `gradient` is of: the scorer's own, soft Dice in the place of hard Dice.
+
+        ``volume`` (C, X, Y, Z) is what is scored; by default the unperturbed one.
+        """
+        return float(self._differentiable(self._logits_of(volume)))
+
+    def gradient(self, volume: Tensor | None = None) -> Tensor:
+        """Gradient of the score with respect to the volume, exact under the sliding window, in full precision.
+
+        The graphs of no more than two patches are in memory at once.
+
+        Parameters
+        ----------
+        volume
+            (C, X, Y, Z), where the gradient is taken; by default at the unperturbed volume.
+
+        Returns
+        -------
+        Tensor
+            (C, X, Y, Z), on the device; 0 outside the target's patches. Of hard Dice, which has no gradient, soft
+            Dice's.
+
+        Raises
+        ------
+        InputError
+            The network cannot be differentiated.
+        """
+        gradient = torch.zeros(self._volume.shape, device=self._volume.device)
+        waiting: list[tuple[Box, Tensor, Tensor]] = []
+        for number, following in enumerate(self.cotangents(volume), 1):
+            waiting.append(following)
+            if len(waiting) == TOGETHER or number == len(self._patches):
+                found = vector_jacobian_product(self.forward, [p for _, p, _ in waiting], [c for _, _, c in waiting])
+                for n, (box, _, _) in enumerate(waiting):
+                    gradient[(slice(None), *box)] += found[n]
+                waiting.clear()
+        return gradient[(slice(None), *self.tiling.inner)]
+
+    def cotangents(self, volume: Tensor | None = None) -> Iterator[tuple[Box, Tensor, Tensor]]:
+        """Yield the target's patches, each with the derivative of the score by the patch's own logits.
+
+        The score is a function of the blended logits at the target's voxels, and these are a weighted sum of the
+        patches' logits. So its derivative by them is taken once, and each patch gets its share: the gradient of the
+        score by anything inside the network is the sum over the patches of that of ``sum(logits * cotangent)``.
+
+        Parameters
+        ----------
+        volume
+            (C, X, Y, Z); by default the unperturbed one.
+
+        Yields
+        ------
+        Box
+            Bounds of the patch in the padded volume.
+        Tensor
+            (C, *size), the patch.
+        Tensor
+            (K, *size), the derivative of the score by the logits of the patch.
+        """
+        padded = self._volume if volume is None else self.tiling.pad(volume.to(self._volume))
+        with torch.inference_mode(False), torch.enable_grad():
+            logits = self._logits_of(volume).clone().requires_grad_()
+            (by_logits,) = torch.autograd.grad(self._differentiable(logits), logits)
+        for patch in self._patches:
+            with torch.inference_mode(False), torch.no_grad():
+                values = padded[(slice(None), *patch.box)].clone()
+                cotangent = torch.zeros((len(by_logits), values[0].numel()), device=values.device)
+                cotangent[:, patch.inside] = by_logits[:, patch.rows] * patch.weight
+            yield patch.box, values, cotangent.reshape(-1, *values.shape[1:])
+
+    def _differentiable(self, logits: Tensor) -> Tensor:
+        kind: Score = "soft dice" if self.kind == "hard dice" else self.kind
+        return target_score(kind, logits, self._reference.clone(), self.target.label, self.activation)
+
+    @torch.inference_mode()
+    def _logits_of(self, volume: Tensor | None) -> Tensor:
+        """Blended logits (K, n) of the target's voxels in a volume (C, X, Y, Z); None: the unperturbed one."""
+        if volume is None:
+            return self._logits
+        padded = self.tiling.pad(volume.to(self._volume))
+        blended = torch.zeros_like(self._logits)
+        batches = Batches(self.forward, self._volume.device, self.batch_in_use)
+        done = 0
+        while done < len(self._patches):
+            part = self._patches[done : done + batches.size_for(padded)]  # the size may shrink on the way
+            output = batches.run([padded[(slice(None), *patch.box)] for patch in part])
+            for patch, logits in zip(part, output, strict=True):
+                blended[:, patch.rows] += patch.read(logits) * patch.weight
+            done += len(part)
+        return blended
+
+
+def strength_in(perturbation: Perturbation, box: Box, device: torch.device) -> float | Tensor:
+    """How strongly a perturbation replaces the voxels of a box within its own: one number, or a tensor like the box."""
+    if callable(perturbation.strength):
+        return perturbation.strength(box, device)
+    if isinstance(perturbation.strength, Tensor):
+        return perturbation.strength[shift(box, [-s.start for s in perturbation.box])].to(device)
+    return float(perturbation.strength)

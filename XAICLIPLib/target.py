@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import SimpleITK as sitk
@@ -22,7 +22,14 @@ RIM_MM = 6.0
 """Around the predicted structure: there, too, the target is scored, so that a prediction that spills over loses."""
 
 
-def class_of(prompt: str, target: str | Path | sitk.Image | None, segmenter: Segmenter) -> tuple[str, tuple[int, ...]]:
+Bounds = tuple[float, float, float, float, float, float]
+"""A box: from and to along right, anterior and superior, in mm (RAS, as 3D Slicer shows positions)."""
+
+Place = str | Path | sitk.Image | Bounds
+"""Where something is: a mask, the path of one, a box, or ``box:R0,R1,A0,A1,S0,S1``."""
+
+
+def class_of(prompt: str, target: Place | None, segmenter: Segmenter) -> tuple[str, tuple[int, ...]]:
     """Name and labels of the class that is explained."""
     by_name = isinstance(target, str) and not is_mask(target)
     words = target if isinstance(target, str) and by_name else prompt
@@ -57,8 +64,14 @@ def _plain(name: str) -> str:
     return re.sub(r"[\s_-]+", " ", name).strip().lower()
 
 
-def make_target(name: str, labels: tuple[int, ...], drawn: sitk.Image | None, prediction: Prediction) -> Target:
-    """The target on the network's grid: the predicted structure with a rim, or the user's mask."""
+def make_target(
+    name: str, labels: tuple[int, ...], drawn: sitk.Image | None, prediction: Prediction, box: bool = False
+) -> Target:
+    """The target on the network's grid: the predicted structure with a rim, the user's mask, or what lies in a box.
+
+    A mask is taken for the reference as it is: how much of it does the network still call so? Of a box the reference
+    is what the network draws in it, and the rest of it counts as the rim does.
+    """
     if drawn is not None:
         given = prediction.prepared.mask_from(drawn)
         if not bool(given.any()):
@@ -68,9 +81,10 @@ def make_target(name: str, labels: tuple[int, ...], drawn: sitk.Image | None, pr
         decision = decided(prediction.logits, labels, prediction.segmenter.activation).cpu()
         if not bool((decision & given).any()):
             raise InputError(
-                f"The network calls nothing in the mask of the target {name}: give another mask, or another prompt."
+                f"The network calls nothing {name} in the {'box' if box else 'mask'} of the target: "
+                "give another one, or another prompt."
             )
-        return Target(name, labels, given, given)
+        return Target(name, labels, decision & given if box else given, given)
     reference = decided(prediction.logits, labels, prediction.segmenter.activation).cpu()
     if not bool(reference.any()):
         raise InputError(
@@ -81,13 +95,18 @@ def make_target(name: str, labels: tuple[int, ...], drawn: sitk.Image | None, pr
     return Target(name, labels, reference, torch.from_numpy(np.asarray(distance) <= RIM_MM))
 
 
-def read_mask(
-    what: Literal["target", "region"], source: str | Path | sitk.Image | None, volume: sitk.Image
-) -> sitk.Image | None:
-    """A mask of the user, uint8, in exactly the volume's geometry; None where none is given."""
+def read_mask(what: Literal["target", "region"], source: Place | None, volume: sitk.Image) -> sitk.Image | None:
+    """A mask or box of the user, uint8, in exactly the volume's geometry; None where none is given."""
     if source is None or not is_mask(source):
         return None
-    mask = source if isinstance(source, sitk.Image) else imaging.read_mask(source, volume)
+    bounds = box_of(source)
+    if bounds is not None:
+        mask = imaging.box_mask(volume, bounds)
+    elif isinstance(source, sitk.Image):
+        mask = source
+    else:
+        assert isinstance(source, (str, Path))
+        mask = imaging.read_mask(source, volume)
     if mask.GetDimension() != 3 or mask.GetNumberOfComponentsPerPixel() != 1:
         raise InputError(f"The {what} is no mask: give a 3D volume with one whole number per voxel.")
     if not imaging.same_geometry(mask, volume):
@@ -99,19 +118,56 @@ def read_mask(
         )
     mask = sitk.Cast(mask != 0, sitk.sitkUInt8)
     if not sitk.GetArrayViewFromImage(mask).any():
-        raise InputError(
-            f"The mask of the {what} has no voxel inside the volume: give one that was drawn on this scan."
-        )
+        shape, way = ("mask", "one that was drawn on this scan") if bounds is None else ("box", "its bounds in RAS mm")
+        raise InputError(f"The {shape} of the {what} has no voxel inside the volume: give {way}.")
     mask.CopyInformation(volume)
     return mask
 
 
+def box_of(given: object) -> Bounds | None:
+    """The box that a target or region is, if it is one.
+
+    Raises
+    ------
+    InputError
+        It is meant as one, and is none: not six numbers, or not in order.
+    """
+    if isinstance(given, str) and given.lower().startswith("box:"):
+        parts: list[Any] = given[4:].split(",")
+    elif isinstance(given, (tuple, list)):
+        parts = list(given)
+    else:
+        return None
+    try:
+        bounds = [float(part) for part in parts]
+        right = (
+            len(bounds) == 6 and np.isfinite(bounds).all() and all(a < b for a, b in zip(*_ends(bounds), strict=True))
+        )
+    except (TypeError, ValueError):
+        right = False
+    if not right:
+        raise InputError(
+            f"The box {given} is none: give six numbers in mm, from and to along right, anterior and superior."
+        )
+    r0, r1, a0, a1, s0, s1 = bounds
+    return r0, r1, a0, a1, s0, s1
+
+
+def _ends(bounds: list[float]) -> tuple[list[float], list[float]]:
+    return bounds[::2], bounds[1::2]
+
+
 def is_mask(given: object) -> bool:
-    """Whether a target or region is a mask: a volume, or a path, by its type, by its ending, or because it exists.
+    """Whether a target or region is a place: a volume, a box, or a path, by its type, its ending, or because it exists.
 
     A bare word stays a word where a file of that name exists: results often lie in a folder called "liver".
     """
     if not isinstance(given, str):
-        return isinstance(given, (Path, sitk.Image))
+        return isinstance(given, (Path, sitk.Image, tuple, list))
     endings = (".nii", ".gz", ".nrrd", ".nhdr", ".mha", ".mhd")
-    return given.lower().endswith(endings) or (bool(re.search(r"[./\\]", given)) and os.path.exists(given))
+    name = given.lower()
+    return (
+        name.startswith("box:")
+        or name.endswith(endings)
+        or (bool(re.search(r"[./\\]", given)) and os.path.exists(given))
+    )

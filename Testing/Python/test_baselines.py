@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.perturbation.baselines import BASELINES, BLUR_MM, Baseline, baseline_volume
+from XAICLIPLib.perturbation.baselines import BASELINES, BLUR_MM, Baseline, baseline_for, baseline_volume, infill
 
 SPACING = (2.0, 3.0, 6.0)
 
@@ -28,7 +28,7 @@ def region() -> Tensor:
     return region
 
 
-@pytest.mark.parametrize("kind", BASELINES)
+@pytest.mark.parametrize("kind", [kind for kind in BASELINES if kind != "surroundings"])
 def test_a_baseline_has_the_shape_and_type_of_the_volume_and_leaves_it_alone(
     kind: Baseline, volume: Tensor, region: Tensor
 ) -> None:
@@ -88,3 +88,60 @@ def test_air_is_what_lies_outside_the_body_where_that_is_known() -> None:
     region = torch.ones(4, 4, 4, dtype=torch.bool)
     assert bool((baseline_volume("air", volume, region, (1, 1, 1), outside) == 0).all())
     assert bool((baseline_volume("air", volume, region, (1, 1, 1), torch.zeros_like(outside)) == -9).all())
+
+
+# In-fill
+
+
+def ramp(shape: tuple[int, ...] = (20, 18, 15)) -> Tensor:
+    x, y, z = torch.meshgrid(*(torch.arange(float(n)) for n in shape), indexing="ij")
+    return (x + 0.5 * y - 0.25 * z)[None]
+
+
+def hole(shape: tuple[int, ...] = (20, 18, 15)) -> Tensor:
+    known = torch.ones(shape)
+    known[6:14, 5:13, 4:11] = 0
+    return known
+
+
+def test_infill_keeps_what_is_known_and_follows_a_ramp_into_the_hole() -> None:
+    filled = infill(ramp(), hole())
+    assert torch.equal(filled[0][hole() == 1], ramp()[0][hole() == 1])
+    assert float((filled - ramp()).abs().max()) < 0.1 * float(ramp().max() - ramp().min())
+
+
+def test_what_is_hidden_has_no_influence_on_the_infill() -> None:
+    other = ramp()
+    other[0][hole() == 0] = 1e6
+    torch.testing.assert_close(infill(other, hole()), infill(ramp(), hole()))
+
+
+def test_infill_of_a_constant_is_the_constant_and_of_nothing_known_zero() -> None:
+    torch.testing.assert_close(infill(torch.full_like(ramp(), 3.0), hole()), torch.full_like(ramp(), 3.0))
+    assert infill(ramp(), torch.zeros(20, 18, 15)).abs().max() == 0
+
+
+def test_surroundings_fill_a_box_from_around_it_whatever_it_holds() -> None:
+    volume = ramp()
+    box = (slice(6, 14), slice(5, 13), slice(4, 11))
+    everywhere = torch.ones(20, 18, 15, dtype=torch.bool)
+    fill, changeable = baseline_for("surroundings", volume, everywhere, (3.0, 3.0, 3.0))
+    assert callable(fill)
+    assert changeable.all()
+    first = fill(box, 1.0)
+    assert first.shape == (1, 8, 8, 7)
+    assert float((first - volume[(slice(None), *box)]).abs().max()) < 3
+    volume[(slice(None), *box)] = 1e6
+    torch.testing.assert_close(fill(box, 1.0), first)
+
+
+@pytest.mark.parametrize("kind", BASELINES)
+def test_air_around_the_body_stays_what_it_is(kind: Baseline, volume: Tensor, region: Tensor) -> None:
+    body = torch.zeros(24, 20, 12, dtype=torch.bool)
+    body[:12] = True
+    baseline, changeable = baseline_for(kind, volume, region, SPACING, body)
+    whole = tuple(slice(0, n) for n in body.shape)
+    made = baseline(whole, 1.0) if callable(baseline) else baseline
+    assert changeable[:15].all(), "the body and 6 mm, which are three voxels of 2 mm"
+    assert not changeable[15:].any()
+    assert torch.equal(made[:, 15:], volume[:, 15:])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 
@@ -15,6 +17,7 @@ from XAICLIPLib.errors import InputError
 from XAICLIPLib.perturbation.occlusion import LARGEST_MM, SMALLEST_MM, in_voxels, occlusion, window_for, windows
 from XAICLIPLib.perturbation.perturbation import Estimate, Perturbation
 from XAICLIPLib.scoring import Scorer, Target, target_score
+from XAICLIPLib.segmentation.segmenter import SlidingWindow
 from XAICLIPLib.segmentation.sliding_window import Box, Tiling
 
 SHAPE = (16, 12, 8)
@@ -26,6 +29,9 @@ class Counting:
     def __init__(self, loss: dict[tuple[int, ...], float] | None = None) -> None:
         self.loss = loss or {}
         self.boxes: list[Box] = []
+
+    def touched(self, perturbation: Perturbation) -> list[int]:
+        return [0]
 
     def lost(self, perturbations: Iterable[Perturbation]) -> Iterator[list[tuple[int, float]]]:
         batch: list[tuple[int, float]] = []
@@ -121,7 +127,7 @@ def test_occlusion_by_millimetres_is_that_of_captum_in_voxels() -> None:
     expected = Occlusion(score).attribute(
         volume[None], sliding_window_shapes=(1, 6, 4, 2), strides=(1, 3, 2, 1), baselines=-0.5, perturbations_per_eval=8
     )[0, 0]
-    estimate = last(occlusion(scorer, everywhere(), (2.0, 3.0, 6.0), window_mm=12, stride_mm=6))
+    estimate = last(occlusion(scorer, everywhere(), (2.0, 3.0, 6.0), window_mm=12, stride_mm=6, exhaustive=True))
     torch.testing.assert_close(estimate.saliency(), expected.float(), atol=1e-5, rtol=1e-4)
 
 
@@ -129,7 +135,7 @@ def test_windows_are_millimetres_on_any_grid() -> None:
     assert in_voxels(30, (1.0, 1.5, 5.0)) == (30, 20, 6)
     assert in_voxels(1, (3.0, 3.0, 3.0)) == (1, 1, 1)
     scorer = Counting()
-    last(occlusion(scorer, everywhere((40, 40, 12)), (1.0, 2.0, 5.0), window_mm=20, stride_mm=10))
+    last(occlusion(scorer, everywhere((40, 40, 12)), (1.0, 2.0, 5.0), window_mm=20, stride_mm=10, exhaustive=True))
     sizes = {tuple(s.stop - s.start for s in box) for box in scorer.boxes}
     assert sizes == {(20, 10, 4)}
     assert {tuple(s.start for s in box) for box in scorer.boxes} == {
@@ -157,15 +163,17 @@ def test_guided_windows_are_those_of_the_whole_volume_that_meet_the_region(
 
 def test_guided_and_whole_agree_on_a_voxel_whose_windows_all_meet_the_region() -> None:
     scorer, _ = network_scorer()
-    guided = last(occlusion(scorer, organ(), (1, 1, 1), window_mm=4, stride_mm=2))
-    whole = last(occlusion(scorer, everywhere(), (1, 1, 1), window_mm=4, stride_mm=2))
+    guided = last(occlusion(scorer, organ(), (1, 1, 1), window_mm=4, stride_mm=2, exhaustive=True))
+    whole = last(occlusion(scorer, everywhere(), (1, 1, 1), window_mm=4, stride_mm=2, exhaustive=True))
     torch.testing.assert_close(guided.saliency()[organ()], whole.saliency()[organ()], atol=1e-5, rtol=1e-4)
     assert guided.planned < whole.planned
 
 
 def test_saliency_is_the_mean_over_the_windows_that_hold_a_voxel() -> None:
     loss: dict[tuple[int, ...], float] = {(0, 0, 0): 1.0, (2, 0, 0): 0.5}
-    estimate = last(occlusion(Counting(loss), everywhere((6, 4, 4)), (1, 1, 1), window_mm=4, stride_mm=2))
+    estimate = last(
+        occlusion(Counting(loss), everywhere((6, 4, 4)), (1, 1, 1), window_mm=4, stride_mm=2, exhaustive=True)
+    )
     saliency = estimate.saliency()
     assert saliency[:2].unique().tolist() == [1.0]
     assert saliency[2:4].unique().tolist() == [0.75]
@@ -181,36 +189,122 @@ def test_voxels_in_no_window_have_no_saliency() -> None:
     assert saliency[4:].unique().tolist() == [0.0]
 
 
-def test_equal_seeds_give_equal_orders_and_others_do_not() -> None:
-    orders = []
-    for seed in (3, 3, 4):
-        scorer = Counting()
-        last(occlusion(scorer, everywhere(), (1, 1, 1), window_mm=4, stride_mm=2, seed=seed))
-        orders.append([tuple((s.start, s.stop) for s in box) for box in scorer.boxes])
-    assert orders[0] == orders[1]
-    assert orders[0] != orders[2]
-    assert sorted(orders[0]) == sorted(orders[2]) == sorted(bounds(windows(everywhere(), (4, 4, 4), (2, 2, 2))))
-
-
-def test_the_seed_leaves_the_random_state_of_others_alone() -> None:
-    torch.manual_seed(1)
-    expected = torch.rand(3)
-    torch.manual_seed(1)
-    last(occlusion(Counting(), everywhere(), (1, 1, 1), window_mm=4, stride_mm=2))
-    assert torch.equal(torch.rand(3), expected)
-
-
-def test_running_estimates_grow_to_the_complete_one() -> None:
+def test_a_running_estimate_counts_up_and_the_exhaustive_one_ends_with_every_window() -> None:
     scorer, _ = network_scorer()
     steps = []
-    for estimate in occlusion(scorer, everywhere(), (1, 1, 1), window_mm=6, stride_mm=3):
+    for estimate in occlusion(scorer, everywhere(), (1, 1, 1), window_mm=6, stride_mm=3, exhaustive=True):
         steps.append((estimate.done, estimate.planned, float(estimate.probed().sum())))
     done = [d for d, _, _ in steps]
     assert len(steps) > 2
-    assert done == sorted(set(done))
+    assert done == sorted(done)
     assert done[-1] == steps[-1][1] == len(windows(everywhere(), (6, 6, 6), (3, 3, 3)))
     assert len({planned for _, planned, _ in steps}) == 1
-    assert [w for _, _, w in steps] == sorted(w for _, _, w in steps)
+
+
+class Smooth(Counting):
+    """A scorer of a large volume whose loss is a smooth bump around a cue, and nothing elsewhere."""
+
+    def __init__(self, cue: tuple[float, ...], width: float = 6.0) -> None:
+        super().__init__()
+        self.cue, self.width = cue, width
+
+    def lost(self, perturbations: Iterable[Perturbation]) -> Iterator[list[tuple[int, float]]]:
+        drawn = list(perturbations)
+        for number, perturbation in enumerate(drawn):
+            self.boxes.append(perturbation.box)
+            away = math.dist([(s.start + s.stop) / 2 for s in perturbation.box], self.cue)
+            yield [(number, math.exp(-((away / self.width) ** 2)))]
+
+
+LARGE = (48, 48, 48)
+
+
+def large_organ() -> Tensor:
+    region = torch.zeros(LARGE, dtype=torch.bool)
+    region[8:40, 8:40, 8:40] = True
+    return region
+
+
+@pytest.mark.parametrize("cue", [(24.0, 24.0, 24.0), (13.0, 30.0, 21.0)], ids=["in the middle", "off the coarse grid"])
+def test_coarse_to_fine_is_the_exhaustive_map_for_a_fraction_of_the_windows(cue: tuple[float, ...]) -> None:
+    maps, counts = [], []
+    for exhaustive in (True, False):
+        scorer = Smooth(cue)
+        estimate = last(
+            occlusion(
+                scorer, large_organ(), (1, 1, 1), window_mm=8, stride_mm=4, exhaustive=exhaustive, target=large_organ()
+            )
+        )
+        assert estimate.done == estimate.planned == len(scorer.boxes)
+        maps.append(estimate.saliency()[large_organ()])
+        counts.append(estimate.done)
+    assert counts[1] < counts[0] / 3
+    assert float(torch.corrcoef(torch.stack(maps))[0, 1]) > 0.99
+
+
+def test_a_smaller_tolerance_looks_closer_and_none_at_all_is_exhaustive() -> None:
+    counts, every = [], len(windows(large_organ(), (8, 8, 8), (4, 4, 4)))
+    for tolerance in (0.3, 0.02, 0.0):
+        scorer = Smooth((13.0, 30.0, 21.0))
+        last(occlusion(scorer, large_organ(), (1, 1, 1), window_mm=8, stride_mm=4, tolerance=tolerance))
+        counts.append(len(scorer.boxes))
+    assert counts[0] < counts[1] < counts[2] == every
+
+
+def test_no_window_is_evaluated_twice_and_interpolated_ones_are_counted() -> None:
+    scorer = Smooth((24.0, 24.0, 24.0))
+    estimate = last(occlusion(scorer, large_organ(), (1, 1, 1), window_mm=8, stride_mm=4))
+    assert len({str(box) for box in scorer.boxes}) == len(scorer.boxes)
+    found = estimate.findings()
+    assert found["windows_evaluated"] == len(scorer.boxes)
+    assert found["windows_evaluated"] + found["windows_interpolated"] == found["windows"]
+    assert found["rounds_of_refinement"] > 0
+
+
+def test_an_evaluated_window_keeps_its_score_whatever_is_interpolated() -> None:
+    """Windows side by side: nothing overlaps, so that the map shows each window's own score."""
+    scorer = Smooth((20.0, 20.0, 20.0))
+    saliency = last(occlusion(scorer, large_organ(), (1, 1, 1), window_mm=8, stride_mm=8)).saliency()
+    for window in scorer.boxes:
+        away = math.dist([(s.start + s.stop) / 2 for s in window], scorer.cue)
+        assert saliency[window].unique().tolist() == pytest.approx([math.exp(-((away / 6.0) ** 2))], abs=1e-6)
+
+
+def test_the_first_windows_hide_much_and_little_of_the_target() -> None:
+    scorer = Smooth((24.0, 24.0, 24.0))
+    inner = torch.zeros(LARGE, dtype=torch.bool)
+    inner[16:24, 16:24, 16:24] = True
+    next(occlusion(scorer, large_organ(), (1, 1, 1), window_mm=8, stride_mm=4, target=inner))
+    shares = []
+    for estimate in itertools.islice(
+        occlusion(scorer, large_organ(), (1, 1, 1), window_mm=8, stride_mm=4, target=inner), 2
+    ):
+        shares = [float(inner[b].sum()) for b in scorer.boxes[1 : 1 + estimate.done]]
+    assert max(shares) == 512
+    assert min(shares) == 0
+
+
+def test_windows_of_air_are_skipped_and_counted_and_air_has_no_saliency() -> None:
+    body = torch.zeros(LARGE, dtype=torch.bool)
+    body[:21] = True
+    scorer = Smooth((16.0, 24.0, 24.0))
+    region = torch.ones(LARGE, dtype=torch.bool)
+    estimate = last(occlusion(scorer, region, (1, 1, 1), window_mm=8, stride_mm=4, exhaustive=True, changeable=body))
+    assert all(body[b].any() for b in scorer.boxes)
+    every = len(windows(region, (8, 8, 8), (4, 4, 4)))
+    assert estimate.findings()["windows_of_air"] == every - len(scorer.boxes) > 0
+    assert estimate.saliency()[~body].abs().max() == 0
+    assert not estimate.probed()[~body].any()
+    assert estimate.probed()[body].all()
+
+
+def test_windows_that_no_patch_of_the_target_sees_cost_nothing_and_are_known_to_lose_nothing() -> None:
+    scorer, _ = network_scorer()
+    scorer = dataclasses.replace(scorer, tiling=Tiling.of(SHAPE, SlidingWindow((8, 12, 8), 0.5)))
+    estimate = last(occlusion(scorer, everywhere(), (1, 1, 1), window_mm=4, stride_mm=2, exhaustive=True))
+    far = [w for w in windows(everywhere(), (4, 4, 4), (2, 2, 2)) if not scorer.touched(w)]
+    assert len(far) == estimate.findings()["windows_beyond_the_target"]
+    assert estimate.done + len(far) == estimate.findings()["windows"]
 
 
 def test_a_cancelled_occlusion_keeps_the_windows_it_has() -> None:

@@ -301,9 +301,9 @@ def test_scores_are_the_same_when_memory_runs_out(limit: int) -> None:
     case.sizes.clear()
     scorer = case.scorer(8, small_memory)
     assert losses(scorer, perturbations) == pytest.approx(expected, abs=1e-5)
-    assert scorer.batch_size == {1: 1, 2: 2, 5: 4}[limit]
+    assert scorer.batch_in_use == {1: 1, 2: 2, 5: 4}[limit]
     (warning,) = scorer.warnings
-    assert warning == f"Memory ran out: batches were cut from 8 to {scorer.batch_size} patches."
+    assert warning == f"Memory ran out: batches were cut from 8 to {scorer.batch_in_use} patches."
     assert case.sizes.count(8) == 1, "what failed is not tried again"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from scipy.ndimage import center_of_mass
 
 from XAICLIPLib import imaging
-from XAICLIPLib.localization.slices import Modality
+from XAICLIPLib.errors import InputError
 
 RegionSource = Literal["guided", "whole", "file", "prediction box"]
 
@@ -108,12 +108,11 @@ def grow(mask: sitk.Image, margin_mm: float) -> sitk.Image:
 def guided_region(
     image: sitk.Image,
     probability: sitk.Image,
-    prediction: sitk.Image,
+    prediction: sitk.Image | None,
     prompt: str,
     *,
     threshold: float = 0.5,
     margin_mm: float = MARGIN_MM,
-    modality: Modality | None = None,
 ) -> Region:
     """The localizer's probability as a region of the image, or the prediction's box where it is no use.
 
@@ -124,11 +123,16 @@ def guided_region(
     probability
         What the localizer gave, on any grid.
     prediction
-        The network's mask of the target, in the image's geometry.
+        The network's mask of the target, in the image's geometry; None where there is none to fall back to.
     prompt
         For the messages.
     threshold, margin_mm
         See `clean`.
+
+    Raises
+    ------
+    InputError
+        The localizer's region is no use, and there is no prediction to fall back to.
     """
     body = _voxels(imaging.body_mask(image))
     core = clean(probability, threshold, 0)
@@ -144,10 +148,12 @@ def guided_region(
         problem = f'the region that the localizer gives for "{prompt}" is only {core_ml:.2f} ml'
     elif share > LARGEST_SHARE:
         problem = f'the region that the localizer gives for "{prompt}" covers {share:.0%} of the body'
-    if problem and not _voxels(prediction).any():
+    if problem and prediction is None:
+        raise InputError(f"There is no region: {problem}; try other words, or give a region of your own.")
+    if problem and prediction is not None and not _voxels(prediction).any():
         warning = f"There is no region: {problem}, and the network predicts nothing either."
         return _described(image, bounding_box(prediction, 0), body, "prediction box", prediction, [warning])
-    if problem:
+    if problem and prediction is not None:
         box = bounding_box(prediction, margin_mm)
         return _described(
             image,
@@ -157,7 +163,7 @@ def guided_region(
             prediction,
             warnings=[f"The bounding box of the network's own prediction is used as the region: {problem}."],
         )
-    agreement = agree(mask, prediction)
+    agreement = None if prediction is None else agree(mask, prediction)
     warnings = []
     if agreement is not None and agreement.recall < 0.5:
         warnings.append(
@@ -173,6 +179,12 @@ def whole_region(image: sitk.Image) -> Region:
     mask = sitk.Image(image.GetSize(), sitk.sitkUInt8) + 1
     mask.CopyInformation(image)
     return Region(mask, "whole", imaging.volume_ml(mask), 1.0)
+
+
+def with_target(region: Region, target: sitk.Image, margin_mm: float = MARGIN_MM) -> Region:
+    """The region with a target that the user drew and a margin: who asks why something is drawn wants to look there."""
+    mask = sitk.Or(region.mask, grow(target, margin_mm))
+    return replace(region, mask=mask, volume_ml=imaging.volume_ml(mask), agreement=agree(mask, target))
 
 
 def region_from_mask(image: sitk.Image, mask: sitk.Image, prediction: sitk.Image) -> Region:

@@ -10,15 +10,31 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.interpolate import RBFInterpolator
 from torch import Tensor
 
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.perturbation.perturbation import Estimate, Perturbation, Scores
 
+Array = NDArray[np.float64]
+
 SMALLEST_MM, LARGEST_MM = 16.0, 48.0
 """Bounds of the window that `window_for` chooses."""
+
+OVERLAP_IN_STRIDES = 2.0
+"""To hide all of the target that a window can, or none of it, makes as much difference as this many strides."""
+
+FEW = 12
+"""Evaluated windows of which only the overlap with the target counts: their places are too few to tell of others."""
+
+DENSE, NEIGHBOURS = 3000, 48
+"""Up to this many evaluated windows all of them tell of those in between, beyond it the nearest ones."""
 
 
 def window_for(volume_ml: float) -> float:
@@ -63,6 +79,93 @@ def windows(region: Tensor, size: Sequence[int], stride: Sequence[int]) -> list[
     return found
 
 
+@dataclass(frozen=True)
+class Windows:
+    """The windows of an occlusion, and what is known before any is evaluated.
+
+    Attributes
+    ----------
+    all
+        Every window that meets the region and holds a voxel that can change.
+    place
+        (N, 3) float: each window's corner, in strides.
+    overlap
+        (N,) float: the share of the target that lies in each window, over the largest such share.
+    coarse
+        (N,) bool: whether it belongs to the coarse grid, which has every second place along each axis.
+    of_air
+        How many windows hold nothing that can change.
+    """
+
+    all: list[Perturbation]
+    place: Array
+    overlap: Array
+    coarse: NDArray[np.bool_]
+    of_air: int
+
+    @classmethod
+    def of(
+        cls,
+        region: Tensor,
+        size: Sequence[int],
+        stride: Sequence[int],
+        target: Tensor | None,
+        changeable: Tensor | None,
+    ) -> Windows:
+        """Lay out the windows over a region."""
+        meeting = windows(region, size, stride)
+        kept = meeting if changeable is None else [w for w in meeting if bool(changeable[w.box].any())]
+        place = np.array([[s.start / step for s, step in zip(w.box, stride, strict=True)] for w in kept]).reshape(-1, 3)
+        held = np.array([0.0 if target is None else float(target[w.box].sum()) for w in kept])
+        coarse = (np.round(place).astype(int) % 2 == 0).all(axis=1)
+        return cls(kept, place, held / max(1.0, held.max(initial=0)), coarse, len(meeting) - len(kept))
+
+
+@dataclass
+class _Known:
+    """The scores lost that are known so far, and what they tell of the windows in between."""
+
+    windows: Windows
+    lost: Array
+    evaluated: NDArray[np.bool_]
+
+    @property
+    def largest(self) -> float:
+        return float(np.abs(self.lost[self.evaluated]).max(initial=0))
+
+    def interpolated(self) -> Array:
+        """(N,): what was evaluated, and for the other windows an interpolation of it.
+
+        Radial basis functions of the window's place and of the share of the target that it hides: two windows that
+        hide as much of the target lose alike. Exact at the evaluated windows.
+        """
+        known = self.lost[self.evaluated]
+        result = self.lost.copy()
+        if self.evaluated.all() or len(known) == 0:
+            return result
+        if len(known) < FEW:
+            overlap = self.windows.overlap
+            slope = np.ptp(overlap[self.evaluated]) > 0
+            line = np.polyfit(overlap[self.evaluated], known, 1) if slope else [0.0, known.mean()]
+            result[~self.evaluated] = np.polyval(line, overlap[~self.evaluated])
+        else:
+            at = np.column_stack([self.windows.place, OVERLAP_IN_STRIDES * self.windows.overlap])
+            neighbours = None if len(known) <= DENSE else NEIGHBOURS
+            result[~self.evaluated] = _radial_basis(at[self.evaluated], known, at[~self.evaluated], neighbours)
+        # No window is thought to matter more than every one that was tried.
+        return np.clip(result, min(0, known.min()), max(0, known.max()))
+
+
+def _radial_basis(at: Array, values: Array, wanted: Array, neighbours: int | None) -> Array:
+    """Interpolate values (n) at places (n, d), all different, to others (m, d)."""
+    spread = np.ptp(at, axis=0) > 0
+    for degree in (1, 0):  # places in one plane have no slope across it
+        with suppress(np.linalg.LinAlgError):
+            model = RBFInterpolator(at[:, spread], values, neighbours, kernel="linear", degree=degree)
+            return np.asarray(model(wanted[:, spread]), dtype=np.float64)
+    return np.full(len(wanted), values.mean())
+
+
 def occlusion(
     scorer: Scores,
     region: Tensor,
@@ -70,12 +173,19 @@ def occlusion(
     *,
     window_mm: float,
     stride_mm: float,
-    seed: int = 0,
+    exhaustive: bool = False,
+    tolerance: float = 0.1,
+    target: Tensor | None = None,
+    changeable: Tensor | None = None,
 ) -> Iterator[Estimate]:
     """Occlude window after window; the saliency of a voxel is the mean score lost over the windows that hold it.
 
-    The windows are evaluated in random order, so that a running estimate covers the region evenly. Yields an estimate
-    after every network batch; the last one is complete. Close the iterator to cancel.
+    Coarse to fine: first the windows at every second place along each axis, in an order in which any first few range
+    from those that hide most of the target to those that hide none of it. The others are interpolated, and evaluated
+    in rounds, those with the largest effect first, until a round holds no surprise: its windows lost what had been
+    expected of them. With ``exhaustive``, or a tolerance of 0, every window is evaluated.
+
+    Yields an estimate after every network batch; the last one is complete. Close the iterator to cancel.
 
     Parameters
     ----------
@@ -87,8 +197,15 @@ def occlusion(
         Voxel size along X, Y and Z.
     window_mm, stride_mm
         Edge of the window and distance between windows.
-    seed
-        Of the order.
+    exhaustive
+        Evaluate every window.
+    tolerance
+        Surprise (root mean square of a round) at which refinement stops, as a share of the largest score lost.
+    target
+        (X, Y, Z) bool: the target as predicted, by which windows are ordered and interpolated.
+    changeable
+        (X, Y, Z) bool: the voxels that perturbations can change, usually the body; the other ones are left out of the
+        map, and windows that hold no other are skipped and counted.
 
     Raises
     ------
@@ -100,21 +217,76 @@ def occlusion(
             f"Windows of {window_mm:g} mm every {stride_mm:g} mm do not cover the region: "
             "both must be above zero and the stride at most the window."
         )
-    planned = windows(region.cpu(), in_voxels(window_mm, spacing_mm), in_voxels(stride_mm, spacing_mm))
-    order = torch.randperm(len(planned), generator=torch.Generator().manual_seed(seed)).tolist()
-    planned = [planned[n] for n in order]
-    lost = torch.zeros(region.shape)
-    covered = torch.zeros(region.shape)
-    done = 0
+    size, stride = in_voxels(window_mm, spacing_mm), in_voxels(stride_mm, spacing_mm)
+    found = Windows.of(region.cpu(), size, stride, target, changeable)
+    # A window that no patch of the target sees loses nothing, which is known at no cost.
+    known = _Known(found, np.zeros(len(found.all)), np.array([not scorer.touched(w) for w in found.all], dtype=bool))
+    free = int(known.evaluated.sum())
+    everything = exhaustive or tolerance == 0
+    # Windows that overlap by less than half have nothing between them to interpolate.
+    sparse = not everything and all(2 * step <= width for step, width in zip(stride, size, strict=True))
+    planned, done, surprise, rounds = 0, 0, math.nan, 0
 
     def estimate() -> Estimate:
-        return Estimate(done, len(planned), lambda: lost / covered.clamp(min=1), lambda: covered > 0)
+        return Estimate(
+            done,
+            max(planned, done),
+            lambda: _mean_over_windows(found.all, known.interpolated(), region.shape, changeable)[0],
+            lambda: _mean_over_windows(found.all, known.lost, region.shape, changeable)[1],
+            findings=lambda: {
+                "windows": len(found.all) + found.of_air,
+                "windows_of_air": found.of_air,
+                "windows_beyond_the_target": free,
+                "windows_evaluated": done,
+                "windows_interpolated": int((~known.evaluated).sum()),
+                "rounds_of_refinement": rounds,
+                "surprise_of_last_round": None if math.isnan(surprise) else surprise,
+            },
+        )
 
-    if not planned:
+    chosen = np.flatnonzero(~known.evaluated & (found.coarse | (not sparse)))
+    chosen = chosen[_spread_out(found.overlap[chosen])]
+    step = max(8, len(chosen) // 2)
+    planned = min(len(chosen) + (2 * step if sparse else 0), len(found.all) - free)
+    if not len(chosen):
         yield estimate()
-    for batch in scorer.lost(planned):
-        for number, value in batch:
-            lost[planned[number].box] += value
-            covered[planned[number].box] += 1
-        done += len(batch)
+    while len(chosen):
+        expected = known.interpolated()[chosen]
+        for batch in scorer.lost([found.all[n] for n in chosen]):
+            for number, value in batch:
+                known.lost[chosen[number]], known.evaluated[chosen[number]] = value, True
+            done += len(batch)
+            yield estimate()
+        surprise = float(np.sqrt(np.mean((known.lost[chosen] - expected) ** 2))) / max(known.largest, 1e-12)
+        left = np.flatnonzero(~known.evaluated)
+        if not sparse or not len(left) or known.largest == 0 or (rounds > 0 and surprise <= tolerance):
+            planned = done
+            break
+        rounds += 1
+        now = known.interpolated()
+        chosen = left[np.argsort(-np.abs(now[left]), kind="stable")][:step]
+        planned = max(planned, done + len(chosen))
+    if planned != done or done:
+        planned = done
         yield estimate()
+
+
+def _spread_out(overlap: Array) -> NDArray[np.int64]:
+    """An order in which any first few windows range from those that hide most of the target to those that hide none."""
+    ranked = np.argsort(-overlap, kind="stable")
+    bits = max(1, math.ceil(math.log2(max(2, len(ranked)))))
+    # van der Corput: the ranks with their binary digits reversed
+    turned = [int(f"{n:0{bits}b}"[::-1], 2) for n in range(2**bits)]
+    return ranked[[n for n in turned if n < len(ranked)]]
+
+
+def _mean_over_windows(
+    found: list[Perturbation], lost: Array, shape: Sequence[int], changeable: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The mean over the windows that hold each voxel (0 where none does), and whether one does."""
+    total, count = torch.zeros(tuple(shape)), torch.zeros(tuple(shape))
+    for window, value in zip(found, lost.tolist(), strict=True):
+        total[window.box] += value
+        count[window.box] += 1
+    probed = count > 0 if changeable is None else (count > 0) & changeable
+    return torch.where(probed, total / count.clamp(min=1), 0.0), probed

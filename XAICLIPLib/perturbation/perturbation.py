@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -36,6 +36,10 @@ class Perturbation:
 
 class Scores(Protocol):
     """What an explainer needs to know of a scorer (`XAICLIPLib.scoring.Scorer`)."""
+
+    def touched(self, perturbation: Perturbation) -> Sequence[int]:
+        """The network calls that a perturbation costs, by their numbers; none where it provably loses nothing."""
+        ...
 
     def lost(self, perturbations: Iterable[Perturbation]) -> Iterator[list[tuple[int, float]]]:
         """Lists of (number of the perturbation, score that it costs), in batches.

@@ -43,20 +43,23 @@ class Prediction:
 
         Of overlapping sigmoid classes the most probable one is shown.
         """
+        return imaging.resample_labels(self.prepared.as_image(self.decision()), image)
+
+    def decision(self) -> Tensor:
+        """(X, Y, Z), uint8 or int32, on the device: the same on the network's own grid."""
         if self.segmenter.activation == "softmax":
             decision = self.logits.argmax(0)
         else:
             best = self.logits.max(0)
             decision = torch.where(best.values > 0, best.indices + 1, 0)
-        narrow = decision.to(torch.uint8) if len(self.logits) < 255 else decision.to(torch.int32)
-        return imaging.resample_labels(self.prepared.as_image(narrow), image)
+        return decision.to(torch.uint8) if len(self.logits) < 255 else decision.to(torch.int32)
 
 
 def predict(
     segmenter: Segmenter,
     image: sitk.Image,
     device: torch.device,
-    batch_size: int = 4,
+    batch_size: int | None = None,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> Prediction:
     """Run a network over a volume with its own preprocessing and sliding window.
@@ -68,7 +71,7 @@ def predict(
     image
         A volume of any orientation and spacing.
     batch_size
-        Patches computed together.
+        Patches computed together; by default as many as fit (`XAICLIPLib.segmentation.batching`).
     advance
         Called with the patches done and in all.
     """

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from XAICLIPLib.errors import InputError
+from XAICLIPLib.segmentation.batching import Batches
 from XAICLIPLib.segmentation.segmenter import SlidingWindow
 
 Box = tuple[slice, ...]
@@ -86,6 +87,16 @@ class Tiling:
         """What turns indices of the volume into indices of the padded volume."""
         return tuple(before for before, _ in self.padding)
 
+    @property
+    def inner(self) -> Box:
+        """Where the volume lies in the padded one."""
+        return tuple(slice(o, o + s) for o, s in zip(self.offset, self.shape, strict=True))
+
+    @property
+    def padded_shape(self) -> tuple[int, ...]:
+        """Spatial shape of the padded volume."""
+        return tuple(before + s + after for (before, after), s in zip(self.padding, self.shape, strict=True))
+
     def pad(self, volume: Tensor) -> Tensor:
         """The volume (C, *shape) with the voxels that the window needs around it."""
         if not any(before or after for before, after in self.padding):
@@ -99,78 +110,29 @@ class Tiling:
         return [n for n, patch in enumerate(self.patches) if intersect(patch, moved)]
 
 
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error means that memory ran out; only CUDA has a class of its own for it."""
-    text = str(error).lower()
-    words = ("out of memory", "not enough memory", "can't allocate memory", "cudnn_status_alloc_failed")
-    cudnn = ("unable to find a valid cudnn algorithm", "unable to find an engine")
-    return isinstance(error, torch.OutOfMemoryError) or any(w in text for w in (*words, *cudnn))
-
-
-def run_batch(forward: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-    """Run a batch; a lone item is doubled on a CPU, where 3D convolutions of batch 1 fall to a slow kernel."""
-    if len(batch) == 1 and batch.device.type == "cpu":
-        try:
-            return forward(batch.expand(2, *batch.shape[1:]).contiguous())[:1]
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-    if batch.device.type == "cuda":
-        # TF32 and another algorithm for another batch size would differ by about 1e-3: as large as an effect.
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            return forward(batch)
-    return forward(batch)
-
-
-def run_fitting(forward: Callable[[Tensor], Tensor], patches: Sequence[Tensor]) -> tuple[Tensor, int]:
-    """Run patches (C, *size) as one batch, or as batches of half the size, again and again, where memory runs out.
-
-    Returns
-    -------
-    Tensor
-        (N, K, *size), in the order of ``patches``.
-    int
-        The size of the batches that fit: the number of patches where all went at once.
-    """
-    size, outputs, done = len(patches), [], 0
-    while done < len(patches):
-        part = patches[done : done + size]
-        try:
-            outputs.append(run_batch(forward, torch.stack(list(part))))
-            done += len(part)
-            continue
-        except RuntimeError as error:
-            if len(part) == 1 or not out_of_memory(error):
-                raise
-        size = len(part) // 2
-        if part[0].device.type == "cuda":  # outside the handler: the error holds on to the failed batch
-            torch.cuda.empty_cache()
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs), size
-
-
 def predict_logits(
     forward: Callable[[Tensor], Tensor],
     volume: Tensor,
     tiling: Tiling,
-    batch_size: int,
+    batch_size: int | None = None,
     after_batch: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tensor:
     """Blended logits (K, *shape) of a volume (C, *shape), on the volume's device.
 
     Gradients are followed only where the volume asks for its own: the graph of every patch would fill the memory.
-    ``after_batch`` is called with the number of patches done and in all; what it raises stops the prediction. The
-    batch shrinks where memory runs out.
+    ``after_batch`` is called with the number of patches done and in all; what it raises stops the prediction. For
+    ``batch_size`` see `Batches`.
     """
     with torch.set_grad_enabled(torch.is_grad_enabled() and volume.requires_grad):
         padded = tiling.pad(volume)
         weight = tiling.weight.to(volume.device)
         total = torch.zeros(padded.shape[1:], device=volume.device)
         blended: Tensor | None = None
-        done = 0
+        batches, done = Batches(forward, volume.device, batch_size), 0
         while done < len(tiling.patches):
-            boxes = tiling.patches[done : done + batch_size]
-            output, fitted = run_fitting(forward, [padded[(slice(None), *box)] for box in boxes])
-            batch_size = fitted if fitted < len(boxes) else batch_size
+            size = batches.size_for(padded[(slice(None), *tiling.patches[done])])
+            boxes = tiling.patches[done : done + size]
+            output = batches.run([padded[(slice(None), *box)] for box in boxes])
             if blended is None:
                 blended = torch.zeros((output.shape[1], *padded.shape[1:]), device=volume.device)
             for box, logits in zip(boxes, output, strict=True):
