@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import XAICLIPLib
-from XAICLIPLib import methods, protocol, scratch
+from XAICLIPLib import methods, protocol
 from XAICLIPLib.doctor import NEEDED
 from XAICLIPLib.errors import Cancelled, InputError
 from XAICLIPLib.protocol import Box, Explain, Localize, Mask, Named, Reply, Request
@@ -116,17 +116,20 @@ class Answers:
             return self._localize(request, cancelled)
         # Mistakes here are told at once, and not after PyTorch and the models were loaded.
         methods.method(request.method or next(iter(methods.METHODS)), **request.parameters or {})
-        output = _writable(Path(request.output)) if request.output else self._new_folder("explanation-")
+        wanted = Path(request.output) if request.output else None
+        is_new = wanted is None or not wanted.exists()
+        output = _writable(wanted) if wanted else self._new_folder("explanation-")
         try:
             return self._explain(request, output, cancelled, abandoned)
         except BaseException:
-            if request.output is None:
-                scratch.remove(output)
+            if is_new:
+                with suppress(OSError):
+                    output.rmdir()  # nothing came of it
             raise
 
     def _localize(self, request: Localize, cancelled: Callable[[], bool]) -> protocol.FoundRegion:
         from XAICLIPLib import imaging
-        from XAICLIPLib.explanation import localize  # type: ignore[attr-defined, unused-ignore]
+        from XAICLIPLib.explanation import localize
 
         device = _ready(request.device)
         region = localize(
@@ -316,7 +319,10 @@ def _ready(device: str | None) -> torch.device:
     from XAICLIPLib.devices import choose_device
 
     torch.set_flush_denormal(True)  # numbers next to zero would slow convolutions down
-    return choose_device(device or "auto")
+    chosen = choose_device(device or "auto")
+    if str(chosen) == "cuda":  # by its number, or a model would be loaded once for each name
+        return torch.device("cuda", torch.cuda.current_device())
+    return chosen
 
 
 def _given(request: Request, *names: str) -> dict[str, Any]:

@@ -141,7 +141,7 @@ def box(value: Any) -> Box:
     """Six numbers, each pair from low to high."""
     if not isinstance(value, (list, tuple)) or len(value) != 6:
         raise ValueError("a box of six numbers")
-    r0, r1, a0, a1, s0, s1 = (number(-math.inf)(number) for number in value)
+    r0, r1, a0, a1, s0, s1 = (number(-math.inf)(end) for end in value)
     if not (r0 < r1 and a0 < a1 and s0 < s1):
         raise ValueError("a box whose low ends lie below its high ends")
     return Box((r0, r1, a0, a1, s0, s1))

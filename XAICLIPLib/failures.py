@@ -57,13 +57,11 @@ def _cause(error: Exception) -> tuple[protocol.ErrorKind, str]:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    if not isinstance(error, RuntimeError):
+    if "torch" not in sys.modules:  # which is what that needs
         return isinstance(error, MemoryError)
-    with suppress(ImportError):
-        from XAICLIPLib.segmentation.sliding_window import out_of_memory
+    from XAICLIPLib.segmentation.batching import out_of_memory
 
-        return out_of_memory(error)
-    return False
+    return out_of_memory(error)
 
 
 def _log(error: BaseException, request: Request | None, verbose: bool) -> None:

@@ -7,7 +7,7 @@ reference of both. Three threads share the work:
 - the main thread computes, one request after the other, and keeps the models loaded in between;
 - the watcher looks whether the parent process still lives.
 
-The end of stdin, the death of the parent, SIGTERM and Ctrl-C all end the worker and remove its private folder: at once
+The end of stdin, the death of the parent, SIGTERM and Ctrl-C all remove the private folder and end the worker: at once
 where nothing is computed, otherwise when the running request hears of it, at the latest after `GRACE_S`.
 
 To try it by hand, start it in a terminal and type requests, each on a line::
@@ -95,9 +95,11 @@ def _claim_streams() -> tuple[io.FileIO, io.FileIO]:
     Whatever else prints, in Python or native code, prints to stderr; whatever else reads finds the end of a file. On
     Windows a library that is loaded would also wait for a read of the real stdin to return.
     """
+    if sys.stderr is None:  # started without: then the log goes nowhere
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        os.dup2(sys.stderr.fileno(), 2)
     requests = io.FileIO(os.dup(0), "rb")
     replies = io.FileIO(os.dup(1), "wb")
-    sys.stdout.flush()
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
@@ -185,6 +187,7 @@ class Worker:
 
     def _force(self) -> None:
         """End a process whose main thread does not come back from native code."""
+        scratch.remove(self.folder)  # at once, before whoever lost patience kills the process
         if not self._ended.wait(GRACE_S):
             scratch.remove(self.folder)
             if self._goodbye is not None:

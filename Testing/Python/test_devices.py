@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from XAICLIPLib.devices import choose_device
+from XAICLIPLib.devices import available_devices, choose_device
 from XAICLIPLib.errors import InputError
 
 
@@ -50,3 +52,22 @@ def test_a_device_that_is_absent_is_refused_with_the_way_out(monkeypatch: pytest
     pretend(monkeypatch)
     with pytest.raises(InputError, match=rf"{name} is not available .*\(cpu is\).*--device cpu"):
         choose_device(name)
+
+
+def test_every_device_has_a_name_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = SimpleNamespace(name="NVIDIA H100", total_memory=80 * 2**30)
+    pretend(monkeypatch, cuda=2, mps=True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: properties)
+    names = available_devices()
+    assert list(names) == ["cpu", "cuda:0", "cuda:1", "mps"]
+    assert names["cpu"].startswith("CPU, ")
+    assert names["cuda:1"] == "NVIDIA H100, 80 GiB"
+
+
+def test_a_gpu_that_does_not_answer_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(number: int) -> None:
+        raise RuntimeError("driver too old")
+
+    pretend(monkeypatch, cuda=1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", broken)
+    assert list(available_devices()) == ["cpu"]

@@ -576,6 +576,13 @@ def test_writing_compresses(tmp_path: Path, suffix: str) -> None:
     assert path.stat().st_size < 60**3 / 10
 
 
+def test_writing_without_compression_keeps_the_voxels(tmp_path: Path) -> None:
+    image = sitk.Image(64, 64, 64, sitk.sitkInt16)
+    written = imaging.write_volume(image, tmp_path / "raw.nrrd", compress=False)
+    assert written.stat().st_size > 2 * 64**3
+    assert b"encoding: raw" in written.read_bytes()[:1000]
+
+
 def test_a_written_file_has_the_rights_of_any_new_file(tmp_path: Path) -> None:
     (tmp_path / "other").touch()
     path = imaging.write_volume(volume(), tmp_path / "out.nrrd")
