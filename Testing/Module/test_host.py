@@ -438,16 +438,13 @@ def parameters(slicer: Any) -> Any:
     from slicer.parameterNodeWrapper import Choice, Default, WithinRange, parameterNodeWrapper
 
     class Panel:
-        volume: slicer.vtkMRMLScalarVolumeNode
-        prompt: str = "liver"
-        threshold: Annotated[float, WithinRange(0, 1), Default(0.5)]
-        windows: Annotated[int, WithinRange(1, 99)] = 5
-        whole: bool
-        baseline: Annotated[str, Choice(["air", "mean"])] = "air"
-        method: Method = Method.OCCLUSION
-        folder: pathlib.Path
+        prompt = "liver"
+        windows = 5
+        baseline = "air"
+        method = Method.OCCLUSION
 
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScriptedModuleNode")
+    # Written out, because the names in annotations of a local class cannot be looked up.
     Panel.__annotations__ = {
         "volume": slicer.vtkMRMLScalarVolumeNode,
         "prompt": str,
@@ -531,7 +528,6 @@ def test_widgets_and_parameters_follow_each_other(parameters: Any, qt: Any, slic
 def test_a_widget_is_matched_to_a_parameter_by_its_exact_type(parameters: Any, qt: Any) -> None:
     with pytest.raises(RuntimeError, match="Unable to create GUI connector"):
         parameters.connectParametersToGui({"prompt": qt.QLabel()})
-    parameters.allParameters["prompt"]
     with pytest.raises(RuntimeError, match="Choice"):
         parameters.connectParametersToGui({"prompt": qt.QComboBox()})
 
@@ -543,7 +539,8 @@ UI = """<?xml version="1.0" encoding="UTF-8"?>
 <widget class="qMRMLWidget" name="Small"><layout class="QVBoxLayout" name="verticalLayout">
 <item><widget class="ctkCollapsibleButton" name="inputs"><property name="text"><string>Inputs</string></property>
 <layout class="QFormLayout" name="formLayout">
-<item row="0" column="0"><widget class="QLabel" name="label"><property name="text"><string>Volume:</string></property></widget></item>
+<item row="0" column="0"><widget class="QLabel" name="label">
+<property name="text"><string>Volume:</string></property></widget></item>
 <item row="0" column="1"><widget class="qMRMLNodeComboBox" name="volumeSelector">
 <property name="nodeTypes"><stringlist><string>vtkMRMLScalarVolumeNode</string></stringlist></property>
 <property name="addEnabled"><bool>false</bool></property>
@@ -552,12 +549,13 @@ UI = """<?xml version="1.0" encoding="UTF-8"?>
 <property name="SlicerParameterName" stdset="0"><string>prompt</string></property></widget></item>
 </layout></widget></item>
 <item><widget class="QPushButton" name="applyButton"><property name="enabled"><bool>false</bool></property>
-<property name="toolTip"><string>Run.</string></property><property name="text"><string>Apply</string></property></widget></item>
+<property name="toolTip"><string>Run.</string></property>
+<property name="text"><string>Apply</string></property></widget></item>
 </layout></widget>
 <customwidgets>
-<customwidget><class>qMRMLWidget</class><extends>QWidget</extends><header>qMRMLWidget.h</header><container>1</container></customwidget>
+<customwidget><class>qMRMLWidget</class><extends>QWidget</extends><container>1</container></customwidget>
 <customwidget><class>qMRMLNodeComboBox</class><extends>QWidget</extends><header>qMRMLNodeComboBox.h</header></customwidget>
-<customwidget><class>ctkCollapsibleButton</class><extends>QWidget</extends><header>ctkCollapsibleButton.h</header><container>1</container></customwidget>
+<customwidget><class>ctkCollapsibleButton</class><extends>QWidget</extends><container>1</container></customwidget>
 </customwidgets>
 <connections><connection><sender>Small</sender><signal>mrmlSceneChanged(vtkMRMLScene*)</signal>
 <receiver>volumeSelector</receiver><slot>setMRMLScene(vtkMRMLScene*)</slot></connection></connections></ui>
@@ -683,3 +681,72 @@ def test_a_ui_file_with_a_name_that_does_not_exist_is_refused(
     path.write_text(UI.replace(right, wrong))
     with pytest.raises(AttributeError, match=complaint):
         slicer.util.loadUI(str(path))
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+
+
+def sphere(radius: float) -> np.ndarray:
+    z, y, x = np.mgrid[-20:20, -20:20, -20:20]
+    return np.sqrt(x**2 + y**2 + z**2) < radius
+
+
+def test_slice_views_are_drawn_with_overlay_segment_and_legend(slicer: Any, layout_manager: Any) -> None:
+    from Testing.host import render
+
+    grey = slicer.util.addVolumeFromArray(np.full((40, 40, 40), 50, np.int16), name="scan")
+    grey.CreateDefaultDisplayNodes()
+    grey.GetDisplayNode().SetAutoWindowLevel(False)
+    grey.GetDisplayNode().SetWindowLevelMinMax(0, 100)
+    map_ = slicer.util.addVolumeFromArray(sphere(10).astype(np.float32), name="saliency")
+    map_.CreateDefaultDisplayNodes()
+    display = map_.GetDisplayNode()
+    display.SetAndObserveColorNodeID("vtkMRMLColorTableNodeFileInferno.txt")
+    display.SetAutoWindowLevel(False)
+    display.SetWindowLevelMinMax(0, 2)
+    display.SetThreshold(0.5, 2)
+    display.ApplyThresholdOn()
+    slicer.util.setSliceViewerLayers(background=grey, foreground=map_, foregroundOpacity=1.0)
+    picture = render.pixels(render.slice_view("Red", "Axial", (200, 200)))
+    assert picture.shape == (200, 200, 3)
+    # 50 of 0..100 is mid grey; 1 of 0..2 is the middle of the table, (188, 55, 84) as matplotlib has it.
+    assert abs(picture[20, 100].astype(int) - 127).max() <= 1
+    assert abs(picture[100, 100].astype(int) - (188, 55, 84)).max() <= 2
+    legend = slicer.modules.colors.logic().AddDefaultColorLegendDisplayNode(map_)
+    legend.SetTitleText("score lost")
+    with_legend = render.pixels(render.slice_view("Red", "Axial", (200, 200)))
+    assert (with_legend[:, 150:] != picture[:, 150:]).any()
+    assert (with_legend[:, :100] == picture[:, :100]).all()
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode")
+    node.SetReferenceImageGeometryParameterFromVolumeNode(grey)
+    node.CreateDefaultDisplayNodes()
+    segment = node.GetSegmentation().AddEmptySegment("organ", "organ", [0.0, 1.0, 0.0])
+    slicer.util.updateSegmentBinaryLabelmapFromArray(sphere(15).astype(np.uint8), node, segment, grey)
+    with_segment = render.pixels(render.slice_view("Red", "Axial", (200, 200))).astype(int)
+    assert (with_segment[..., 1] - with_segment[..., 0] > 100).any()
+
+
+def test_the_3d_view_shows_a_segment(slicer: Any, tmp_path: pathlib.Path) -> None:
+    from Testing.host import render
+
+    volume = slicer.util.addVolumeFromArray(np.zeros((40, 40, 40), np.int16))
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode")
+    node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+    node.CreateDefaultDisplayNodes()
+    segment = node.GetSegmentation().AddEmptySegment("organ", "organ", [0.0, 1.0, 0.0])
+    slicer.util.updateSegmentBinaryLabelmapFromArray(sphere(15).astype(np.uint8), node, segment, volume)
+    node.CreateClosedSurfaceRepresentation()
+    picture = render.view_3d((120, 120))
+    green = render.pixels(picture)[60, 60].astype(int)
+    assert green[1] > green[0] + 80
+    render.write(tmp_path / "view.png", [picture, picture])
+    assert (tmp_path / "view.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_perceptual_colour_tables_are_there_as_in_slicer(slicer: Any) -> None:
+    from matplotlib import colormaps
+
+    node = slicer.mrmlScene.GetNodeByID("vtkMRMLColorTableNodeFileInferno.txt")
+    colour = [0.0] * 4
+    assert node.GetColor(128, colour)
+    assert np.allclose(colour, colormaps["inferno"](128), atol=1 / 255)

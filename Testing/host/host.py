@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
-import importlib.util
 import os
 import sys
 import types
@@ -11,13 +11,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-NEEDED = ("slicer", "PySide6")
-
 
 def missing() -> str:
     """Why there can be no host here; empty where there can be one."""
-    absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    return f"the test host needs {' and '.join(absent)}: pip install -e '.[host]'" if absent else ""
+    for name in ("slicer", "PySide6.QtWidgets", "PySide6.QtUiTools"):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:  # not installed, or without the system's libraries for OpenGL
+            return f"the test host needs the packages of pip install -e '.[host]': {error}"
+    return ""
 
 
 def install(folder: Path) -> None:
@@ -47,11 +49,27 @@ def install(folder: Path) -> None:
     slicer.mrmlScene = application.new_scene()
     slicer.modules = types.ModuleType("slicer.modules")
     slicer.app = application.qSlicerApplication(folder)
+    _write_colour_files(folder)
     for made in (modules.base_class_module(), parameter_node.module(), _translation(), _packaging()):
         sys.modules[made.__name__] = made
         setattr(slicer, made.__name__.split(".")[1], made)
     sys.modules["SampleData"] = _sample_data()
     modules.load_slicer_modules()
+
+
+def _write_colour_files(folder: Path) -> None:
+    """Slicer's perceptually uniform colour tables, which it reads from files that slicer-core lacks, from matplotlib."""
+    import slicer
+    from matplotlib import colormaps
+
+    share = folder / "share"
+    (share / "ColorFiles").mkdir(parents=True, exist_ok=True)
+    for name in ("Cividis", "Inferno", "Magma", "Plasma", "Viridis"):
+        colours = (colormaps[name.lower()](range(256)) * 255).round().astype(int)
+        lines = [f"{index} {index} {' '.join(map(str, rgba))}" for index, rgba in enumerate(colours)]
+        (share / "ColorFiles" / f"{name}.txt").write_text("# Color table file\n" + "\n".join(lines) + "\n")
+    slicer.app.applicationLogic().SetHomeDirectory(str(folder))
+    slicer.app.applicationLogic().SetShareDirectory("share")
 
 
 def _module(name: str, items: Iterable[Any]) -> types.ModuleType:

@@ -1,4 +1,4 @@
-"""Qt's loader of .ui files, making the classes of `qt`, `ctk` and `slicer`, and refusing what the real loader would let pass."""
+"""Qt's loader of .ui files: makes the classes of `qt`, `ctk` and `slicer`, and refuses what the real one lets pass."""
 
 from __future__ import annotations
 
