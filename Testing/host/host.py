@@ -58,7 +58,7 @@ def install(folder: Path) -> None:
 
 
 def _write_colour_files(folder: Path) -> None:
-    """Slicer's perceptually uniform colour tables, which it reads from files that slicer-core lacks, from matplotlib."""
+    """Slicer's perceptually uniform colour tables: it reads them from files that slicer-core lacks; from matplotlib."""
     import slicer
     from matplotlib import colormaps
 
