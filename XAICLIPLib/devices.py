@@ -30,3 +30,17 @@ def choose_device(name: str = "auto") -> torch.device:
             "choose --device cpu, or install a PyTorch that was built for your GPU."
         )
     return torch.device(kind, int(number)) if number else torch.device(kind)
+
+
+def available_devices() -> dict[str, str]:
+    """What a person calls each device here, by the name that `choose_device` takes; the CPU first."""
+    found = {"cpu": f"CPU, {torch.get_num_threads()} threads"}
+    try:
+        for number in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(number)
+            found[f"cuda:{number}"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    except RuntimeError:  # a GPU whose driver does not work is none
+        pass
+    if torch.backends.mps.is_available():
+        found["mps"] = "Apple GPU"
+    return found

@@ -355,8 +355,8 @@ def _check_geometry(image: sitk.Image, name: str) -> None:
 # Writing
 
 
-def write_volume(image: sitk.Image, path: str | Path) -> Path:
-    """Write a volume without metadata, compressed where the format can, all or nothing.
+def write_volume(image: sitk.Image, path: str | Path, compress: bool = True) -> Path:
+    """Write a volume without metadata, all or nothing.
 
     Parameters
     ----------
@@ -364,6 +364,8 @@ def write_volume(image: sitk.Image, path: str | Path) -> Path:
         What to write; stays as it is.
     path : str or Path
         Ends in .nii, .nii.gz, .nrrd or .mha; missing folders are made, an old file is replaced.
+    compress : bool
+        Make the file smaller where the format can: slower to write than to read.
 
     Returns
     -------
@@ -381,7 +383,7 @@ def write_volume(image: sitk.Image, path: str | Path) -> Path:
         raise InputError(f"{path} cannot be written: the name must end in {', '.join(_WRITABLE)}.")
     try:
         with whole_file(path) as temporary:
-            sitk.WriteImage(without_metadata(image), str(temporary), useCompression=suffix != ".nii")
+            sitk.WriteImage(without_metadata(image), str(temporary), useCompression=compress and suffix != ".nii")
             if suffix in (".nii", ".nii.gz"):
                 _check_nifti(temporary)  # ITK does not notice that the disk was full
     except (OSError, RuntimeError, InputError) as error:

@@ -115,7 +115,7 @@ METHODS: Mapping[str, type[Method]] = {
 """Every method by its name; the first is the default."""
 
 
-def method(name: str, **parameters: Any) -> Method:
+def method(name: str, /, **parameters: Any) -> Method:
     """A method with its parameters, checked; those that are not given, or None, keep their default.
 
     Raises

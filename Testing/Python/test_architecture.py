@@ -24,6 +24,9 @@ LAYERS = {
     "checksums": 0,
     "files": 0,
     "methods": 0,
+    "checks": 0,
+    "scratch": 0,
+    "protocol": 1,
     "dicom": 1,
     "geometry": 1,
     "intensities": 1,
@@ -45,7 +48,9 @@ LAYERS = {
     "evaluation": 7,
     "report": 7,
     "cohort": 7,
-    "worker": 7,
+    "failures": 7,
+    "answers": 8,
+    "worker": 9,
     "cli": 8,
     "__init__": 8,
     "__main__": 9,
@@ -71,7 +76,7 @@ ONE_DOOR = {
 }
 
 # XAICLIP/, the Slicer module, talks to the library through the worker's messages and these alone.
-MODULE_MAY_IMPORT = {"errors", "imaging", "methods", "resources"}
+MODULE_MAY_IMPORT = {"errors", "imaging", "methods", "phantom", "protocol", "resources"}
 
 
 def imports(source: str, package: str) -> Iterator[str]:

@@ -291,6 +291,8 @@ def write(item: Any, name: str, value: Any) -> None:
     converted = _NUMBERS[kind](value) if kind in _NUMBERS else str(value) if kind == "QString" else to_qt(value)
     if isinstance(converted, tuple):
         converted = list(converted)
+    if isinstance(type(converted), PythonQtMeta) and not isinstance(converted, QtCore.QObject):
+        converted = type(converted).pyside_class_of()(converted)  # a QVariant takes a QIcon, and no class derived from it
     if not _raw(item, "setProperty")(property_name, converted) and described is not None:
         raise AttributeError(refused)
 

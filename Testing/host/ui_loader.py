@@ -35,7 +35,8 @@ class _Loader(QtUiTools.QUiLoader):
         return self._make(class_name, parent, name)
 
     def createLayout(self, class_name: str, parent: Any = None, name: str = "") -> Any:
-        return self._make(class_name, parent, name)
+        # A layout inside another has no parent until Qt adds it there.
+        return self._make(class_name, parent if parent is not None and parent.isWidgetType() else None, name)
 
     def createAction(self, parent: Any = None, name: str = "") -> Any:
         return self._make("QAction", parent, name)
@@ -88,12 +89,19 @@ class QUiLoader:
         return from_qt(widget)
 
 
+DESIGNERS_OWN = {"QLabel": {"buddy"}}
+"""Properties of a .ui file that Qt's loader understands, though the class has none of that name."""
+
+
 def _check_properties(made: Any, described: ET.Element) -> None:
     """Every property named in the file exists on its widget, or is marked as a dynamic one."""
     for item in described.findall("property"):
-        if item.get("stdset") != "0" and item.get("name") not in members(made)[0]:
+        name = item.get("name")
+        if name in DESIGNERS_OWN.get(described.get("class", ""), ()):
+            continue
+        if item.get("stdset") != "0" and name not in members(made)[0]:
             raise AttributeError(
-                f"{described.get('class')} '{described.get('name')}' has no property '{item.get('name')}'"
+                f"{described.get('class')} '{described.get('name')}' has no property '{name}'"
             )
 
 

@@ -1,0 +1,346 @@
+"""What the worker answers to each request: the part of it that computes.
+
+PyTorch is imported when the first thing is computed or the devices are asked for, so that a client is greeted at once.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import XAICLIPLib
+from XAICLIPLib import methods, protocol, scratch
+from XAICLIPLib.doctor import NEEDED
+from XAICLIPLib.errors import Cancelled, InputError
+from XAICLIPLib.protocol import Box, Explain, Localize, Mask, Named, Reply, Request
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+    import torch
+
+    from XAICLIPLib.catalog import Entry
+    from XAICLIPLib.explanation import Progress
+    from XAICLIPLib.localization.localizer import ClipLocalizer
+    from XAICLIPLib.segmentation.bundle import BundleSegmenter
+
+PROGRESS_EVERY_S = 0.1
+
+KEPT_ESTIMATES = 2
+"""A client may be about to open the one before the newest."""
+
+KEPT_MODELS = 2
+"""Of each kind: more could fill a GPU."""
+
+
+class Answers:
+    """The replies to all that is asked, and what is kept between requests.
+
+    Parameters
+    ----------
+    folder
+        The private folder, for all files whose place the client does not choose.
+    send
+        Takes the replies that come before the last one: progress and estimates.
+    """
+
+    def __init__(self, folder: Path, send: Callable[[Reply], None]) -> None:
+        self.folder = folder
+        self._send = send
+        self._models = Models()
+        self._estimates: list[Path] = []
+        self._numbered = 0
+
+    def greeting(self, id: int) -> protocol.Greeting:
+        """Who is here and what can be asked, as far as it is known without PyTorch."""
+        from XAICLIPLib import anatomy, catalog
+
+        listed = {
+            kind: tuple(_described(entry, number == 0) for number, entry in enumerate(entries))
+            for kind in ("segmenter", "localizer")
+            for entries in ([entry for entry in catalog.entries() if entry.kind == kind],)
+        }
+        return protocol.Greeting(
+            id=id,
+            protocol=protocol.PROTOCOL,
+            versions=_versions(),
+            devices=("cpu",),
+            device_names={"cpu": "CPU"},
+            folder=str(self.folder),
+            segmenters=listed["segmenter"],
+            localizers=listed["localizer"],
+            methods=methods.describe(),
+            scores=methods.SCORES,
+            baselines=methods.BASELINES,
+            structures=tuple(anatomy.vocabulary()),
+        )
+
+    def devices(self, id: int) -> protocol.Devices:
+        """Where networks can run."""
+        from XAICLIPLib.devices import available_devices
+
+        names = available_devices()
+        return protocol.Devices(id=id, devices=tuple(names), device_names=names)
+
+    def compute(
+        self, request: Localize | Explain, cancelled: Callable[[], bool], abandoned: Callable[[], bool]
+    ) -> protocol.FoundRegion | protocol.Explained:
+        """Find a region or explain, with progress on the way.
+
+        Parameters
+        ----------
+        request
+            What is asked.
+        cancelled
+            Whether it shall end with what is known.
+        abandoned
+            Whether nobody waits for the result any more.
+
+        Raises
+        ------
+        Exception
+            Anything: see `XAICLIPLib.failures`.
+        """
+        for path in self._estimates:
+            path.unlink(missing_ok=True)  # of the request before, whose end the client has read
+        self._estimates.clear()
+        if cancelled():
+            raise Cancelled("Cancelled before there was a result.")
+        if isinstance(request, Localize):
+            return self._localize(request, cancelled)
+        # Mistakes here are told at once, and not after PyTorch and the models were loaded.
+        methods.method(request.method or next(iter(methods.METHODS)), **request.parameters or {})
+        output = _writable(Path(request.output)) if request.output else self._new_folder("explanation-")
+        try:
+            return self._explain(request, output, cancelled, abandoned)
+        except BaseException:
+            if request.output is None:
+                scratch.remove(output)
+            raise
+
+    def _localize(self, request: Localize, cancelled: Callable[[], bool]) -> protocol.FoundRegion:
+        from XAICLIPLib import imaging
+        from XAICLIPLib.explanation import localize  # type: ignore[attr-defined, unused-ignore]
+
+        device = _ready(request.device)
+        region = localize(
+            request.volume,
+            request.prompt,
+            localizer=self._models.localizer(request.localizer, device),
+            device=str(device),
+            on_progress=Teller(request.id, self._send),
+            cancelled=cancelled,
+            **_given(request, "threshold", "margin_mm", "modality"),
+        )
+        if cancelled():
+            raise Cancelled("Cancelled before there was a result.")
+        path = imaging.write_volume(region.mask, self._new_folder("region-") / "region.nrrd")
+        size = {"source": region.source, "volume_ml": region.volume_ml, "share_of_body": region.share_of_body}
+        return protocol.FoundRegion(
+            id=request.id, files={"region": str(path)}, region=size, warnings=tuple(region.warnings)
+        )
+
+    def _explain(
+        self, request: Explain, output: Path, cancelled: Callable[[], bool], abandoned: Callable[[], bool]
+    ) -> protocol.Explained:
+        from XAICLIPLib.explanation import explain
+
+        device = _ready(request.device)
+        teller = Teller(request.id, self._send)
+        places: dict[str, Any] = {name: _place(value) for name, value in _given(request, "region", "target").items()}
+        if places.get("region", "guided") == "guided":
+            places["localizer"] = self._models.localizer(request.localizer, device)
+        options = ("method", "score", "baseline", "threshold", "margin_mm", "modality", "precision", "batch_size")
+        found = explain(
+            request.volume,
+            request.prompt,
+            model=self._models.segmenter(request.model, device, bool(request.trust)),
+            device=str(device),
+            on_progress=teller,
+            on_estimate=(lambda saliency: self._tell_estimate(saliency, teller)) if request.estimates else None,
+            cancelled=cancelled,
+            **places,
+            **_given(request, *options, "seed", "trust"),
+            **request.parameters or {},
+        )
+        if abandoned():
+            raise Cancelled("Nobody waits for the result any more.")
+        files = found.save(output)
+        return protocol.Explained(
+            id=request.id,
+            complete=found.complete,
+            files={name: str(path.resolve()) for name, path in files.items()},
+            # Read back: the file has null where numbers are not finite, which JSON could not hold.
+            record=json.loads(files["explanation"].read_text(encoding="utf-8")),
+        )
+
+    def _tell_estimate(self, saliency: sitk.Image, teller: Teller) -> None:
+        from XAICLIPLib import imaging
+
+        self._numbered += 1  # never the same name twice: the client may still be reading
+        path = self.folder / f"estimate-{self._numbered}.nrrd"
+        self._estimates.append(imaging.write_volume(saliency, path, compress=False))
+        done, total = teller.of("explain")
+        self._send(protocol.Estimate(id=teller.id, files={"saliency": str(path)}, done=done, total=total))
+        while len(self._estimates) > KEPT_ESTIMATES:
+            with suppress(OSError):  # the client has it open, where that keeps it
+                self._estimates.pop(0).unlink(missing_ok=True)
+
+    def _new_folder(self, prefix: str) -> Path:
+        return Path(tempfile.mkdtemp(prefix=prefix, dir=self.folder))
+
+
+class Teller:
+    """Tells the client how far a request is, at most every `PROGRESS_EVERY_S`, but of each stage the first and last."""
+
+    def __init__(self, id: int, send: Callable[[Reply], None]) -> None:
+        self.id = id
+        self._send = send
+        self._reached: dict[str, tuple[int, int]] = {}
+        self._told = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        """Tell it, where it is time."""
+        first = progress.stage not in self._reached
+        self._reached[progress.stage] = progress.done, progress.total
+        now = time.monotonic()
+        if first or progress.done >= progress.total or now - self._told >= PROGRESS_EVERY_S:
+            self._told = now
+            self._send(
+                protocol.Progress(
+                    id=self.id,
+                    stage=progress.stage,
+                    done=progress.done,
+                    total=progress.total,
+                    seconds_left=progress.seconds_left,
+                )
+            )
+
+    def of(self, stage: str) -> tuple[int, int]:
+        """What is done and in all of a stage."""
+        return self._reached.get(stage, (0, 0))
+
+
+class Models:
+    """The models loaded last, so that the next request need not load them again."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[tuple[Any, ...], Any] = {}
+
+    def segmenter(self, name: str | None, device: torch.device, trust: bool) -> BundleSegmenter:
+        """The segmenter of this name or folder; see `catalog.load_segmenter`."""
+        from XAICLIPLib import catalog
+
+        key = ("segmenter", name, str(device), trust, _stamp("segmenter", name))
+        segmenter: BundleSegmenter = self._keep(key, lambda: catalog.load_segmenter(name, device, trust))
+        return segmenter
+
+    def localizer(self, name: str | None, device: torch.device) -> ClipLocalizer:
+        """The localizer of this name, folder or id, with what it remembers of the last volume."""
+        from XAICLIPLib import catalog
+
+        key = ("localizer", name, str(device), _stamp("localizer", name))
+        localizer: ClipLocalizer = self._keep(key, lambda: catalog.load_localizer(name, device))
+        return localizer
+
+    def _keep(self, key: tuple[Any, ...], load: Callable[[], Any]) -> Any:
+        if key not in self._loaded:
+            alike = [other for other in self._loaded if other[0] == key[0]]
+            for other in alike[: max(0, len(alike) + 1 - KEPT_MODELS)]:
+                del self._loaded[other]
+            self._loaded[key] = load()
+        self._loaded[key] = model = self._loaded.pop(key)  # the last used comes last
+        return model
+
+
+def _stamp(kind: str, name: str | None) -> tuple[Any, ...]:
+    """Sizes and times of the files of a model: one that was trained further has to be loaded again."""
+    from XAICLIPLib import catalog
+
+    entry = next((e for e in catalog.entries() if e.kind == kind and name in (None, e.name)), None)
+    folder = entry.folder if entry else Path(str(name).removeprefix("local-dir:"))
+    with suppress(OSError, ValueError):
+        files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder and folder.is_dir() else []
+        return tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+    return ()
+
+
+# --- what is told -------------------------------------------------------------------------------------------------
+
+
+def _versions() -> dict[str, str]:
+    """Versions of all that matters for a result; empty where a package is missing."""
+    found = {"xaiclip": XAICLIPLib.__version__, "python": platform.python_version()}
+    for package in NEEDED:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = ""
+    return found
+
+
+def _described(entry: Entry, default: bool) -> dict[str, Any]:
+    told = ("name", "title", "modality", "licence", "source")
+    return {
+        **{key: getattr(entry, key) for key in told},
+        "structures": list(entry.structures),
+        "installed": _is_installed(entry),
+        "default": default,
+    }
+
+
+def _is_installed(entry: Entry) -> bool:
+    """Whether a model can be loaded without a network."""
+    if entry.folder is not None:
+        return all((entry.folder / name).is_file() for name in entry.files)
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return False
+    return isinstance(try_to_load_from_cache(entry.source.removeprefix("hf-hub:"), "open_clip_config.json"), str)
+
+
+# --- what is asked ------------------------------------------------------------------------------------------------
+
+
+def _ready(device: str | None) -> torch.device:
+    """The device, with PyTorch loaded and set up."""
+    import torch
+
+    from XAICLIPLib.devices import choose_device
+
+    torch.set_flush_denormal(True)  # numbers next to zero would slow convolutions down
+    return choose_device(device or "auto")
+
+
+def _given(request: Request, *names: str) -> dict[str, Any]:
+    """Those of some keys that the request has: what it leaves out is for the library to choose."""
+    return {name: getattr(request, name) for name in names if getattr(request, name) is not None}
+
+
+def _place(value: str | Mask | Box | Named) -> str | Path | tuple[float, ...]:
+    """A region or target as `explain` takes it; a path, never a word, names a mask."""
+    if isinstance(value, Mask):
+        return Path(value.mask)
+    if isinstance(value, Box):
+        return value.box_ras_mm
+    return value.structure if isinstance(value, Named) else value
+
+
+def _writable(folder: Path) -> Path:
+    """The folder, made and tried before the work, not after it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder, prefix=".writing-"):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"The results cannot be written to {folder} ({error.strerror or error}): choose another folder."
+        ) from error
+    return folder
