@@ -33,7 +33,6 @@ def install(folder: Path) -> None:
     if "qt" in sys.modules:
         return
     os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
-    _keep_none()
     import slicer
     import slicer.util
 

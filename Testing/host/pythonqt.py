@@ -292,7 +292,8 @@ def write(item: Any, name: str, value: Any) -> None:
     if isinstance(converted, tuple):
         converted = list(converted)
     if isinstance(type(converted), PythonQtMeta) and not isinstance(converted, QtCore.QObject):
-        converted = type(converted).pyside_class_of()(converted)  # a QVariant takes a QIcon, and no class derived from it
+        # A QVariant takes a QIcon, and no class derived from it.
+        converted = _pyside_class(type(converted))(converted)
     if not _raw(item, "setProperty")(property_name, converted) and described is not None:
         raise AttributeError(refused)
 
