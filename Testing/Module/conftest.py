@@ -43,6 +43,8 @@ def scene(slicer_host: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     yield slicer_host.mrmlScene
     slicer_host.app.processEvents()
     slicer_host.mrmlScene.Clear(False)
+    for node in slicer_host.util.getNodesByClass("vtkMRMLScriptedModuleNode"):
+        slicer_host.mrmlScene.RemoveNode(node)  # singletons outlive the closing of a scene
     settings.clear()
     for key, value in saved.items():
         settings.setValue(key, value)

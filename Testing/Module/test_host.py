@@ -185,6 +185,37 @@ def test_python_subclasses_may_have_attributes_overrides_and_signals(qt: Any) ->
     assert heard == ["liver", "liver"]
 
 
+def test_overrides_on_ctk_classes_are_refused_because_pythonqt_ignores_them(qt: Any) -> None:
+    import ctk
+
+    with pytest.raises(TypeError, match="paintEvent"):
+        type("Mine", (ctk.ctkCollapsibleButton,), {"paintEvent": lambda self, event: None})
+
+
+def test_overrides_of_virtual_methods_are_called_on_qts_own_classes(qt: Any) -> None:
+    class Fixed(qt.QWidget):
+        def sizeHint(self) -> Any:
+            return qt.QSize(123, 45)
+
+    outer = qt.QWidget()
+    layout = qt.QVBoxLayout(outer)
+    layout.setContentsMargins(0, 0, 0, 0)
+    layout.addWidget(Fixed())
+    assert outer.sizeHint.width() == 123
+    assert (outer.layout() is layout, layout.parent() is outer) == (True, True)
+
+
+def test_dialogs_end_by_exec_and_completers_complete(qt: Any) -> None:
+    dialog = qt.QDialog()
+    qt.QTimer.singleShot(0, dialog.accept)
+    assert dialog.exec_() == qt.QDialog.Accepted == 1
+    edit, completer = qt.QLineEdit(), qt.QCompleter(["liver", "spleen"])
+    completer.setCaseSensitivity(qt.Qt.CaseInsensitive)
+    edit.setCompleter(completer)
+    completer.setCompletionPrefix("LI")
+    assert (completer.completionCount(), completer.currentCompletion()) == (1, "liver")
+
+
 def test_objects_that_qt_made_follow_the_same_rules(qt: Any) -> None:
     combo = qt.QComboBox()
     combo.editable = True
@@ -425,6 +456,19 @@ def test_ctk_widgets_have_ctks_properties(slicer: Any) -> None:
     assert (bounds.minimumValue, bounds.maximumValue) == (0.25, 0.75)
 
 
+def test_child_widget_variables_pick_up_layouts_and_inner_names(slicer: Any, qt: Any) -> None:
+    import ctk
+
+    outer = qt.QWidget()
+    layout = qt.QVBoxLayout(outer)
+    layout.setObjectName("outerLayout")
+    slider = ctk.ctkSliderWidget()
+    slider.name = "opacitySlider"
+    layout.addWidget(slider)
+    names = vars(slicer.util.childWidgetVariables(outer))
+    assert {"outerLayout", "opacitySlider", "Slider", "SpinBox", "qt_spinbox_lineedit"} <= set(names)
+
+
 # -- parameter nodes ---------------------------------------------------------------------------------------------------
 
 
@@ -640,6 +684,7 @@ def test_a_module_after_slicers_template_runs_unmodified(
 ) -> None:
     panel = load_module("Small", small_module)
     assert panel.calls == ["enter"]
+    assert panel.ui.applyButton.parent().className() == "qMRMLWidget"
     assert slicer.modules.small.title == "Small"
     assert slicer.modules.small.categories == ("Segmentation",)
     assert slicer.util.getModuleWidget("Small") is panel

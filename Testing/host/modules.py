@@ -291,6 +291,7 @@ def load_scripted_module(path: Path) -> Any:
     setattr(slicer.modules, f"{path.stem}Instance", getattr(python, path.stem)(module))
     register(path.stem, module)
     slicer.app.startupCompleted()
+    slicer.app.disconnect("startupCompleted()")  # Slicer starts once: the next module does not call this one again
     return module
 
 

@@ -419,9 +419,12 @@ def wrapped(pyside_class: type) -> type:
         _call(functools.partial(pyside_class.__init__, self), arguments, pyside_class)
 
     def init_subclass(cls: type) -> None:
+        ctk_class = next((base for base in cls.__mro__[1:] if isinstance(base, PythonQtMeta) and base.is_cpp()), None)
         for name, override in list(type.__getattribute__(cls, "__dict__").items()):
             virtual = not name.startswith("_") and hasattr(pyside_class, name)
             if virtual and isinstance(override, types.FunctionType):
+                if ctk_class is not None and not cls.is_cpp():
+                    raise TypeError(f"{ctk_class.__name__}.{name} cannot be overridden in Python: PythonQt ignores it")
                 # The host's own widgets are written for PySide6.
                 method = override if cls.is_cpp() else _guarded(override)
                 method.is_override = True
