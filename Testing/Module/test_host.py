@@ -319,6 +319,32 @@ def test_a_layout_manager_shows_nodes_when_asked_for(slicer: Any, layout_manager
         assert (composite.GetBackgroundVolumeID(), composite.GetForegroundOpacity()) == (volume.GetID(), 0.25)
 
 
+def test_a_layout_brings_the_nodes_of_its_views(slicer: Any, layout_manager: Any) -> None:
+    heard: list[int] = []
+    layout_manager.connect("layoutChanged(int)", heard.append)
+    wanted = slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpTableView
+    layout_manager.setLayout(wanted)
+    assert (layout_manager.layout, heard) == (wanted, [wanted])
+    table = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTableNode")
+    selection = slicer.app.applicationLogic().GetSelectionNode()
+    selection.SetActiveTableID(table.GetID())
+    slicer.app.applicationLogic().PropagateTableSelection()
+    (view,) = slicer.util.getNodesByClass("vtkMRMLTableViewNode")
+    assert view.GetTableNodeID() == table.GetID()
+
+
+def test_linked_views_follow_each_other(slicer: Any, layout_manager: Any) -> None:
+    red, yellow = (layout_manager.sliceWidget(name).mrmlSliceCompositeNode() for name in ("Red", "Yellow"))
+    for composite in (red, yellow):
+        composite.SetLinkedControl(True)
+    logic = layout_manager.sliceWidget("Red").sliceLogic()
+    volume = slicer.util.addVolumeFromArray(np.zeros((2, 3, 4)))
+    logic.StartSliceCompositeNodeInteraction(red.BackgroundVolumeFlag)
+    red.SetBackgroundVolumeID(volume.GetID())
+    logic.EndSliceCompositeNodeInteraction()
+    assert yellow.GetBackgroundVolumeID() == volume.GetID()
+
+
 def test_in_testing_mode_errors_are_raised_again_and_questions_answered_no(slicer: Any) -> None:
     assert slicer.app.testingEnabled() is True
     with pytest.raises(ZeroDivisionError), slicer.util.tryWithErrorDisplay("Failed."):
