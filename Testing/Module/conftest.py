@@ -43,14 +43,19 @@ def scene(slicer_host: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     yield slicer_host.mrmlScene
     slicer_host.app.processEvents()
     slicer_host.mrmlScene.Clear(False)
-    for node in slicer_host.util.getNodesByClass("vtkMRMLScriptedModuleNode"):
-        slicer_host.mrmlScene.RemoveNode(node)  # singletons outlive the closing of a scene
+    _remove_parameter_nodes(slicer_host)
     settings.clear()
     for key, value in saved.items():
         settings.setValue(key, value)
     for error in errors:
         traceback.print_exception(error)
     assert not errors, f"{len(errors)} exception(s) in slots, the first: {errors[0]!r}"
+
+
+def _remove_parameter_nodes(slicer: ModuleType) -> None:
+    """Singletons outlive the closing of a scene, and would bring one test's choices into the next."""
+    for node in slicer.util.getNodesByClass("vtkMRMLScriptedModuleNode"):
+        slicer.mrmlScene.RemoveNode(node)
 
 
 @pytest.fixture
@@ -95,6 +100,6 @@ def load_module(slicer_host: ModuleType, scene: Any) -> Iterator[Callable[[str],
     for name in loaded:
         widget = slicer_host.modules.__dict__.get(name.lower()).widgetRepresentation()
         widget.exit()
+        _remove_parameter_nodes(slicer_host)  # before their widgets go
         unload_scripted_module(name)
-        widget.deleteLater()
-    slicer_host.app.processEvents()
+        widget.delete()

@@ -228,6 +228,15 @@ def test_objects_that_qt_made_follow_the_same_rules(qt: Any) -> None:
         edit.typo = 1
 
 
+def test_a_destroyed_object_raises(qt: Any) -> None:
+    button = qt.QPushButton()
+    button.delete()
+    with pytest.raises(ValueError, match="destroyed QPushButton"):
+        _ = button.text
+    with pytest.raises(AttributeError, match="destroyed QPushButton"):
+        button.text = "Apply"
+
+
 def test_is_instance_follows_qts_inheritance(qt: Any) -> None:
     button = qt.QPushButton()
     assert isinstance(button, qt.QWidget)

@@ -197,7 +197,8 @@ def class_name(item: Any) -> str:
     for cls in type(item).__mro__:
         if isinstance(cls, PythonQtMeta) and (cls.pyside_class_of() or cls.is_cpp()):
             return cls.__name__
-    return item.metaObject().className() if isinstance(item, QtCore.QObject) else type(item).__name__
+    alive = isinstance(item, QtCore.QObject) and shiboken6.isValid(item)
+    return item.metaObject().className() if alive else type(item).__name__
 
 
 def _raw(item: Any, name: str) -> Any:
@@ -232,7 +233,17 @@ def _property_name(item: Any, name: str) -> str | None:
 
 
 def read(item: Any, name: str) -> Any:
-    """An attribute of a Qt object as PythonQt gives it."""
+    """An attribute of a Qt object as PythonQt gives it.
+
+    Raises
+    ------
+    AttributeError
+        Where there is none of that name.
+    ValueError
+        Where Qt has destroyed the object.
+    """
+    if not shiboken6.isValid(item):
+        raise ValueError(f"Trying to read '{name}' from a destroyed {class_name(item)} object")
     property_name = _property_name(item, name)
     if property_name is not None:
         return _read_property(item, property_name)
@@ -269,8 +280,11 @@ def write(item: Any, name: str, value: Any) -> None:
     Raises
     ------
     AttributeError
-        For a name that is no property, a property that cannot be written, a value of the wrong kind.
+        For a name that is no property, a property that cannot be written, a value of the wrong kind, and where Qt has
+        destroyed the object.
     """
+    if not shiboken6.isValid(item):
+        raise AttributeError(f"Trying to set '{name}' on a destroyed {class_name(item)} object")
     property_name = _property_name(item, name)
     if property_name is None:
         if hasattr(type(item), name):
