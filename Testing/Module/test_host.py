@@ -312,6 +312,12 @@ def test_names_that_slicer_lacks_raise(slicer: Any) -> None:
         slicer.app.noSuchThing = 1
 
 
+def test_names_newer_than_the_oldest_slicer_supported_are_not_there(slicer: Any) -> None:
+    assert not hasattr(slicer.util, "LazyImport")
+    with pytest.raises(AttributeError, match="executePythonModule"):
+        slicer.util.executePythonModule("pip", ["--version"])
+
+
 def test_without_a_main_window_there_is_none_and_no_layout(slicer: Any) -> None:
     assert slicer.util.mainWindow() is None
     assert slicer.app.layoutManager() is None

@@ -11,6 +11,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+NEWER_THAN_5_10 = ("LazyImport", "executePythonModule")
+"""Names of slicer.util that Slicer 5.10, the oldest that the module supports, lacks; slicer-core 5.12 has them."""
+
 
 def missing() -> str:
     """Why there can be no host here; empty where there can be one."""
@@ -46,6 +49,8 @@ def install(folder: Path) -> None:
     ):
         for cls in widgets:
             setattr(slicer, cls.__name__, cls)
+    for name in NEWER_THAN_5_10:
+        delattr(slicer.util, name)
     slicer.mrmlScene = application.new_scene()
     slicer.modules = types.ModuleType("slicer.modules")
     slicer.app = application.qSlicerApplication(folder)
