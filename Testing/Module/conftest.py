@@ -31,7 +31,7 @@ def slicer_host(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
 def scene(slicer_host: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """An empty scene and empty settings; afterwards both are as they were, and no exception was left in a slot.
 
-    Slicer prints the exceptions of slots and goes on. Here they fail the test, unless it expects them: see `slot_errors`.
+    Slicer prints the exceptions of slots and goes on. Here they fail the test, unless it takes them from `slot_errors`.
     """
     settings = slicer_host.app.settings()
     saved = {key: settings.value(key) for key in settings.allKeys()}
@@ -43,12 +43,19 @@ def scene(slicer_host: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     yield slicer_host.mrmlScene
     slicer_host.app.processEvents()
     slicer_host.mrmlScene.Clear(False)
+    _remove_parameter_nodes(slicer_host)
     settings.clear()
     for key, value in saved.items():
         settings.setValue(key, value)
     for error in errors:
         traceback.print_exception(error)
     assert not errors, f"{len(errors)} exception(s) in slots, the first: {errors[0]!r}"
+
+
+def _remove_parameter_nodes(slicer: ModuleType) -> None:
+    """Singletons outlive the closing of a scene, and would bring one test's choices into the next."""
+    for node in slicer.util.getNodesByClass("vtkMRMLScriptedModuleNode"):
+        slicer.mrmlScene.RemoveNode(node)
 
 
 @pytest.fixture
@@ -71,9 +78,10 @@ def layout_manager(slicer_host: ModuleType, scene: Any) -> Iterator[Any]:
 
 @pytest.fixture
 def load_module(slicer_host: ModuleType, scene: Any) -> Iterator[Callable[[str], Any]]:
-    """A function that loads a scripted module of this repository and gives the Python object of its panel, set up and entered.
+    """A function that loads a scripted module and gives the Python object of its panel, set up and entered.
 
-    The C++ side is `panel.parent`; the module object is `slicer.modules.<name in lower case>`.
+    Without a folder it is one of this repository. The C++ side is `panel.parent`; the module object is
+    `slicer.modules.<name in lower case>`.
     """
     from Testing.host.modules import load_scripted_module, unload_scripted_module
 
@@ -92,6 +100,6 @@ def load_module(slicer_host: ModuleType, scene: Any) -> Iterator[Callable[[str],
     for name in loaded:
         widget = slicer_host.modules.__dict__.get(name.lower()).widgetRepresentation()
         widget.exit()
+        _remove_parameter_nodes(slicer_host)  # before their widgets go
         unload_scripted_module(name)
-        widget.deleteLater()
-    slicer_host.app.processEvents()
+        widget.delete()

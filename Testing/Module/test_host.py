@@ -185,6 +185,37 @@ def test_python_subclasses_may_have_attributes_overrides_and_signals(qt: Any) ->
     assert heard == ["liver", "liver"]
 
 
+def test_overrides_on_ctk_classes_are_refused_because_pythonqt_ignores_them(qt: Any) -> None:
+    import ctk
+
+    with pytest.raises(TypeError, match="paintEvent"):
+        type("Mine", (ctk.ctkCollapsibleButton,), {"paintEvent": lambda self, event: None})
+
+
+def test_overrides_of_virtual_methods_are_called_on_qts_own_classes(qt: Any) -> None:
+    class Fixed(qt.QWidget):
+        def sizeHint(self) -> Any:
+            return qt.QSize(123, 45)
+
+    outer = qt.QWidget()
+    layout = qt.QVBoxLayout(outer)
+    layout.setContentsMargins(0, 0, 0, 0)
+    layout.addWidget(Fixed())
+    assert outer.sizeHint.width() == 123
+    assert (outer.layout() is layout, layout.parent() is outer) == (True, True)
+
+
+def test_dialogs_end_by_exec_and_completers_complete(qt: Any) -> None:
+    dialog = qt.QDialog()
+    qt.QTimer.singleShot(0, dialog.accept)
+    assert dialog.exec_() == qt.QDialog.Accepted == 1
+    edit, completer = qt.QLineEdit(), qt.QCompleter(["liver", "spleen"])
+    completer.setCaseSensitivity(qt.Qt.CaseInsensitive)
+    edit.setCompleter(completer)
+    completer.setCompletionPrefix("LI")
+    assert (completer.completionCount(), completer.currentCompletion()) == (1, "liver")
+
+
 def test_objects_that_qt_made_follow_the_same_rules(qt: Any) -> None:
     combo = qt.QComboBox()
     combo.editable = True
@@ -195,6 +226,15 @@ def test_objects_that_qt_made_follow_the_same_rules(qt: Any) -> None:
     assert combo.currentText == "liver"
     with pytest.raises(AttributeError, match="typo"):
         edit.typo = 1
+
+
+def test_a_destroyed_object_raises(qt: Any) -> None:
+    button = qt.QPushButton()
+    button.delete()
+    with pytest.raises(ValueError, match="destroyed QPushButton"):
+        _ = button.text
+    with pytest.raises(AttributeError, match="destroyed QPushButton"):
+        button.text = "Apply"
 
 
 def test_is_instance_follows_qts_inheritance(qt: Any) -> None:
@@ -272,6 +312,12 @@ def test_names_that_slicer_lacks_raise(slicer: Any) -> None:
         slicer.app.noSuchThing = 1
 
 
+def test_names_newer_than_the_oldest_slicer_supported_are_not_there(slicer: Any) -> None:
+    assert not hasattr(slicer.util, "LazyImport")
+    with pytest.raises(AttributeError, match="executePythonModule"):
+        slicer.util.executePythonModule("pip", ["--version"])
+
+
 def test_without_a_main_window_there_is_none_and_no_layout(slicer: Any) -> None:
     assert slicer.util.mainWindow() is None
     assert slicer.app.layoutManager() is None
@@ -286,6 +332,32 @@ def test_a_layout_manager_shows_nodes_when_asked_for(slicer: Any, layout_manager
     for name in layout_manager.sliceViewNames():
         composite = layout_manager.sliceWidget(name).mrmlSliceCompositeNode()
         assert (composite.GetBackgroundVolumeID(), composite.GetForegroundOpacity()) == (volume.GetID(), 0.25)
+
+
+def test_a_layout_brings_the_nodes_of_its_views(slicer: Any, layout_manager: Any) -> None:
+    heard: list[int] = []
+    layout_manager.connect("layoutChanged(int)", heard.append)
+    wanted = slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpTableView
+    layout_manager.setLayout(wanted)
+    assert (layout_manager.layout, heard) == (wanted, [wanted])
+    table = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTableNode")
+    selection = slicer.app.applicationLogic().GetSelectionNode()
+    selection.SetActiveTableID(table.GetID())
+    slicer.app.applicationLogic().PropagateTableSelection()
+    (view,) = slicer.util.getNodesByClass("vtkMRMLTableViewNode")
+    assert view.GetTableNodeID() == table.GetID()
+
+
+def test_linked_views_follow_each_other(slicer: Any, layout_manager: Any) -> None:
+    red, yellow = (layout_manager.sliceWidget(name).mrmlSliceCompositeNode() for name in ("Red", "Yellow"))
+    for composite in (red, yellow):
+        composite.SetLinkedControl(True)
+    logic = layout_manager.sliceWidget("Red").sliceLogic()
+    volume = slicer.util.addVolumeFromArray(np.zeros((2, 3, 4)))
+    logic.StartSliceCompositeNodeInteraction(red.BackgroundVolumeFlag)
+    red.SetBackgroundVolumeID(volume.GetID())
+    logic.EndSliceCompositeNodeInteraction()
+    assert yellow.GetBackgroundVolumeID() == volume.GetID()
 
 
 def test_in_testing_mode_errors_are_raised_again_and_questions_answered_no(slicer: Any) -> None:
@@ -425,6 +497,19 @@ def test_ctk_widgets_have_ctks_properties(slicer: Any) -> None:
     assert (bounds.minimumValue, bounds.maximumValue) == (0.25, 0.75)
 
 
+def test_child_widget_variables_pick_up_layouts_and_inner_names(slicer: Any, qt: Any) -> None:
+    import ctk
+
+    outer = qt.QWidget()
+    layout = qt.QVBoxLayout(outer)
+    layout.setObjectName("outerLayout")
+    slider = ctk.ctkSliderWidget()
+    slider.name = "opacitySlider"
+    layout.addWidget(slider)
+    names = vars(slicer.util.childWidgetVariables(outer))
+    assert {"outerLayout", "opacitySlider", "Slider", "SpinBox", "qt_spinbox_lineedit"} <= set(names)
+
+
 # -- parameter nodes ---------------------------------------------------------------------------------------------------
 
 
@@ -438,16 +523,13 @@ def parameters(slicer: Any) -> Any:
     from slicer.parameterNodeWrapper import Choice, Default, WithinRange, parameterNodeWrapper
 
     class Panel:
-        volume: slicer.vtkMRMLScalarVolumeNode
-        prompt: str = "liver"
-        threshold: Annotated[float, WithinRange(0, 1), Default(0.5)]
-        windows: Annotated[int, WithinRange(1, 99)] = 5
-        whole: bool
-        baseline: Annotated[str, Choice(["air", "mean"])] = "air"
-        method: Method = Method.OCCLUSION
-        folder: pathlib.Path
+        prompt = "liver"
+        windows = 5
+        baseline = "air"
+        method = Method.OCCLUSION
 
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScriptedModuleNode")
+    # Written out, because the names in annotations of a local class cannot be looked up.
     Panel.__annotations__ = {
         "volume": slicer.vtkMRMLScalarVolumeNode,
         "prompt": str,
@@ -531,7 +613,6 @@ def test_widgets_and_parameters_follow_each_other(parameters: Any, qt: Any, slic
 def test_a_widget_is_matched_to_a_parameter_by_its_exact_type(parameters: Any, qt: Any) -> None:
     with pytest.raises(RuntimeError, match="Unable to create GUI connector"):
         parameters.connectParametersToGui({"prompt": qt.QLabel()})
-    parameters.allParameters["prompt"]
     with pytest.raises(RuntimeError, match="Choice"):
         parameters.connectParametersToGui({"prompt": qt.QComboBox()})
 
@@ -543,7 +624,8 @@ UI = """<?xml version="1.0" encoding="UTF-8"?>
 <widget class="qMRMLWidget" name="Small"><layout class="QVBoxLayout" name="verticalLayout">
 <item><widget class="ctkCollapsibleButton" name="inputs"><property name="text"><string>Inputs</string></property>
 <layout class="QFormLayout" name="formLayout">
-<item row="0" column="0"><widget class="QLabel" name="label"><property name="text"><string>Volume:</string></property></widget></item>
+<item row="0" column="0"><widget class="QLabel" name="label">
+<property name="text"><string>Volume:</string></property></widget></item>
 <item row="0" column="1"><widget class="qMRMLNodeComboBox" name="volumeSelector">
 <property name="nodeTypes"><stringlist><string>vtkMRMLScalarVolumeNode</string></stringlist></property>
 <property name="addEnabled"><bool>false</bool></property>
@@ -552,12 +634,13 @@ UI = """<?xml version="1.0" encoding="UTF-8"?>
 <property name="SlicerParameterName" stdset="0"><string>prompt</string></property></widget></item>
 </layout></widget></item>
 <item><widget class="QPushButton" name="applyButton"><property name="enabled"><bool>false</bool></property>
-<property name="toolTip"><string>Run.</string></property><property name="text"><string>Apply</string></property></widget></item>
+<property name="toolTip"><string>Run.</string></property>
+<property name="text"><string>Apply</string></property></widget></item>
 </layout></widget>
 <customwidgets>
-<customwidget><class>qMRMLWidget</class><extends>QWidget</extends><header>qMRMLWidget.h</header><container>1</container></customwidget>
+<customwidget><class>qMRMLWidget</class><extends>QWidget</extends><container>1</container></customwidget>
 <customwidget><class>qMRMLNodeComboBox</class><extends>QWidget</extends><header>qMRMLNodeComboBox.h</header></customwidget>
-<customwidget><class>ctkCollapsibleButton</class><extends>QWidget</extends><header>ctkCollapsibleButton.h</header><container>1</container></customwidget>
+<customwidget><class>ctkCollapsibleButton</class><extends>QWidget</extends><container>1</container></customwidget>
 </customwidgets>
 <connections><connection><sender>Small</sender><signal>mrmlSceneChanged(vtkMRMLScene*)</signal>
 <receiver>volumeSelector</receiver><slot>setMRMLScene(vtkMRMLScene*)</slot></connection></connections></ui>
@@ -642,6 +725,7 @@ def test_a_module_after_slicers_template_runs_unmodified(
 ) -> None:
     panel = load_module("Small", small_module)
     assert panel.calls == ["enter"]
+    assert panel.ui.applyButton.parent().className() == "qMRMLWidget"
     assert slicer.modules.small.title == "Small"
     assert slicer.modules.small.categories == ("Segmentation",)
     assert slicer.util.getModuleWidget("Small") is panel
@@ -683,3 +767,72 @@ def test_a_ui_file_with_a_name_that_does_not_exist_is_refused(
     path.write_text(UI.replace(right, wrong))
     with pytest.raises(AttributeError, match=complaint):
         slicer.util.loadUI(str(path))
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+
+
+def sphere(radius: float) -> np.ndarray:
+    z, y, x = np.mgrid[-20:20, -20:20, -20:20]
+    return np.sqrt(x**2 + y**2 + z**2) < radius
+
+
+def test_slice_views_are_drawn_with_overlay_segment_and_legend(slicer: Any, layout_manager: Any) -> None:
+    from Testing.host import render
+
+    grey = slicer.util.addVolumeFromArray(np.full((40, 40, 40), 50, np.int16), name="scan")
+    grey.CreateDefaultDisplayNodes()
+    grey.GetDisplayNode().SetAutoWindowLevel(False)
+    grey.GetDisplayNode().SetWindowLevelMinMax(0, 100)
+    map_ = slicer.util.addVolumeFromArray(sphere(10).astype(np.float32), name="saliency")
+    map_.CreateDefaultDisplayNodes()
+    display = map_.GetDisplayNode()
+    display.SetAndObserveColorNodeID("vtkMRMLColorTableNodeFileInferno.txt")
+    display.SetAutoWindowLevel(False)
+    display.SetWindowLevelMinMax(0, 2)
+    display.SetThreshold(0.5, 2)
+    display.ApplyThresholdOn()
+    slicer.util.setSliceViewerLayers(background=grey, foreground=map_, foregroundOpacity=1.0)
+    picture = render.pixels(render.slice_view("Red", "Axial", (200, 200)))
+    assert picture.shape == (200, 200, 3)
+    # 50 of 0..100 is mid grey; 1 of 0..2 is the middle of the table, (188, 55, 84) as matplotlib has it.
+    assert abs(picture[20, 100].astype(int) - 127).max() <= 1
+    assert abs(picture[100, 100].astype(int) - (188, 55, 84)).max() <= 2
+    legend = slicer.modules.colors.logic().AddDefaultColorLegendDisplayNode(map_)
+    legend.SetTitleText("score lost")
+    with_legend = render.pixels(render.slice_view("Red", "Axial", (200, 200)))
+    assert (with_legend[:, 150:] != picture[:, 150:]).any()
+    assert (with_legend[:, :100] == picture[:, :100]).all()
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode")
+    node.SetReferenceImageGeometryParameterFromVolumeNode(grey)
+    node.CreateDefaultDisplayNodes()
+    segment = node.GetSegmentation().AddEmptySegment("organ", "organ", [0.0, 1.0, 0.0])
+    slicer.util.updateSegmentBinaryLabelmapFromArray(sphere(15).astype(np.uint8), node, segment, grey)
+    with_segment = render.pixels(render.slice_view("Red", "Axial", (200, 200))).astype(int)
+    assert (with_segment[..., 1] - with_segment[..., 0] > 100).any()
+
+
+def test_the_3d_view_shows_a_segment(slicer: Any, tmp_path: pathlib.Path) -> None:
+    from Testing.host import render
+
+    volume = slicer.util.addVolumeFromArray(np.zeros((40, 40, 40), np.int16))
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode")
+    node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+    node.CreateDefaultDisplayNodes()
+    segment = node.GetSegmentation().AddEmptySegment("organ", "organ", [0.0, 1.0, 0.0])
+    slicer.util.updateSegmentBinaryLabelmapFromArray(sphere(15).astype(np.uint8), node, segment, volume)
+    node.CreateClosedSurfaceRepresentation()
+    picture = render.view_3d((120, 120))
+    green = render.pixels(picture)[60, 60].astype(int)
+    assert green[1] > green[0] + 80
+    render.write(tmp_path / "view.png", [picture, picture])
+    assert (tmp_path / "view.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_perceptual_colour_tables_are_there_as_in_slicer(slicer: Any) -> None:
+    from matplotlib import colormaps
+
+    node = slicer.mrmlScene.GetNodeByID("vtkMRMLColorTableNodeFileInferno.txt")
+    colour = [0.0] * 4
+    assert node.GetColor(128, colour)
+    assert np.allclose(colour, colormaps["inferno"](128), atol=1 / 255)

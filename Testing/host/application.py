@@ -74,14 +74,13 @@ class qMRMLSliceWidget(wrapped(QtWidgets.QWidget)):
 
 
 class qSlicerLayoutManager(QObject):
-    """Three slice views, and no other: what a main window would bring. Only there when a test asks for it."""
+    """Layouts with their view nodes, and slice views by name: what a main window brings, when a test asks for it."""
 
     cpp_class = True
     layoutChanged = Signal(int)
     threeDViewCount = stored(int, 0)
     plotViewCount = stored(int, 0)
     tableViewCount = stored(int, 0)
-    layout = stored(int, int(slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView), "layoutChanged")
 
     def __init__(self, application_logic: Any) -> None:
         super().__init__()
@@ -97,6 +96,10 @@ class qSlicerLayoutManager(QObject):
             logic.GetSliceNode().SetOrientation(orientation)
             self._logics.AddItem(logic)
             self._widgets[name] = qMRMLSliceWidget(logic)
+        # Makes the layout node, and the nodes of the views that a layout shows.
+        self._layout_logic = slicer.vtkMRMLLayoutLogic()
+        self._layout_logic.SetMRMLScene(slicer.mrmlScene)
+        self.setLayout(slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView)
 
     def sliceViewNames(self) -> list[str]:
         return list(self._widgets)
@@ -111,10 +114,19 @@ class qSlicerLayoutManager(QObject):
         for widget in self._widgets.values():
             widget.sliceLogic().FitSliceToBackground()
 
+    def layoutLogic(self) -> Any:
+        return self._layout_logic
+
     def setLayout(self, layout: int) -> None:
-        self.layout = layout
+        node = self._layout_logic.GetLayoutNode()
+        if node.GetViewArrangement() != layout:
+            node.SetViewArrangement(layout)
+            self.layoutChanged(layout)
+
+    layout = QtCore.Property(int, lambda self: self._layout_logic.GetLayoutNode().GetViewArrangement(), setLayout)
 
     def _close(self) -> None:
+        self._layout_logic.SetMRMLScene(None)
         self._logics.RemoveAllItems()
         for widget in self._widgets.values():
             logic = widget.sliceLogic()

@@ -253,7 +253,10 @@ class ctkPathLineEdit(QWidget):
     settingKey = stored(str, "")
     showBrowseButton = stored(bool, True)
     showHistoryButton = stored(bool, True)
-    filters = stored(int, 0)
+    # What a path may be: the values of QDir.
+    Dirs, Files, Drives, NoSymLinks, Readable, Writable, Executable = (1 << bit for bit in range(7))
+    Hidden, System, NoDot, NoDotDot = 0x100, 0x200, 0x2000, 0x4000
+    filters = stored(int, Dirs | Files)
     options = stored(int, 0)
     currentPath = forwarded(str, "_edit", "text")
 

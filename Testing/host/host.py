@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
+import importlib
 import importlib.metadata
-import importlib.util
 import os
 import sys
 import types
@@ -12,13 +11,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-NEEDED = ("slicer", "PySide6")
+NEWER_THAN_5_10 = ("LazyImport", "executePythonModule")
+"""Names of slicer.util that Slicer 5.10, the oldest that the module supports, lacks; slicer-core 5.12 has them."""
 
 
 def missing() -> str:
     """Why there can be no host here; empty where there can be one."""
-    absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    return f"the test host needs {' and '.join(absent)}: pip install -e '.[host]'" if absent else ""
+    for name in ("slicer", "PySide6.QtWidgets", "PySide6.QtUiTools"):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:  # not installed, or without the system's libraries for OpenGL
+            return f"the test host needs the packages of pip install -e '.[host]': {error}"
+    return ""
 
 
 def install(folder: Path) -> None:
@@ -32,7 +36,6 @@ def install(folder: Path) -> None:
     if "qt" in sys.modules:
         return
     os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
-    _keep_none()
     import slicer
     import slicer.util
 
@@ -46,9 +49,12 @@ def install(folder: Path) -> None:
     ):
         for cls in widgets:
             setattr(slicer, cls.__name__, cls)
+    for name in NEWER_THAN_5_10:
+        delattr(slicer.util, name)
     slicer.mrmlScene = application.new_scene()
     slicer.modules = types.ModuleType("slicer.modules")
     slicer.app = application.qSlicerApplication(folder)
+    _write_colour_files(folder)
     for made in (modules.base_class_module(), parameter_node.module(), _translation(), _packaging()):
         sys.modules[made.__name__] = made
         setattr(slicer, made.__name__.split(".")[1], made)
@@ -56,14 +62,19 @@ def install(folder: Path) -> None:
     modules.load_slicer_modules()
 
 
-def _keep_none() -> None:
-    """Give None more references than a test run can lose.
+def _write_colour_files(folder: Path) -> None:
+    """Slicer's perceptually uniform colour tables: it reads them from files that slicer-core lacks; from matplotlib."""
+    import slicer
+    from matplotlib import colormaps
 
-    PySide6 6.12 hands None out as Python 3.12 may, where it is immortal: up to 3.11 every call that returns None takes a
-    reference away, and the interpreter aborts when none is left.
-    """
-    if sys.version_info < (3, 12):
-        ctypes.c_ssize_t.from_address(id(None)).value += 1 << 40
+    share = folder / "share"
+    (share / "ColorFiles").mkdir(parents=True, exist_ok=True)
+    for name in ("Cividis", "Inferno", "Magma", "Plasma", "Viridis"):
+        colours = (colormaps[name.lower()](range(256)) * 255).round().astype(int)
+        lines = [f"{index} {index} {' '.join(map(str, rgba))}" for index, rgba in enumerate(colours)]
+        (share / "ColorFiles" / f"{name}.txt").write_text("# Color table file\n" + "\n".join(lines) + "\n")
+    slicer.app.applicationLogic().SetHomeDirectory(str(folder))
+    slicer.app.applicationLogic().SetShareDirectory("share")
 
 
 def _module(name: str, items: Iterable[Any]) -> types.ModuleType:

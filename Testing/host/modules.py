@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import slicer
+import vtk
 from PySide6 import QtCore, QtGui, QtWidgets
 
 from Testing.host.ctk import stored
@@ -264,7 +265,10 @@ def load_slicer_modules() -> None:
         application_logic.SetModuleLogic(name, logic)
         if name == "Colors":
             application_logic.SetColorLogic(logic)
+        # slicer-core has no terminology files, which their logic would complain of at length.
+        vtk.vtkObject.SetGlobalWarningDisplay(name != "Terminologies")
         logic.SetMRMLScene(slicer.mrmlScene)
+        vtk.vtkObject.GlobalWarningDisplayOn()
         register(name, qSlicerLoadableModule(name, logic))
 
 
@@ -287,6 +291,7 @@ def load_scripted_module(path: Path) -> Any:
     setattr(slicer.modules, f"{path.stem}Instance", getattr(python, path.stem)(module))
     register(path.stem, module)
     slicer.app.startupCompleted()
+    slicer.app.disconnect("startupCompleted()")  # Slicer starts once: the next module does not call this one again
     return module
 
 

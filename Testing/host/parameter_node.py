@@ -1,6 +1,7 @@
 """`slicer.parameterNodeWrapper`: typed parameters kept in a MRML node, and their widgets.
 
-The subset that a module with plain parameters uses: numbers, text, choices, paths, enumerations, nodes. Another type is refused.
+The subset that a module with plain parameters uses: numbers, text, choices, paths, enumerations, nodes. Other types are
+refused.
 """
 
 from __future__ import annotations
@@ -316,7 +317,7 @@ class _Wrapper:
         return tag
 
     def connectGui(self, gui: Any) -> None:
-        """Connect all widgets that name a parameter. Like Slicer's up to 5.13, it gives no tag, whatever its documentation says."""
+        """Connect all widgets that name a parameter. As in Slicer's source, it gives no tag to disconnect them by."""
         if getattr(gui, "isWidgetType", lambda: False)():
             widgets = gui.findChildren(_qt("QWidget"))
         else:

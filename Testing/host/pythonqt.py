@@ -1,12 +1,12 @@
 """PySide6 that behaves as PythonQt does, so that code written for 3D Slicer meets the same rules here.
 
-PythonQt wraps Qt for Slicer's Python, and differs from PySide6 in what a module's author trips over: properties are attributes
-and not calls, unknown names raise on reading *and* on writing, signals are connected by their C++ signature, keyword arguments
-are refused, enumerators are integers. Instead of wrapping classes by hand, every PySide6 class is given a subclass whose
-attribute access asks Qt's own meta-object what the name is: a property, a signal or a method.
+PythonQt wraps Qt for Slicer's Python, and differs from PySide6 in what a module's author trips over: properties are
+attributes and not calls, unknown names raise on reading *and* on writing, signals are connected by their C++ signature,
+keyword arguments are refused, enumerators are integers. No class is wrapped by hand: every PySide6 class is given a
+subclass whose attribute access asks Qt's own meta-object what the name is, a property, a signal or a method.
 
-Objects that Qt makes itself (the line edit inside a combo box) are PySide6's own and cannot change class; they are handed out
-behind a `Proxy` that follows the same rules.
+Objects that Qt makes itself (the line edit inside a combo box) are PySide6's own and cannot change class; they are
+handed out behind a `Proxy` that follows the same rules.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import re
 import types
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import shiboken6
 from PySide6 import QtCore, QtGui, QtWidgets
@@ -91,7 +91,7 @@ def _pyside_class(cls: type) -> type:
 
 
 def _call(function: Callable[..., Any], arguments: tuple[Any, ...], signed: Any) -> Any:
-    """Call a function; where integers were given for enumerations, again with those that the signatures of `signed` ask for."""
+    """Call a function; where it takes no integers, again with the enumerations that `signed` has in its signatures."""
     try:
         return function(*arguments)
     except TypeError as error:
@@ -141,7 +141,7 @@ def _normalised(signature: str) -> str:
 
 
 def existing_signal(sender: QtCore.QObject, signature: str) -> str | None:
-    """The signature under which Qt knows a signal that was given by its C++ signature; None where there is no such signal."""
+    """The signature under which Qt knows a signal given by its C++ signature; None where there is no such signal."""
     if signature in getattr(type(sender), "cpp_signals", ()):
         # MRML nodes travel as Python objects here.
         signature = re.sub(r"vtk\w+\*", "PyObject", signature)
@@ -197,7 +197,8 @@ def class_name(item: Any) -> str:
     for cls in type(item).__mro__:
         if isinstance(cls, PythonQtMeta) and (cls.pyside_class_of() or cls.is_cpp()):
             return cls.__name__
-    return item.metaObject().className() if isinstance(item, QtCore.QObject) else type(item).__name__
+    alive = isinstance(item, QtCore.QObject) and shiboken6.isValid(item)
+    return item.metaObject().className() if alive else type(item).__name__
 
 
 def _raw(item: Any, name: str) -> Any:
@@ -209,7 +210,7 @@ _known_members: dict[tuple[type, str], tuple[frozenset[str], dict[str, str]]] = 
 
 
 def members(item: QtCore.QObject) -> tuple[frozenset[str], dict[str, str]]:
-    """The properties of a class, and its signals: of several signatures the first, which is the one with all arguments."""
+    """The properties of an object, and its signals: of several signatures the first, which has all arguments."""
     meta = _raw(item, "metaObject")()
     key = (type(item), meta.className())
     if key in _known_members:
@@ -232,7 +233,17 @@ def _property_name(item: Any, name: str) -> str | None:
 
 
 def read(item: Any, name: str) -> Any:
-    """An attribute of a Qt object as PythonQt gives it."""
+    """An attribute of a Qt object as PythonQt gives it.
+
+    Raises
+    ------
+    AttributeError
+        Where there is none of that name.
+    ValueError
+        Where Qt has destroyed the object.
+    """
+    if not shiboken6.isValid(item):
+        raise ValueError(f"Trying to read '{name}' from a destroyed {class_name(item)} object")
     property_name = _property_name(item, name)
     if property_name is not None:
         return _read_property(item, property_name)
@@ -269,8 +280,11 @@ def write(item: Any, name: str, value: Any) -> None:
     Raises
     ------
     AttributeError
-        For a name that is no property, a property that cannot be written, a value of the wrong kind.
+        For a name that is no property, a property that cannot be written, a value of the wrong kind, and where Qt has
+        destroyed the object.
     """
+    if not shiboken6.isValid(item):
+        raise AttributeError(f"Trying to set '{name}' on a destroyed {class_name(item)} object")
     property_name = _property_name(item, name)
     if property_name is None:
         if hasattr(type(item), name):
@@ -292,7 +306,8 @@ def write(item: Any, name: str, value: Any) -> None:
     if isinstance(converted, tuple):
         converted = list(converted)
     if isinstance(type(converted), PythonQtMeta) and not isinstance(converted, QtCore.QObject):
-        converted = type(converted).pyside_class_of()(converted)  # a QVariant takes a QIcon, and no class derived from it
+        # A QVariant takes a QIcon, and no class derived from it.
+        converted = _pyside_class(type(converted))(converted)
     if not _raw(item, "setProperty")(property_name, converted) and described is not None:
         raise AttributeError(refused)
 
@@ -318,7 +333,7 @@ _OBJECT_METHODS: dict[str, Callable[..., Any]] = {
 
 
 def class_attribute(value: Any) -> Any:
-    """An attribute of a class or of the namespace Qt: enumerations become integers, functions follow PythonQt's rules."""
+    """An attribute of a class or of the namespace Qt: enumerations become integers, functions follow the rules."""
     if isinstance(value, enum.EnumMeta):
         return integers(value)
     if isinstance(value, enum.Enum) and value.name is not None:
@@ -329,7 +344,7 @@ def class_attribute(value: Any) -> Any:
 
 
 class PythonQtMeta(ShibokenMeta):  # type: ignore[misc, valid-type]
-    """The class of PythonQt's classes: a class stands for its PySide6 class in `isinstance`, and its enumerators are integers."""
+    """The class of PythonQt's classes: stands for the PySide6 class in `isinstance`; its enumerators are integers."""
 
     def pyside_class_of(cls) -> type | None:
         """The PySide6 class that this one is the face of; None for classes written in Python."""
@@ -368,7 +383,7 @@ def _owned_by_python(item: Any, name: str) -> bool:
             return False
         member = type.__getattribute__(cls, "__dict__").get(name)
         if member is not None:
-            # Of a class that is C++ in Slicer only the overrides of virtual methods are Python's: C++ asks for them here.
+            # Of a class that is C++ in Slicer only the overrides of virtual methods are Python's: C++ looks here.
             return hasattr(member, "is_override") or not (
                 cls.is_cpp() or isinstance(member, (QtCore.Signal, QtCore.Property))
             )
@@ -418,9 +433,12 @@ def wrapped(pyside_class: type) -> type:
         _call(functools.partial(pyside_class.__init__, self), arguments, pyside_class)
 
     def init_subclass(cls: type) -> None:
+        ctk_class = next((base for base in cls.__mro__[1:] if isinstance(base, PythonQtMeta) and base.is_cpp()), None)
         for name, override in list(type.__getattribute__(cls, "__dict__").items()):
             virtual = not name.startswith("_") and hasattr(pyside_class, name)
             if virtual and isinstance(override, types.FunctionType):
+                if ctk_class is not None and not cls.is_cpp():
+                    raise TypeError(f"{ctk_class.__name__}.{name} cannot be overridden in Python: PythonQt ignores it")
                 # The host's own widgets are written for PySide6.
                 method = override if cls.is_cpp() else _guarded(override)
                 method.is_override = True
@@ -441,7 +459,7 @@ class Proxy:
     """An object that Qt made itself, with PythonQt's attributes."""
 
     __slots__ = ("__weakref__", "_object")
-    _of: weakref.WeakValueDictionary[int, Proxy] = weakref.WeakValueDictionary()
+    _of: ClassVar[weakref.WeakValueDictionary[int, Proxy]] = weakref.WeakValueDictionary()
 
     def __init__(self, item: Any) -> None:
         object.__setattr__(self, "_object", item)

@@ -17,16 +17,21 @@ from Testing.host.pythonqt import wrapped
 Property, Signal = QtCore.Property, QtCore.Signal
 
 
-def observe(widget: Any, subject: Any, events: tuple[int, ...], method: Callable[[], None]) -> list[int]:
-    """Have a method of a widget called on VTK events for as long as Qt keeps the widget."""
+def observe(widget: Any, subject: Any, events: tuple[int, ...], method: Callable[..., None]) -> list[int]:
+    """Have a method of a widget called on VTK events, with the node if there is one, while Qt keeps the widget."""
     held = weakref.WeakMethod(method)
 
-    def forward(caller: Any, event: str) -> None:
+    def forward(caller: Any, event: str, *node: Any) -> None:
         alive = held()
         if alive is not None and shiboken6.isValid(alive.__self__):
-            alive()
+            alive(*node)
 
-    return [subject.AddObserver(event, forward) for event in events]
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def forward_node(caller: Any, event: str, node: Any) -> None:
+        forward(caller, event, node)
+
+    with_node = (slicer.vtkMRMLScene.NodeAddedEvent, slicer.vtkMRMLScene.NodeRemovedEvent)
+    return [subject.AddObserver(event, forward_node if event in with_node else forward) for event in events]
 
 
 class qMRMLWidget(wrapped(QtWidgets.QWidget)):
@@ -123,20 +128,26 @@ class qMRMLNodeComboBox(wrapped(QtWidgets.QWidget)):
         for tag in self._tags:
             self._scene.RemoveObserver(tag)
         self._scene = scene
-        self._tags = observe(self, scene, self._events, self._fill) if scene is not None else []
+        self._tags = observe(self, scene, self._events, self._sceneChanged) if scene is not None else []
         self._fill()
         if self._requested:
             self.setCurrentNodeID(self._requested)
             self._requested = ""
         self.setEnabled(scene is not None)
 
-    def _shows(self, node: Any) -> bool:
-        def is_of(kinds: list[str]) -> bool:
-            return any(node.IsA(kind) if self.showChildNodeTypes else node.GetClassName() == kind for kind in kinds)
+    def _sceneChanged(self, node: Any = None) -> None:
+        if node is None or any(node.IsA(kind) for kind in self._choices["nodeTypes"]):
+            self._fill()
 
-        if not is_of(self.nodeTypes) or any(node.IsA(kind) for kind in self.hideChildNodeTypes):
+    def _shows(self, node: Any) -> bool:
+        choices = self._choices
+        if choices["showChildNodeTypes"]:
+            fits = any(node.IsA(kind) for kind in choices["nodeTypes"])
+        else:
+            fits = node.GetClassName() in choices["nodeTypes"]
+        if not fits or any(node.IsA(kind) for kind in choices["hideChildNodeTypes"]):
             return False
-        if node.GetHideFromEditors() and not self.showHidden:
+        if node.GetHideFromEditors() and not choices["showHidden"]:
             return False
         wanted = {key: value for key, value in self._attributes.items() if node.IsA(key[0])}
         return all(

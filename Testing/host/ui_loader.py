@@ -1,7 +1,9 @@
-"""Qt's loader of .ui files, making the classes of `qt`, `ctk` and `slicer`, and refusing what the real loader would let pass."""
+"""Qt's loader of .ui files: makes the classes of `qt`, `ctk` and `slicer`, and refuses what the real one lets pass."""
 
 from __future__ import annotations
 
+import functools
+import operator
 import sys
 import xml.etree.ElementTree as ET
 from typing import Any
@@ -28,7 +30,6 @@ class _Loader(QtUiTools.QUiLoader):
             return None
         made.setObjectName(name)
         self.made.append(made)  # Qt knows no Python owner of what it was given
-
         return made
 
     def createWidget(self, class_name: str, parent: Any = None, name: str = "") -> Any:
@@ -50,6 +51,8 @@ def widget_class(name: str) -> Any:
     AttributeError
         Where the host has no such class.
     """
+    if name == "Line":  # Designer's name for a rule
+        name = "QFrame"
     module = "ctk" if name.startswith("ctk") else "slicer" if name.startswith(("qMRML", "qSlicer")) else "qt"
     return getattr(sys.modules[module], name)
 
@@ -69,6 +72,8 @@ class QUiLoader:
         connections = root.find("connections")
         if connections is not None:
             root.remove(connections)
+        for flags in root.iter("set"):
+            _write_out_flags(flags)
         buffer = QtCore.QBuffer()
         buffer.setData(ET.tostring(root))
         buffer.open(QtCore.QIODevice.OpenModeFlag.ReadOnly)
@@ -89,8 +94,16 @@ class QUiLoader:
         return from_qt(widget)
 
 
-DESIGNERS_OWN = {"QLabel": {"buddy"}}
+DESIGNERS_OWN = {"QLabel": {"buddy"}, "Line": {"orientation"}}
 """Properties of a .ui file that Qt's loader understands, though the class has none of that name."""
+
+
+def _write_out_flags(flags: ET.Element) -> None:
+    """Replace the names of CTK's flags by their number: Qt's loader knows those of Qt only."""
+    names = [name.strip().split("::") for name in (flags.text or "").split("|")]
+    if names[0][0].startswith("ctk"):
+        value = functools.reduce(operator.or_, (getattr(widget_class(name[0]), name[-1]) for name in names))
+        flags.tag, flags.text = "number", str(value)
 
 
 def _check_properties(made: Any, described: ET.Element) -> None:
@@ -100,9 +113,7 @@ def _check_properties(made: Any, described: ET.Element) -> None:
         if name in DESIGNERS_OWN.get(described.get("class", ""), ()):
             continue
         if item.get("stdset") != "0" and name not in members(made)[0]:
-            raise AttributeError(
-                f"{described.get('class')} '{described.get('name')}' has no property '{name}'"
-            )
+            raise AttributeError(f"{described.get('class')} '{described.get('name')}' has no property '{name}'")
 
 
 def _connect(root: Any, connection: ET.Element) -> None:
