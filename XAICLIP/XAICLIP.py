@@ -117,4 +117,3 @@ class XAICLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onSceneChanged(self, _caller=None, _event=None) -> None:
         """Show the choices of a scene that was closed or loaded."""
         self.initializeParameterNode()
-

@@ -14,7 +14,7 @@ from XAICLIPLib.errors import InputError
 from . import dependencies, interpreter
 from .session import Session
 
-DEVICE_SETTING = "XAICLIP/Device"
+DEVICE_SETTING, PRECISION_SETTING = "XAICLIP/Device", "XAICLIP/Precision"
 
 
 class InstallationPanel:
@@ -36,6 +36,14 @@ class InstallationPanel:
         ui.wheelhousePathLineEdit.currentPath = str(settings.value(dependencies.WHEELHOUSE_SETTING) or "")
         self._device = str(settings.value(DEVICE_SETTING) or "")
         self._fillDevices(["cpu"], {})
+        for text, precision in (
+            (_("Automatic"), "auto"),
+            (_("Full"), "full"),
+            (_("Reduced"), "reduced"),
+        ):
+            ui.precisionComboBox.addItem(text, precision)
+        ui.precisionComboBox.setCurrentIndex(max(ui.precisionComboBox.findData(settings.value(PRECISION_SETTING)), 0))
+        ui.precisionComboBox.connect("currentIndexChanged(int)", self._onPrecision)
         ui.deviceComboBox.connect("currentIndexChanged(int)", self._onDevice)
         ui.pythonPathLineEdit.connect("currentPathChanged(QString)", self._onPython)
         ui.wheelhousePathLineEdit.connect("currentPathChanged(QString)", self._onWheelhouse)
@@ -46,6 +54,17 @@ class InstallationPanel:
         session.stopped.connect(self._onStopped)
         session.logged.connect(self._log)
         self._showButtons()
+
+    @property
+    def device(self) -> str | None:
+        """The chosen device; None for the worker's choice."""
+        return self._device or None
+
+    @property
+    def precision(self) -> str | None:
+        """The chosen precision; None for the worker's choice."""
+        chosen = self.ui.precisionComboBox.currentData
+        return None if chosen == "auto" else chosen
 
     def close(self) -> None:
         """Let go of the session."""
@@ -92,6 +111,17 @@ class InstallationPanel:
         if device != self._device:
             self._device = device
             qt.QSettings().setValue(DEVICE_SETTING, device)
+        self._warnOfProcessor()
+
+    def _onPrecision(self, *_index: Any) -> None:
+        qt.QSettings().setValue(PRECISION_SETTING, self.ui.precisionComboBox.currentData)
+
+    def _warnOfProcessor(self) -> None:
+        """Say that the processor is slow, once the worker has told what there is."""
+        hello = self.session.hello
+        devices = hello.devices if hello is not None else ()
+        slow = bool(devices) and (self._device == "cpu" or (not self._device and set(devices) == {"cpu"}))
+        self.ui.deviceWarningLabel.setVisible(slow)
 
     def _onPython(self, path: str) -> None:
         settings = qt.QSettings()
@@ -138,6 +168,7 @@ class InstallationPanel:
             else _("Install what is missing into Slicer's own Python.")
         )
         running = self.session.hello is not None
+        self._warnOfProcessor()
         ui.stopWorkerButton.setEnabled(running)
         ui.stopWorkerButton.setToolTip(
             _("End the process that computes, and free its memory; the next Apply starts it again.")

@@ -16,7 +16,7 @@ from slicer.util import VTKObservationMixin
 from XAICLIPLib import methods, protocol
 from XAICLIPLib.errors import InputError
 
-from . import catalogue, dependencies, terminology
+from . import catalogue, dependencies, sampledata, terminology
 from .catalogue import Model
 from .installationpanel import InstallationPanel
 from .logic import State, XAICLIPLogic
@@ -46,6 +46,7 @@ class Panel(VTKObservationMixin):
         self._parameters: Any = None  # a XAICLIPParameterNode
         self._guiTag: Any = None
         self._updating = False
+        self._chosenResults: tuple[Any, Any] | None = None
         self.models = catalogue.shipped("segmenter")
         self.localizers = catalogue.shipped("localizer")
         self.methodForm = MethodForm(ui.methodParametersWidget, self._onMethodParameters)
@@ -72,6 +73,7 @@ class Panel(VTKObservationMixin):
         _fill(ui.methodComboBox, [(name, name) for name in methods.METHODS])
         _fill(ui.scoreComboBox, [(score, score) for score in methods.SCORES])
         _fill(ui.baselineComboBox, [(baseline, baseline) for baseline in methods.BASELINES])
+        _fill(ui.modalityComboBox, [(_("Guessed from its intensities"), ""), ("CT", "CT"), ("MR", "MR")])
         _fill(
             ui.regionSourceComboBox,
             [
@@ -114,6 +116,7 @@ class Panel(VTKObservationMixin):
     def _connectWidgets(self) -> None:
         ui = self.ui
         ui.applyButton.connect("clicked(bool)", self.onApplyButton)
+        ui.sampleButton.connect("clicked(bool)", self._onSample)
         ui.promptLineEdit.connect("returnPressed()", self._onReturnPressed)
         ui.showRegionButton.connect("clicked(bool)", self.onShowRegionButton)
         ui.modelFolderButton.connect("clicked(bool)", self._onModelFolder)
@@ -136,6 +139,7 @@ class Panel(VTKObservationMixin):
             (ui.methodComboBox, "method"),
             (ui.scoreComboBox, "score"),
             (ui.baselineComboBox, "baseline"),
+            (ui.modalityComboBox, "modality"),
             (ui.regionSourceComboBox, "regionSource"),
             (ui.targetSourceComboBox, "targetSource"),
             (ui.targetStructureComboBox, "targetStructure"),
@@ -155,8 +159,9 @@ class Panel(VTKObservationMixin):
         if self._parameters is not None:
             self._parameters.disconnectGui(self._guiTag)
             self.removeObserver(self._parameters, vtk.vtkCommand.ModifiedEvent, self._onParametersModified)
-        self._parameters = parameters
+        self._parameters, self._chosenResults = parameters, None
         if parameters is None:
+            self.results.setNodes(None, None)
             return
         # Not connectGui: it gives no tag up to Slicer 5.13, so that the former parameter node would stay connected.
         self._updating = True
@@ -191,7 +196,11 @@ class Panel(VTKObservationMixin):
             self._showVisible()
         finally:
             self._updating = False
-        self.results.setNodes(parameters.result, parameters.compared)
+        # Only where they were changed: else a map that is being computed would lose its place to an older one.
+        chosen = (parameters.result, parameters.compared)
+        if chosen != self._chosenResults:
+            self._chosenResults = chosen
+            self.results.setNodes(*chosen)
         self.checkCanApply()
 
     def _offer(self, combo: Any, name: str) -> None:
@@ -233,7 +242,13 @@ class Panel(VTKObservationMixin):
                 getattr(ui, f"{kind}{what}Selector").setVisible(shown)
         ui.targetStructureLabel.setVisible(target == "structure")
         ui.targetStructureComboBox.setVisible(target == "structure")
-        ui.regionThresholdSlider.setEnabled(ui.ownThresholdCheckBox.checked)
+        own = ui.ownThresholdCheckBox.checked
+        ui.regionThresholdSlider.setEnabled(own)
+        ui.regionThresholdSlider.setToolTip(
+            _("Similarity of place and words from which on a place belongs to the region.")
+            if own
+            else _('The localizer\'s own threshold is used: check "Own threshold" to choose another.')
+        )
         ui.modelDescriptionLabel.setText(self.model().description())
         ui.trustCheckBox.setVisible(self.model() not in self.models)
         ui.trustLabel.setVisible(self.model() not in self.models)
@@ -274,6 +289,12 @@ class Panel(VTKObservationMixin):
         except ValueError:
             return {}
         return every if isinstance(every, dict) else {}
+
+    def _onSample(self, *_clicked: Any) -> None:
+        with slicer.util.tryWithErrorDisplay(_("The sample could not be made.")):
+            volume = sampledata.loadPhantom()
+            if self._parameters is not None:
+                self._parameters.inputVolume = volume
 
     def _onModelFolder(self, *_clicked: Any) -> None:
         folder = qt.QFileDialog.getExistingDirectory(self._widget, _("Folder of a MONAI bundle"))
@@ -323,7 +344,9 @@ class Panel(VTKObservationMixin):
             baseline=ui.baselineComboBox.currentData,
             threshold=parameters.regionThreshold if guided and parameters.ownThreshold else None,
             marginMm=parameters.regionMargin if guided and parameters.regionMargin >= 0 else None,
-            device=ui.deviceComboBox.currentData or None,
+            modality=ui.modalityComboBox.currentData or None,
+            device=self.installation.device,
+            precision=self.installation.precision,
             seed=parameters.seed,
             trust=True if own and ui.trustCheckBox.checked else None,
             name=parameters.outputName,
@@ -453,7 +476,7 @@ class Panel(VTKObservationMixin):
             self._say(_("Loading the models …"))
         elif state is State.CANCELLING:
             self._say(_("Ending with what is known by now …"))
-        for name in ("inputSelector", "modelComboBox", "modelFolderButton", "promptLineEdit"):
+        for name in ("inputSelector", "sampleButton", "modelComboBox", "modelFolderButton", "promptLineEdit"):
             getattr(ui, name).setEnabled(state is State.IDLE)
 
     def _onProgressed(self, stage: str, done: int, total: int, secondsLeft: float | None) -> None:
@@ -491,10 +514,17 @@ class Panel(VTKObservationMixin):
 
     def _onFailed(self, message: str, kind: str) -> None:
         self._say(message, warning=True)
+        self._showChosenResults()
         slicer.util.errorDisplay(message, windowTitle=_("XAI-CLIP"))
 
     def _onCancelled(self) -> None:
         self._say(_("Cancelled before there was a result."))
+        self._showChosenResults()
+
+    def _showChosenResults(self) -> None:
+        """Turn back to the results that are selected, after a run that brought none."""
+        if self._parameters is not None:
+            self.results.setNodes(self._parameters.result, self._parameters.compared)
 
     def _onGreeted(self, hello: protocol.Greeting) -> None:
         """The worker knows its models better than the shipped list does."""

@@ -20,6 +20,8 @@ class XAICLIPParameterNode:
         Names of the catalogue, or folders; empty for the default.
     method, methodParameters
         Its name, and JSON with the parameters of every method by its name.
+    modality
+        ``CT``, ``MR``, or empty to guess it.
     regionSource
         ``guided``, ``whole``, ``segment`` or ``box``.
     targetSource
@@ -41,6 +43,7 @@ class XAICLIPParameterNode:
     methodParameters: str
     score: str
     baseline: str
+    modality: str
     seed: int
     localizer: str
     regionSource: Annotated[str, Default("guided")]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+
 from XAICLIPLib import methods, protocol
 
 from . import catalogue, export

@@ -329,8 +329,7 @@ def rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def structureRows(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The structures that a method weighed, most important first; empty for methods that weigh places."""
-    listed = record.get("structures") or record["measurements"].get("structures") or []
-    return [row for row in listed if isinstance(row, Mapping) and "score_lost" in row]
+    return [row for row in record["measurements"].get("structures") or [] if row.get("score_lost") is not None]
 
 
 def _structuresTable(name: str, structures: Iterable[Mapping[str, Any]]) -> Any:
@@ -339,7 +338,7 @@ def _structuresTable(name: str, structures: Iterable[Mapping[str, Any]]) -> Any:
     _fill(
         node,
         [
-            (_("Structure"), [str(row.get("structure", row.get("name", ""))) for row in structures]),
+            (_("Structure"), [str(row["structure"]) for row in structures]),
             (_("Volume (ml)"), [float(row.get("volume_ml") or 0) for row in structures]),
             (_("Score lost"), [float(row["score_lost"]) for row in structures]),
             (_("Share"), [float(row.get("share") or 0) for row in structures]),

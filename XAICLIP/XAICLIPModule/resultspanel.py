@@ -70,6 +70,8 @@ class ResultsPanel(VTKObservationMixin):
     def setNodes(self, saliencyNode: Any, comparedNode: Any) -> None:
         """Show an explanation, and know the one to compare it with; either may be None."""
         if saliencyNode is not self._node:
+            if self.sideBySide.isShown:
+                self.sideBySide.giveBack()
             self.removeObservers()
             self._node = saliencyNode
             if saliencyNode is not None and saliencyNode.GetDisplayNode() is not None:
@@ -226,7 +228,7 @@ class ResultsPanel(VTKObservationMixin):
                     _("The map has no surface to show: nothing in it passes half of its largest value."),
                     windowTitle=_("XAI-CLIP"),
                 )
-        if shown:
+        if shown and slicer.app.layoutManager() is not None:
             slicer.util.resetThreeDViews()
 
     def _onTable(self, *_clicked: Any) -> None:

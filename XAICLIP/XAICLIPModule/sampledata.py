@@ -32,18 +32,20 @@ def register(icons: Path) -> None:
     )
 
 
-def loadPhantom(spacingMm: float = 3.0) -> Any:
+def loadPhantom(spacingMm: float = 3.0, size: tuple[int, int, int] | None = None) -> Any:
     """The synthetic torso as a new volume, shown in the slice views; takes some seconds.
 
     Parameters
     ----------
     spacingMm
         Edge of its voxels in mm.
+    size
+        Voxels along x, y and z around its middle; by default all of it.
     """
     from XAICLIPLib.phantom import torso_phantom  # only here: it takes SciPy, which is slow to import
 
     with slicer.util.WaitCursor():
-        image = torso_phantom(spacing_mm=spacingMm).image
+        image = torso_phantom(spacing_mm=spacingMm, size=size).image
         node = volumeFromImage(image, _("Synthetic torso"))
     node.GetScalarVolumeDisplayNode().SetAutoWindowLevel(False)
     node.GetScalarVolumeDisplayNode().SetWindowLevel(400, 40)

@@ -1,7 +1,7 @@
 """The self-tests: the same in Slicer (Reload and Test, CTest) and on the test host (pytest).
 
-Most play the worker themselves and need nothing but Slicer. One computes with the real worker and the shipped models; it
-is skipped, and says so, where their packages are not installed.
+Most play the worker themselves and need nothing but Slicer. One computes with the real worker and the shipped models;
+it is skipped, and says so, where their packages are not installed.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 import qt
 import slicer
 from slicer.ScriptedLoadableModule import ScriptedLoadableModuleTest
+
 from XAICLIPLib.errors import Cancelled, InputError
 
 from . import dependencies, display, export, interpreter, results, saving
@@ -213,7 +214,7 @@ class XAICLIPTest(ScriptedLoadableModuleTest):
         logic, session = self._played()
         told, volume = self._outcomes(logic), self._volume()
         logic.startExplaining(Question(volume, "liver", method="structures"))
-        session.explain(volume, structures=structuresFor())
+        session.explain(volume, measurements={"score_unperturbed": 0.9, "structures": structuresFor()})
         nodes = told[0][1]
         self.assertEqual(nodes.structures.GetTable().GetNumberOfRows(), 2)
         self.assertEqual(nodes.chart.GetNumberOfPlotSeriesNodes(), 1)
@@ -367,7 +368,7 @@ class XAICLIPTest(ScriptedLoadableModuleTest):
         self._skipWithout(self._packagesAreThere(), f"not installed: {', '.join(dependencies.missing())}")
         from . import sampledata
 
-        volume = sampledata.loadPhantom(9.0)
+        volume = sampledata.loadPhantom(6.0, (48, 36, 28))  # what fits into seconds on a slow computer
         logic = XAICLIPLogic()
         self._logics.append(logic)
         with self.assertRaises((InputError, ExplanationError)):

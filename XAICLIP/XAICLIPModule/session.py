@@ -59,7 +59,7 @@ class Session(Protocol):
     def start(self) -> None:
         """Start the worker where none runs; `greeted` follows, or `stopped` with a sentence for the user."""
 
-    def request(self, kind: str, listener: Listener, **fields: Any) -> int:
+    def request(self, kind: str, listener: Listener, /, **fields: Any) -> int:
         """Ask; every answer goes to ``listener``, the last of them in any case. Returns the id of the request."""
 
     def cancel(self, request: int) -> None:
@@ -138,7 +138,7 @@ class WorkerSession:
             self._send(protocol.Hello(id=self._nextId(), protocol=protocol.PROTOCOL))
             qt.QTimer.singleShot(HELLO_TIMEOUT_MS, lambda: self._onHelloTimeout(process))
 
-    def request(self, kind: str, listener: Listener, **fields: Any) -> int:
+    def request(self, kind: str, listener: Listener, /, **fields: Any) -> int:
         """Ask the worker, once it has said hello.
 
         ``listener`` gets every answer of the request. Exactly one of them is final (`FINAL`): where the worker dies, it
@@ -267,6 +267,8 @@ class WorkerSession:
     def _fail(self, message: str) -> None:
         """Give the worker up for a reason that is known."""
         process, self._process, self.hello = self._process, None, None
+        if process is None:
+            return
         self._retired.append(process)
         if process.state() != qt.QProcess.NotRunning:
             process.kill()
@@ -286,11 +288,14 @@ class WorkerSession:
             self.logged.emit(line)
 
     def _onOutput(self) -> None:
-        if self._process is None:
+        process = self._process
+        if process is None:
             return
-        self._buffer += bytes(self._process.readAllStandardOutput().data())
+        self._buffer += bytes(process.readAllStandardOutput().data())
         *lines, self._buffer = self._buffer.split(b"\n")
         for line in lines:
+            if self._process is not process:
+                return  # a listener ended the worker: what it still says answers nobody
             self._onLine(line)
         if len(self._buffer) > LONGEST_LINE:
             self._fail(_("The worker sent something that is no answer: click Apply to start it again."))
