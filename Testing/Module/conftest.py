@@ -103,3 +103,58 @@ def load_module(slicer_host: ModuleType, scene: Any) -> Iterator[Callable[[str],
         _remove_parameter_nodes(slicer_host)  # before their widgets go
         unload_scripted_module(name)
         widget.delete()
+
+
+@pytest.fixture
+def module_path(slicer_host: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the module, from where its parts can be imported."""
+    monkeypatch.syspath_prepend(str(ROOT / "XAICLIP"))
+    return ROOT / "XAICLIP"
+
+
+@pytest.fixture
+def session(module_path: Path, scene: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A worker that the test plays, in the place of the process that the logic would start."""
+    from XAICLIPModule import logic
+    from XAICLIPModule.playedsession import PlayedSession
+
+    played = PlayedSession(tmp_path)
+    monkeypatch.setattr(logic, "WorkerSession", lambda: played)
+    return played
+
+
+@pytest.fixture
+def panel(session: Any, load_module: Callable[[str], Any]) -> Any:
+    """The panel of the module (`XAICLIPWidget`), on the screen, whose worker the test plays."""
+    widget = load_module("XAICLIP")
+    widget.parent.show()
+    return widget
+
+
+@pytest.fixture
+def volume(scene: Any, slicer_host: ModuleType) -> Any:
+    """A small oblique scan."""
+    import numpy as np
+
+    node = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "scan")
+    array = np.zeros((12, 14, 16), dtype=np.int16)
+    array[3:-3, 3:-3, 3:-3] = 100
+    slicer_host.util.updateVolumeFromArray(node, array)
+    turned = np.array([[1.9, -0.9, 0, 10], [0.6, 2.8, 0, -20], [0, 0, 4, 5], [0, 0, 0, 1]])
+    turned[:3, 1] -= turned[:3, 0] * (turned[:3, 0] @ turned[:3, 1]) / (turned[:3, 0] @ turned[:3, 0])
+    node.SetIJKToRASMatrix(slicer_host.util.vtkMatrixFromArray(turned))
+    node.CreateDefaultDisplayNodes()
+    return node
+
+
+def wait(until: Callable[[], Any], seconds: float = 20.0) -> None:
+    """Let Qt work until something holds."""
+    import time
+
+    import slicer
+
+    end = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < end, f"waited {seconds:g} s in vain"
+        slicer.app.processEvents()
+        time.sleep(0.005)

@@ -244,9 +244,13 @@ class WorkerSession:
         ).format(status=process.exitCode())
 
     def _onProcessError(self, *_error: Any) -> None:
-        """QProcess emits no ``finished`` for a program that could not be started."""
+        """QProcess tells of a crash before ``finished``, and emits no ``finished`` for what could not be started."""
         process = self._process
-        if process is None or process.state() != qt.QProcess.NotRunning or self.hello is not None:
+        if process is not None:
+            qt.QTimer.singleShot(0, lambda: self._onNeverStarted(process))
+
+    def _onNeverStarted(self, process: Any) -> None:
+        if self._process is not process or process.state() != qt.QProcess.NotRunning:
             return
         self._tail.append(str(process.errorString()))
         self.logged.emit(self._tail[-1])
