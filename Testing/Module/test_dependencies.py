@@ -109,7 +109,7 @@ def test_who_declines_gets_nothing_installed(dependencies: Any, asked: dict[str,
 
 def test_what_is_still_missing_afterwards_is_told(dependencies: Any, asked: dict[str, Any]) -> None:
     asked["left"] = ["einops>=0.7"]
-    with pytest.raises(InputError, match="still missing.*einops"):
+    with pytest.raises(InputError, match=r"still missing.*einops"):
         dependencies.ensure()
 
 

@@ -12,6 +12,7 @@ import pytest
 
 def choose(value: str) -> Any:
     import qt
+
     from XAICLIPModule import interpreter
 
     qt.QSettings().setValue(interpreter.SETTING, value)

@@ -58,7 +58,7 @@ def test_the_worker_says_hello_and_goes_when_asked(made: Any) -> None:
     wait(lambda: session.hello, 60)
     folder = Path(session.hello.folder)
     assert folder.is_dir()
-    assert [model["name"] for model in session.hello.segmenters][0] == "abdomen-ct"
+    assert session.hello.segmenters[0]["name"] == "abdomen-ct"
     session.stop()
     assert session.told == [""]
     assert not session.isRunning
@@ -129,7 +129,8 @@ def test_what_is_no_program_says_so(made: Any, tmp_path: Path) -> None:
         ("raise SystemExit(3)", "exit status 3"),
         ("import os; os.kill(os.getpid(), 9)", "ended from outside, or crashed"),
         (
-            'print(\'{"type": "error", "id": 1, "kind": "protocol", "message": "Of another version."}\', flush=True); input(); input()',
+            'print(\'{"type": "error", "id": 1, "kind": "protocol", "message": "Of another version."}\', flush=True)\n'
+            "input(); input()",
             "Of another version.",
         ),
     ],
@@ -145,8 +146,8 @@ def test_a_worker_that_does_not_come_up_says_why(made: Any, pretend: Any, progra
 
 HELLO = """
 import json, sys, time
-hello = {"type": "hello", "id": 1, "protocol": %d, "versions": {}, "devices": ["cpu"], "device_names": {}, "folder": "/tmp",
-  "segmenters": [], "localizers": [], "methods": {}, "scores": [], "baselines": [], "structures": []}
+hello = {"type": "hello", "id": 1, "protocol": %d, "versions": {}, "devices": ["cpu"], "device_names": {},
+  "folder": "/tmp", "segmenters": [], "localizers": [], "methods": {}, "scores": [], "baselines": [], "structures": []}
 line = (json.dumps(hello) + chr(10)).encode()
 for part in (line[:50], line[50:], b"no json" + bytes([10]), b'{"type": "progress", "id": 7}' + bytes([10])):
     sys.stdout.buffer.write(part); sys.stdout.flush(); time.sleep(0.1)

@@ -20,6 +20,7 @@ def test_names_and_codes_are_those_of_the_vocabulary(module_path: Path) -> None:
 
 def test_entry_is_written_as_slicer_reads_it(module_path: Path) -> None:
     import slicer
+
     from XAICLIPModule import terminology
 
     logic = slicer.vtkSlicerTerminologiesModuleLogic

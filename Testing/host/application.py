@@ -114,6 +114,9 @@ class qSlicerLayoutManager(QObject):
         for widget in self._widgets.values():
             widget.sliceLogic().FitSliceToBackground()
 
+    def resetThreeDViews(self) -> None:
+        """There are none to be reset."""
+
     def layoutLogic(self) -> Any:
         return self._layout_logic
 

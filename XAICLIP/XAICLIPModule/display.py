@@ -80,13 +80,14 @@ def ownColours(saliencyNode: Any) -> Any:
     """The colour table of a run, made where there is none."""
     node = saliencyNode.GetNodeReference(COLOURS_ROLE)
     if node is None:
-        node = slicer.mrmlScene.AddNewNodeByClass(
-            "vtkMRMLColorTableNode", _("{name} colours").format(name=saliencyNode.GetName())
-        )
+        node = slicer.mrmlScene.CreateNodeByClass("vtkMRMLColorTableNode")
+        node.UnRegister(None)  # Python holds it from here on
+        node.SetName(_("{name} colours").format(name=saliencyNode.GetName()))
         node.SetTypeToUser()
         node.SetNumberOfColors(ENTRIES)
         node.SetAttribute("Category", "XAI-CLIP")
-        node.SetHideFromEditors(False)  # hidden colour tables are not saved with the scene
+        node.SetHideFromEditors(False)  # hidden colour tables are neither offered nor saved with the scene
+        slicer.mrmlScene.AddNode(node)
         saliencyNode.SetNodeReferenceID(COLOURS_ROLE, node.GetID())
     return node
 

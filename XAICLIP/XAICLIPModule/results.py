@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,10 @@ from XAICLIPLib.errors import InputError
 from . import display, export, terminology
 
 SALIENCY_ATTRIBUTE = "XAICLIP.Saliency"
-"""Marks the saliency volume of a run: ``1``, or ``developing`` while it is computed."""
+"""Marks the saliency volume of a run, from before it is in the scene: node selectors look at attributes only then."""
 
 RECORD_ATTRIBUTE = "XAICLIP.Record"
+"""JSON of the record; a saliency without it is still being computed."""
 INPUT_ROLE, SEGMENTATION_ROLE = "xaiclipInput", "xaiclipSegmentation"
 MEASUREMENTS_ROLE, STRUCTURES_ROLE, CHART_ROLE = "xaiclipMeasurements", "xaiclipStructures", "xaiclipChart"
 SURFACE_ROLE, ERROR_ROLE = "xaiclipSurface", "xaiclipStandardError"
@@ -100,7 +102,7 @@ class ExplanationNodes:
 
 def explanationOf(saliencyNode: Any) -> ExplanationNodes | None:
     """The run that a saliency volume heads; None where it heads none (yet)."""
-    if saliencyNode is None or saliencyNode.GetAttribute(SALIENCY_ATTRIBUTE) != "1":
+    if saliencyNode is None or not saliencyNode.GetAttribute(SALIENCY_ATTRIBUTE) or not recordOf(saliencyNode):
         return None
     return ExplanationNodes(
         saliencyNode,
@@ -112,12 +114,13 @@ def explanationOf(saliencyNode: Any) -> ExplanationNodes | None:
 
 
 def recordOf(saliencyNode: Any) -> dict[str, Any]:
-    """The record of a run; empty where the attribute is missing or was damaged."""
+    """The record of a run; empty where the attribute is missing or no record of this kind."""
     try:
         record = json.loads(saliencyNode.GetAttribute(RECORD_ATTRIBUTE) or "{}")
     except ValueError:
         return {}
-    return record if isinstance(record, dict) else {}
+    needed = ("prompt", "target", "region", "measurements", "parameters")
+    return record if isinstance(record, dict) and all(record.get(key) for key in needed) else {}
 
 
 # --- from files ---
@@ -161,8 +164,7 @@ def arrayFromFile(path: str | Path, volumeNode: Any) -> NDArray[Any]:
 def developingSaliency(volumeNode: Any, name: str, array: NDArray[Any], node: Any = None) -> Any:
     """The saliency volume of a run that is being computed, made or brought up to date."""
     if node is None:
-        node = _volumeLike(volumeNode, name, array)
-        node.SetAttribute(SALIENCY_ATTRIBUTE, "developing")
+        node = _volumeLike(volumeNode, name, array, {SALIENCY_ATTRIBUTE: "1"})
         node.SetNodeReferenceID(INPUT_ROLE, volumeNode.GetID())
         _placeBeside(volumeNode, None, [node])
     else:
@@ -197,7 +199,7 @@ def load(
     arrays = {what: arrayFromFile(files[what], volumeNode) for what in ("saliency", "region", "segmentation")}
     error = arrayFromFile(files["standard_error"], volumeNode) if "standard_error" in files else None
     saliency = developingSaliency(volumeNode, name, arrays["saliency"], saliencyNode)
-    saliency.SetName(name)
+    name = saliency.GetName()
     made = [
         (SEGMENTATION_ROLE, _segmentation(volumeNode, name, arrays["region"], arrays["segmentation"], record)),
         (MEASUREMENTS_ROLE, _measurementsTable(name, record)),
@@ -211,7 +213,6 @@ def load(
     for role, node in made:
         saliency.SetNodeReferenceID(role, node.GetID())
     _noteProvenance(saliency, record)
-    saliency.SetAttribute(SALIENCY_ATTRIBUTE, "1")
     _placeBeside(volumeNode, name, [saliency, *(node for _role, node in made)])
     figure = Path(files["figure"]) if "figure" in files else None
     found = explanationOf(saliency)
@@ -229,9 +230,16 @@ def remove(saliencyNode: Any) -> None:
             slicer.mrmlScene.RemoveNode(node)
 
 
-def _volumeLike(volumeNode: Any, name: str, array: NDArray[Any]) -> Any:
+def _volumeLike(
+    volumeNode: Any, name: str, array: NDArray[Any], attributes: Mapping[str, str] = MappingProxyType({})
+) -> Any:
     """A float32 volume in the geometry, and under the transform, of another."""
-    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name)
+    node = slicer.mrmlScene.CreateNodeByClass("vtkMRMLScalarVolumeNode")
+    node.UnRegister(None)  # Python holds it from here on
+    node.SetName(slicer.mrmlScene.GenerateUniqueName(name))
+    for key, value in attributes.items():
+        node.SetAttribute(key, value)
+    slicer.mrmlScene.AddNode(node)
     matrix = vtk.vtkMatrix4x4()
     volumeNode.GetIJKToRASMatrix(matrix)
     node.SetIJKToRASMatrix(matrix)
