@@ -105,6 +105,13 @@ def test_defaults_leave_the_choice_to_the_worker(ready: Any, session: Any) -> No
         assert getattr(asked, name) is None, name
 
 
+def test_numbers_stay_within_what_the_worker_takes(ready: Any) -> None:
+    ready.seedSpinBox.setValue(-5)
+    assert ready.seedSpinBox.value == 0
+    ready.regionMarginSpinBox.setValue(-50)
+    assert (ready.regionMarginSpinBox.value, ready.regionMarginSpinBox.text) == (-1, "default")
+
+
 def test_another_structure_is_offered_from_the_model(ready: Any, session: Any) -> None:
     pick(ready.targetSourceComboBox, "structure")
     assert ready.targetStructureComboBox.isVisibleTo(ready.targetCollapsibleButton)

@@ -19,7 +19,6 @@ from XAICLIPLib import protocol
 from XAICLIPLib.errors import Cancelled, InputError
 
 from . import display, results
-from .parameters import XAICLIPParameterNode
 from .question import Box, Drawn, Question, Segment
 from .results import ExplanationNodes
 from .session import Answer, Ended, Session, WorkerSession
@@ -115,6 +114,8 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
 
     def getParameterNode(self) -> Any:
         """The module's parameter node, as a `XAICLIPParameterNode`."""
+        from .parameters import XAICLIPParameterNode  # see there why so late
+
         wrap: Any = XAICLIPParameterNode  # the decorator gives it a constructor that types do not know
         return wrap(super().getParameterNode())
 

@@ -1,4 +1,8 @@
-"""What the panel remembers with the scene: the module's parameter node."""
+"""What the panel remembers with the scene: the module's parameter node.
+
+Imported when it is first needed: the node classes are those of other modules of Slicer, which may be loaded later than
+this one.
+"""
 
 # No ``from __future__ import annotations``: the wrapper reads the annotations themselves.
 
@@ -44,12 +48,12 @@ class XAICLIPParameterNode:
     score: str
     baseline: str
     modality: str
-    seed: int
+    seed: Annotated[int, WithinRange(0, 2147483647)]
     localizer: str
     regionSource: Annotated[str, Default("guided")]
     ownThreshold: bool
     regionThreshold: Annotated[float, WithinRange(0.0, 1.0), Default(0.5)]
-    regionMargin: Annotated[float, Default(-1.0)]
+    regionMargin: Annotated[float, WithinRange(-1.0, 100.0), Default(-1.0)]
     regionSegmentation: vtkMRMLSegmentationNode
     regionSegment: str
     regionBox: vtkMRMLMarkupsROINode

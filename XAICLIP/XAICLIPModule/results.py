@@ -279,6 +279,7 @@ def _segmentation(
     view = node.GetDisplayNode()
     view.SetOpacity2DFill(0.0)  # outlines: fills would hide the map
     view.SetSegmentVisibility3D(REGION_SEGMENT, False)
+    view.SetVisibility3D(False)  # until it is asked for: surfaces take a while to make
     return node
 
 

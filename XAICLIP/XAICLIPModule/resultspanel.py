@@ -177,6 +177,12 @@ class ResultsPanel(VTKObservationMixin):
 
     # --- what the user does ---
 
+    def _canChange(self) -> bool:
+        """Whether a widget was changed by the user, and there is a map to be changed: one may just be going away."""
+        node = self._node
+        there = node is not None and slicer.mrmlScene.GetNodeByID(node.GetID() or "") is node
+        return not self._updating and there and node.GetDisplayNode() is not None
+
     def _overlay(self, shown: bool) -> None:
         if shown:
             volume = self._node.GetNodeReference(results.INPUT_ROLE)
@@ -186,16 +192,16 @@ class ResultsPanel(VTKObservationMixin):
             self.logic.views.giveBack()
 
     def _onOverlay(self, shown: bool) -> None:
-        if not self._updating and self._node is not None:
+        if self._canChange():
             self._overlay(shown)
             self._show()
 
     def _onLegend(self, shown: bool) -> None:
-        if not self._updating and self._node is not None:
+        if self._canChange():
             display.showLegend(self._node, shown)
 
     def _onOpacity(self, value: float) -> None:
-        if self._updating or self._node is None:
+        if not self._canChange():
             return
         for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
             shown = (self._node.GetID(), self._compared.GetID() if self._compared is not None else None)
@@ -203,15 +209,15 @@ class ResultsPanel(VTKObservationMixin):
                 composite.SetForegroundOpacity(value)
 
     def _onThreshold(self, value: float) -> None:
-        if not self._updating and self._node is not None:
+        if self._canChange():
             display.setThreshold(self._node, value)
 
     def _onWindow(self, value: float) -> None:
-        if not self._updating and self._node is not None:
+        if self._canChange():
             display.setWindow(self._node, value)
 
     def _onColours(self, colorNode: Any) -> None:
-        if not self._updating and self._node is not None and colorNode is not None:
+        if self._canChange() and colorNode is not None:
             display.setColours(self._node, colorNode)
 
     def _onJump(self, *_clicked: Any) -> None:

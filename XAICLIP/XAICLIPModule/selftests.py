@@ -6,6 +6,7 @@ it is skipped, and says so, where their packages are not installed.
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import time
@@ -44,6 +45,9 @@ class XAICLIPTest(ScriptedLoadableModuleTest):
         self._settings = {key: settings.value(key) for key in settings.allKeys() if key.startswith(SETTINGS)}
         for key in self._settings:
             settings.remove(key)
+        python = os.environ.get("XAICLIP_TEST_PYTHON")
+        if python:  # one that has the packages, where Slicer's own has not
+            settings.setValue(interpreter.SETTING, python)
 
     def tearDown(self) -> None:
         """Leave scene, settings and disk as they were."""
