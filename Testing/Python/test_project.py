@@ -185,6 +185,22 @@ def test_cmake_packages_every_script_and_resource() -> None:
     assert set(lists["XAICLIPLIB_RESOURCES"].split()) == shipped_resources()
 
 
+def test_cmake_packages_every_file_of_the_module() -> None:
+    lists = cmake_sets(ROOT / "XAICLIP" / "CMakeLists.txt")
+    folder = ROOT / "XAICLIP"
+    files = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+    assert set(lists["XAICLIP_SCRIPTS"].split()) == {file for file in files if file.endswith(".py")}
+    assert set(lists["XAICLIP_RESOURCES"].split()) == {file for file in files if file.startswith("Resources/")}
+    named = [Path(file).name for file in files if file.startswith("Resources/")]
+    assert all(name.startswith("XAICLIP") for name in named), "all modules share one Resources folder once installed"
+
+
+def test_module_asks_for_the_packages_that_the_library_needs() -> None:
+    text = (ROOT / "XAICLIP" / "Resources" / "XAICLIPRequirements.txt").read_text(encoding="utf-8")
+    wanted = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert wanted == PROJECT["dependencies"]
+
+
 def test_cmake_enters_only_folders_that_exist() -> None:
     text = (ROOT / "CMakeLists.txt").read_text(encoding="utf-8")
     folders = re.findall(r"(?m)^\s*add_subdirectory\((\S+)\)", text)
@@ -248,6 +264,6 @@ def test_ci_runs_make_test() -> None:
 
 
 def test_text_files_end_their_lines_with_lf() -> None:
-    names = ["*.txt", "*.md", "*.json", "*.s4ext", "*.toml", "XAICLIPLib/**/*.py"]
+    names = ["*.txt", "*.md", "*.json", "*.s4ext", "*.toml", "XAICLIPLib/**/*.py", "XAICLIP/**/*.py", "XAICLIP/**/*.ui"]
     files = [file for name in names for file in ROOT.glob(name)]
     assert [str(file) for file in files if b"\r" in file.read_bytes()] == []

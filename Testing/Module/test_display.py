@@ -1,0 +1,137 @@
+"""How a saliency looks: colours, window, transparency, legend, and the slice views given back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def display(module_path: Any, scene: Any) -> Any:
+    from XAICLIPModule import display
+
+    return display
+
+
+@pytest.fixture
+def saliency(display: Any, volume: Any) -> Any:
+    """A function that gives a saliency volume with these values."""
+    import slicer
+
+    def make(*values: float) -> Any:
+        node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "map")
+        array = np.zeros((4, 5, 6), np.float32)
+        array.ravel()[: len(values)] = values
+        slicer.util.updateVolumeFromArray(node, array)
+        display.prepare(node)
+        return node
+
+    return make
+
+
+def alpha(display: Any, node: Any, value: float) -> float:
+    """Opacity with which a value is painted, from the table and the window."""
+    low, high = (getattr(node.GetScalarVolumeDisplayNode(), f"GetWindowLevel{end}")() for end in ("Min", "Max"))
+    rgba = [0.0] * 4
+    index = round(np.clip((value - low) / (high - low), 0, 1) * (display.ENTRIES - 1))
+    display.colours(node).GetColor(index, rgba)
+    return rgba[3]
+
+
+def test_the_window_is_fixed_and_starts_at_nothing_lost(display: Any, saliency: Any) -> None:
+    node = saliency(0.4, 0.2, -0.05)
+    view = node.GetScalarVolumeDisplayNode()
+    assert (view.GetWindowLevelMin(), view.GetWindowLevelMax()) == (0, pytest.approx(0.4))
+    assert not view.GetAutoWindowLevel()
+
+
+def test_negative_effects_that_matter_get_a_colour_of_their_own(display: Any, saliency: Any) -> None:
+    node = saliency(0.4, -0.2)
+    view = node.GetScalarVolumeDisplayNode()
+    assert view.GetWindowLevelMin() == pytest.approx(-0.4)
+    rgba = [0.0] * 4
+    display.colours(node).GetColor(0, rgba)
+    assert rgba[2] > rgba[0], "negative is blue"
+    display.colours(node).GetColor(255, rgba)
+    assert rgba[0] > rgba[2], "positive is red"
+
+
+@pytest.mark.parametrize("values", [(1.0,), (1.0, -1.0)])
+def test_what_is_below_the_threshold_is_transparent_in_both_directions(
+    display: Any, saliency: Any, values: tuple[float, ...]
+) -> None:
+    node = saliency(*values)
+    display.setThreshold(node, 0.3)
+    assert alpha(display, node, 0.0) == 0
+    assert alpha(display, node, 0.28) == 0
+    assert 0 < alpha(display, node, 0.4) < 1
+    assert alpha(display, node, 0.9) == 1
+    assert alpha(display, node, -0.9) == (1 if len(values) == 2 else 0)
+    display.setThreshold(node, 0.0)
+    assert alpha(display, node, 0.0) == 0, "nothing lost is never painted"
+
+
+def test_another_colour_table_keeps_the_threshold_and_the_own_one_comes_back(
+    display: Any, saliency: Any, scene: Any
+) -> None:
+    node = saliency(1.0)
+    own = display.colours(node)
+    other = scene.AddNewNodeByClass("vtkMRMLColorTableNode", "other")
+    other.SetTypeToGrey()
+    display.setThreshold(node, 0.3)
+    display.setColours(node, other)
+    view = node.GetScalarVolumeDisplayNode()
+    assert view.GetApplyThreshold() and view.GetLowerThreshold() == pytest.approx(0.3)
+    display.setColours(node, own)
+    assert not view.GetApplyThreshold()
+    assert alpha(display, node, 0.2) == 0
+
+
+def test_a_map_of_nothing_is_shown_without_complaint(display: Any, saliency: Any) -> None:
+    node = saliency(0.0)
+    assert display.window(node) > 0
+    assert alpha(display, node, 0.0) == 0
+
+
+def test_one_legend_at_a_time_and_it_says_what_it_measures(display: Any, saliency: Any) -> None:
+    first, second = saliency(1.0), saliency(0.5)
+    display.showLegend(first, True)
+    display.showLegend(second, True)
+    assert not display.legend(first).GetVisibility()
+    legend = display.legend(second)
+    assert legend.GetVisibility() and legend.GetTitleText() == "score lost" and legend.GetLabelFormat() == "%.2f"
+
+
+def test_slice_views_are_given_back_as_they_were(
+    display: Any, saliency: Any, volume: Any, scene: Any, layout_manager: Any
+) -> None:
+    node, views = saliency(1.0), display.SliceViews()
+    before = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "before")
+    composite = layout_manager.sliceWidget("Red").mrmlSliceCompositeNode()
+    composite.SetBackgroundVolumeID(before.GetID())
+    composite.SetForegroundVolumeID(volume.GetID())
+    composite.SetForegroundOpacity(0.25)
+    views.show(volume, node, 0.6)
+    assert composite.GetBackgroundVolumeID() == volume.GetID()
+    assert views.opacity(node) == pytest.approx(0.6)
+    views.show(volume, node, 0.7)  # shown again, it is still the first state that is remembered
+    views.giveBack()
+    assert composite.GetBackgroundVolumeID() == before.GetID()
+    assert composite.GetForegroundVolumeID() == volume.GetID()
+    assert composite.GetForegroundOpacity() == 0.25
+    assert not views.isShown(node)
+
+
+def test_what_was_deleted_is_not_given_back(
+    display: Any, saliency: Any, volume: Any, scene: Any, layout_manager: Any
+) -> None:
+    node, views = saliency(1.0), display.SliceViews()
+    before = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "before")
+    composite = layout_manager.sliceWidget("Red").mrmlSliceCompositeNode()
+    composite.SetForegroundVolumeID(before.GetID())
+    views.show(volume, node, 0.6)
+    scene.RemoveNode(before)
+    views.giveBack()
+    assert composite.GetForegroundVolumeID() is None

@@ -1,0 +1,405 @@
+"""The panel, driven as a person drives it, with a worker that the test plays."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import wait
+
+
+@pytest.fixture
+def ui(panel: Any) -> Any:
+    return panel.ui
+
+
+@pytest.fixture
+def ready(panel: Any, volume: Any) -> Any:
+    """The widgets of a panel in which Apply can be clicked."""
+    wait(lambda: panel.ui.inputSelector.currentNode() is volume)
+    panel.ui.promptLineEdit.setText("liver")
+    assert panel.ui.applyButton.isEnabled()
+    return panel.ui
+
+
+def pick(combo: Any, data: str) -> None:
+    index = combo.findData(data)
+    assert index >= 0, f"{data} is not offered"
+    combo.setCurrentIndex(index)
+
+
+def plain(tip: str) -> str:
+    return tip.replace("<p>", "").replace("</p>", "").replace("<br>", "\n").replace("\n\n", "\n")
+
+
+def test_the_first_scan_is_chosen_and_results_are_no_scans(ui: Any, volume: Any, session: Any) -> None:
+    wait(lambda: ui.inputSelector.currentNode() is volume)
+
+
+def test_the_model_says_what_it_knows_and_under_which_licence(ui: Any) -> None:
+    text = ui.modelDescriptionLabel.text
+    for said in ("13 abdominal organs", "For CT", "liver", "Apache-2.0"):
+        assert said in text
+    assert not ui.trustCheckBox.isVisible()
+
+
+def test_what_is_not_installed_says_so(ui: Any) -> None:
+    import qt
+
+    index = ui.localizerComboBox.findData("biomedclip")
+    assert "Not installed" in ui.localizerComboBox.itemData(index, qt.Qt.ToolTipRole)
+
+
+def test_words_are_completed_from_models_and_vocabulary(ui: Any) -> None:
+    completer = ui.promptLineEdit.completer()
+    completer.setCompletionPrefix("kidn")
+    assert completer.completionCount() > 2
+    completer.setCompletionPrefix("gallbl")
+    assert completer.currentCompletion() == "gallbladder"
+
+
+def test_every_method_shows_its_parameters(panel: Any, ready: Any) -> None:
+    from XAICLIPLib import methods
+
+    for name, description in methods.describe().items():
+        pick(ready.methodComboBox, name)
+        for parameter in description["parameters"]:
+            widget = panel.panel.methodForm.widget(parameter["name"])
+            assert parameter["help"][1:8] in plain(widget.toolTip)
+        assert dict(panel.panel.question().parameters) == {}
+        panel.panel.question().check()
+
+
+def test_parameters_reach_the_worker(panel: Any, ready: Any, session: Any) -> None:
+    pick(ready.methodComboBox, "lime")
+    form = panel.panel.methodForm
+    form.widget("size_mm").setValue(12.5)
+    form.widget("kernel").setCurrentIndex(form.widget("kernel").findData("shap"))
+    pick(ready.scoreComboBox, "mean probability")
+    pick(ready.baselineComboBox, "blur")
+    pick(ready.modalityComboBox, "CT")
+    ready.ownThresholdCheckBox.setChecked(True)
+    ready.regionThresholdSlider.value = 0.7
+    ready.regionMarginSpinBox.setValue(12)
+    ready.seedSpinBox.setValue(3)
+    pick(ready.deviceComboBox, "cpu")
+    pick(ready.precisionComboBox, "full")
+    ready.applyButton.click()
+    (asked,) = session.requests
+    assert (asked.method, asked.parameters) == ("lime", {"size_mm": 12.5, "kernel": "shap"})
+    assert (asked.score, asked.baseline, asked.modality, asked.seed) == ("mean probability", "blur", "CT", 3)
+    assert (asked.threshold, asked.margin_mm) == (pytest.approx(0.7), 12)
+    assert (asked.device, asked.precision, asked.trust) == ("cpu", "full", None)
+    assert asked.region == "guided" and asked.target is None
+
+
+def test_defaults_leave_the_choice_to_the_worker(ready: Any, session: Any) -> None:
+    ready.applyButton.click()
+    (asked,) = session.requests
+    for name in ("threshold", "margin_mm", "device", "precision", "modality", "target", "parameters", "trust"):
+        assert getattr(asked, name) is None, name
+
+
+def test_numbers_stay_within_what_the_worker_takes(ready: Any) -> None:
+    ready.seedSpinBox.setValue(-5)
+    assert ready.seedSpinBox.value == 0
+    ready.regionMarginSpinBox.setValue(-50)
+    assert (ready.regionMarginSpinBox.value, ready.regionMarginSpinBox.text) == (-1, "default")
+
+
+def test_another_structure_is_offered_from_the_model(ready: Any, session: Any) -> None:
+    pick(ready.targetSourceComboBox, "structure")
+    assert ready.targetStructureComboBox.isVisibleTo(ready.targetCollapsibleButton)
+    pick(ready.targetStructureComboBox, "spleen")
+    ready.applyButton.click()
+    assert session.requests[0].target.structure == "spleen"
+
+
+def test_a_segment_that_is_chosen_is_what_is_explained(panel: Any, ready: Any, session: Any, volume: Any) -> None:
+    import numpy as np
+    import slicer
+
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "drawn")
+    node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+    node.GetSegmentation().AddEmptySegment("island", "island")
+    mask = np.zeros((12, 14, 16), np.uint8)
+    mask[4:6, 4:6, 4:6] = 1
+    slicer.util.updateSegmentBinaryLabelmapFromArray(mask, node, "island", volume)
+    pick(ready.targetSourceComboBox, "segment")
+    ready.targetSegmentSelector.setCurrentNode(node)
+    ready.targetSegmentSelector.setCurrentSegmentID("island")
+    assert ready.applyButton.isEnabled(), ready.applyButton.toolTip
+    ready.applyButton.click()
+    assert Path(session.requests[0].target.mask).is_file()
+
+
+def test_a_deleted_box_is_asked_for_again(ready: Any) -> None:
+    import slicer
+
+    pick(ready.regionSourceComboBox, "box")
+    roi = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "box")
+    ready.regionBoxSelector.setCurrentNode(roi)
+    assert ready.applyButton.isEnabled()
+    slicer.mrmlScene.RemoveNode(roi)
+    wait(lambda: not ready.applyButton.isEnabled())
+    assert "box in the section Region" in plain(ready.applyButton.toolTip)
+
+
+def test_a_box_that_was_not_placed_is_told(ready: Any, session: Any) -> None:
+    import slicer
+
+    pick(ready.regionSourceComboBox, "box")
+    ready.regionBoxSelector.setCurrentNode(slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "box"))
+    ready.applyButton.click()
+    assert "not placed yet" in ready.statusLabel.text
+    assert ready.applyButton.text == "Apply"
+    assert session.requests == []
+
+
+def test_a_network_of_the_users_own_needs_trust_that_no_scene_can_give(
+    panel: Any, ready: Any, session: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    import qt
+
+    monkeypatch.setattr(qt.QFileDialog, "getExistingDirectory", lambda *_arguments: str(tmp_path))
+    ready.modelFolderButton.click()
+    assert ready.modelComboBox.currentData == str(tmp_path)
+    assert ready.trustCheckBox.isVisibleTo(ready.inputsCollapsibleButton)
+    ready.applyButton.click()
+    assert (session.requests[0].model, session.requests[0].trust) == (str(tmp_path), None)
+    session.answer("error", kind="input", message="It holds code.")
+    assert ready.statusLabel.text == "It holds code."
+    ready.trustCheckBox.setChecked(True)
+    ready.applyButton.click()
+    assert session.requests[1].trust is True
+
+
+def test_show_region_first_gives_a_segment_to_edit(ready: Any, session: Any, volume: Any, tmp_path: Path) -> None:
+    from XAICLIPModule.playedsession import writeResults
+
+    ready.showRegionButton.click()
+    (asked,) = session.requests
+    assert asked.type == "localize"
+    files = writeResults(volume, tmp_path / "found")
+    session.answer("region", files={"region": files["region"]}, region={"volume_ml": 3.0}, warnings=["Small."])
+    assert "Small." in ready.statusLabel.text
+    pick(ready.regionSourceComboBox, "segment")
+    assert ready.applyButton.isEnabled()
+    ready.applyButton.click()
+    assert Path(session.requests[1].region.mask).is_file()
+
+
+def test_nothing_found_is_told_with_a_way_out(ready: Any, session: Any, volume: Any, tmp_path: Path) -> None:
+    import numpy as np
+
+    from XAICLIPModule.playedsession import _write
+
+    ready.showRegionButton.click()
+    path = _write(np.zeros((12, 14, 16), np.uint8), volume, tmp_path / "nothing.nrrd")
+    session.answer("region", files={"region": str(path)}, region={}, warnings=[])
+    assert "was not found" in ready.statusLabel.text and "lower the threshold" in ready.statusLabel.text
+
+
+def test_enter_in_the_prompt_applies_when_all_is_there(ready: Any, session: Any) -> None:
+    ready.promptLineEdit.returnPressed()
+    assert len(session.requests) == 1
+    ready.promptLineEdit.returnPressed()
+    assert len(session.requests) == 1
+
+
+def test_apply_is_cancel_and_then_stop(ready: Any, session: Any) -> None:
+    ready.applyButton.click()
+    assert ready.applyButton.text == "Cancel"
+    assert not ready.inputSelector.isEnabled()
+    assert not ready.showRegionButton.isEnabled() and "going on" in ready.showRegionButton.toolTip
+    session.answer("progress", stage="localize", done=3, total=12, seconds_left=200)
+    assert "Looking for the words" in ready.statusLabel.text and "3 min left" in ready.statusLabel.text
+    ready.applyButton.click()
+    assert ready.applyButton.text == "Stop at once"
+    session.answer("progress", stage="localize", done=4, total=12, seconds_left=200)
+    assert "Ending" in ready.statusLabel.text
+    ready.applyButton.click()
+    assert ready.applyButton.text == "Apply"
+    assert ready.progressBar.isHidden()
+    assert "Cancelled" in ready.statusLabel.text
+
+
+def test_errors_of_every_kind_leave_the_panel_ready(ready: Any, session: Any) -> None:
+    for kind, message in (
+        ("memory", "There is not enough memory: crop the scan."),
+        ("internal", "Something went wrong."),
+        ("missing package", "torch is missing."),
+        ("protocol", "busy"),
+    ):
+        ready.applyButton.click()
+        session.answer("error", kind=kind, message=message)
+        assert ready.statusLabel.text == message
+        assert ready.applyButton.text == "Apply" and ready.applyButton.isEnabled()
+    ready.applyButton.click()
+    session.crash("It was ended from outside: click Apply to start it again.")
+    assert "click Apply" in ready.statusLabel.text
+    ready.applyButton.click()
+    assert len(session.requests) == 6
+
+
+def test_a_failed_run_gives_the_earlier_result_back(
+    panel: Any, ready: Any, session: Any, volume: Any, layout_manager: Any
+) -> None:
+    ready.applyButton.click()
+    session.explain(volume)
+    first = ready.resultSelector.currentNode()
+    composite = layout_manager.sliceWidget("Red").mrmlSliceCompositeNode()
+    assert composite.GetForegroundVolumeID() == first.GetID()
+    ready.applyButton.click()
+    session.estimate(volume)
+    developing = composite.GetForegroundVolumeID()
+    assert developing != first.GetID()
+    ready.outputNameLineEdit.setText("another")  # a change meanwhile does not bring the older result back
+    assert composite.GetForegroundVolumeID() == developing
+    session.answer("error", kind="internal", message="Something went wrong.")
+    assert composite.GetForegroundVolumeID() == first.GetID()
+    assert ready.resultSelector.currentNode() is first
+    assert ready.measurementsTable.rowCount > 3
+
+
+def test_the_map_develops_before_it_is_there(panel: Any, ready: Any, session: Any, volume: Any) -> None:
+    import slicer
+
+    ready.applyButton.click()
+    path = session.estimate(volume, 0.25)
+    (node,) = [n for n in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode") if n is not volume]
+    assert slicer.util.arrayFromVolume(node).max() == pytest.approx(0.1)
+    assert not path.exists()
+    session.estimate(volume, 0.5)
+    assert slicer.util.arrayFromVolume(node).max() == pytest.approx(0.2)
+    assert ready.opacitySlider.isEnabled() and not ready.saveButton.isEnabled()
+    session.explain(volume)
+    assert ready.resultSelector.currentNode() is node
+    assert slicer.util.arrayFromVolume(node).max() == pytest.approx(0.4)
+
+
+def test_two_runs_of_one_name_stay_side_by_side(ready: Any, session: Any, volume: Any) -> None:
+    ready.outputNameLineEdit.setText("mine")
+    names = []
+    for _ in range(2):
+        ready.applyButton.click()
+        session.explain(volume)
+        names.append(ready.resultSelector.currentNode().GetName())
+    assert len(set(names)) == 2 and all(name.startswith("mine") for name in names)
+
+
+def test_choices_of_the_machine_are_kept_in_the_settings(ui: Any, session: Any, load_module: Any) -> None:
+    import qt
+
+    pick(ui.precisionComboBox, "reduced")
+    session.greet(devices=("cpu", "cuda:0"))
+    pick(ui.deviceComboBox, "cuda:0")
+    ui.pythonPathLineEdit.currentPath = sys.executable
+    ui.wheelhousePathLineEdit.currentPath = "/wheels"
+    settings = qt.QSettings()
+    assert settings.value("XAICLIP/Device") == "cuda:0"
+    assert settings.value("XAICLIP/Precision") == "reduced"
+    assert settings.value("XAICLIP/PythonInterpreter") == sys.executable
+    assert settings.value("XAICLIP/Wheelhouse") == "/wheels"
+    assert not ui.installButton.isEnabled() and "pip" in ui.installButton.toolTip
+
+
+def test_a_slow_processor_is_told(ui: Any, session: Any) -> None:
+    assert ui.deviceWarningLabel.isHidden()
+    session.greet(devices=("cpu",))
+    assert not ui.deviceWarningLabel.isHidden()
+    session.greet(devices=("cpu", "cuda:0"))
+    assert ui.deviceWarningLabel.isHidden()
+    pick(ui.deviceComboBox, "cpu")
+    assert not ui.deviceWarningLabel.isHidden()
+
+
+def test_check_installation_reports_in_the_log(ui: Any) -> None:
+    ui.checkInstallationButton.click()
+    assert not ui.checkInstallationButton.isEnabled()
+    wait(lambda: ui.checkInstallationButton.isEnabled(), 90)
+    log = ui.logTextEdit.toPlainText()
+    assert "✓ torch" in log and "All that is needed is here." in log
+
+
+def test_the_panel_lets_go_and_comes_back(panel: Any, ready: Any, session: Any, volume: Any) -> None:
+    """As `reloadScriptedModule` does it: the parts of the module and the library are loaded anew."""
+    import slicer
+
+    ready.applyButton.click()
+    panel.onReload()
+    slicer.app.processEvents()
+    fresh = slicer.modules.XAICLIPWidget
+    assert fresh is not panel
+    assert fresh.ui.promptLineEdit.text == "liver"
+    assert type(fresh.logic) is not type(panel.logic)
+    assert fresh.logic.state.value == "idle"
+    fresh.cleanup()
+
+
+def test_the_panel_takes_over_another_scene(ready: Any, session: Any, volume: Any, tmp_path: Path) -> None:
+    import slicer
+
+    ready.applyButton.click()
+    session.explain(volume)
+    path = str(tmp_path / "scene.mrb")
+    assert slicer.util.saveScene(path)
+    slicer.mrmlScene.Clear(0)
+    wait(lambda: ready.promptLineEdit.text == "")
+    assert ready.resultSelector.currentNode() is None
+    assert ready.measurementsTable.rowCount == 0
+    assert not ready.applyButton.isEnabled()
+    slicer.util.loadScene(path)
+    wait(lambda: ready.promptLineEdit.text == "liver")
+    assert ready.inputSelector.currentNode().GetName() == "scan"
+    assert ready.measurementsTable.rowCount > 3
+    assert ready.applyButton.isEnabled()
+
+
+def test_broken_parameters_of_a_scene_are_taken_for_none(panel: Any, ready: Any, session: Any) -> None:
+    parameters = panel.logic.getParameterNode()
+    parameters.methodParameters = "{not json"
+    parameters.method = "no such method"
+    parameters.regionSource = "nowhere"
+    ready.applyButton.click()
+    assert session.requests[0].method == "occlusion"
+    assert json.loads(json.dumps(session.requests[0].parameters)) is None
+
+
+def test_slicer_stays_usable_while_the_worker_computes(
+    scene: Any, module_path: Path, load_module: Any, tmp_path: Path
+) -> None:
+    """A timer of 10 ms is never kept waiting for long: nothing of a run blocks the event loop."""
+    import qt
+    import slicer
+
+    from XAICLIPModule import sampledata
+
+    widget = load_module("XAICLIP")
+    volume = sampledata.loadPhantom(6.0, (48, 36, 28))
+    wait(lambda: widget.ui.inputSelector.currentNode() is volume)
+    widget.ui.promptLineEdit.setText("liver")
+    gaps, last = [], [time.perf_counter()]
+
+    def beat() -> None:
+        now = time.perf_counter()
+        gaps.append(now - last[0])
+        last[0] = now
+
+    timer = qt.QTimer()
+    timer.connect("timeout()", beat)
+    timer.start(10)
+    widget.ui.applyButton.click()
+    wait(lambda: widget.logic.state.value == "running" and widget.ui.progressBar.maximum == 100, 120)
+    widget.ui.applyButton.click()
+    wait(lambda: widget.logic.state.value == "idle", 60)
+    timer.stop()
+    slicer.app.processEvents()
+    # Generous, because the machine that tests may be busy; typical are 20 ms.
+    assert max(gaps) < 1.0, f"blocked for {max(gaps):.2f} s"
+    assert sorted(gaps)[len(gaps) * 95 // 100] < 0.1

@@ -1,0 +1,228 @@
+"""The section Results, clicked through."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def run(layout_manager: Any, panel: Any, session: Any, volume: Any) -> Any:
+    """A function that lets a run finish, and gives its saliency volume."""
+    from XAICLIPModule.question import Question
+
+    def finish(**changes: Any) -> Any:
+        panel.logic.startExplaining(Question(volume, "liver"))
+        session.explain(volume, **changes)
+        return panel.ui.resultSelector.currentNode()
+
+    return finish
+
+
+@pytest.fixture
+def ui(panel: Any) -> Any:
+    return panel.ui
+
+
+@pytest.fixture
+def red(layout_manager: Any) -> Any:
+    return layout_manager.sliceWidget("Red").mrmlSliceCompositeNode()
+
+
+def test_without_a_result_everything_says_why_it_is_disabled(ui: Any) -> None:
+    names = "overlayCheckBox legendCheckBox show3DCheckBox opacitySlider saliencyThresholdSlider windowSpinBox "
+    names += "coloursSelector jumpButton tableButton chartButton compareButton saveButton"
+    for name in names.split():
+        assert not getattr(ui, name).isEnabled(), name
+        assert "click Apply" in getattr(ui, name).toolTip, name
+
+
+def test_a_result_is_laid_over_the_scan_with_a_legend(run: Any, ui: Any, red: Any, volume: Any) -> None:
+    node = run()
+    assert (red.GetBackgroundVolumeID(), red.GetForegroundVolumeID()) == (volume.GetID(), node.GetID())
+    assert ui.overlayCheckBox.checked and ui.legendCheckBox.checked
+    ui.overlayCheckBox.setChecked(False)
+    assert red.GetForegroundVolumeID() is None
+    assert not ui.legendCheckBox.checked
+    ui.overlayCheckBox.setChecked(True)
+    assert red.GetForegroundVolumeID() == node.GetID()
+    ui.legendCheckBox.setChecked(False)
+    from XAICLIPModule import display
+
+    assert not display.legend(node).GetVisibility()
+
+
+def test_opacity_threshold_window_and_colours_follow_the_widgets(run: Any, ui: Any, red: Any, scene: Any) -> None:
+    from XAICLIPModule import display
+
+    node = run()
+    ui.opacitySlider.value = 0.35
+    assert red.GetForegroundOpacity() == pytest.approx(0.35)
+    ui.saliencyThresholdSlider.value = 0.4
+    assert display.threshold(node) == pytest.approx(0.4)
+    ui.windowSpinBox.setValue(0.2)
+    assert display.window(node) == pytest.approx(0.2)
+    other = scene.CreateNodeByClass("vtkMRMLColorTableNode")
+    other.UnRegister(None)
+    other.SetTypeToGrey()
+    other.SetHideFromEditors(False)
+    scene.AddNode(other)
+    ui.coloursSelector.setCurrentNode(other)
+    assert display.colours(node) is other
+    assert node.GetScalarVolumeDisplayNode().GetLowerThreshold() == pytest.approx(0.08)
+
+
+def test_widgets_follow_what_is_changed_elsewhere(run: Any, ui: Any) -> None:
+    node = run()
+    node.GetScalarVolumeDisplayNode().SetWindowLevelMinMax(0, 0.9)  # as the Volumes module does
+    assert ui.windowSpinBox.value == pytest.approx(0.9)
+
+
+def test_jump_goes_to_the_most_salient_place(run: Any, ui: Any, layout_manager: Any) -> None:
+    from XAICLIPModule import results
+
+    node = run()
+    ui.jumpButton.click()
+    wanted = results.mostSalientPoint(node)
+    for name, axis in (("Red", 2), ("Green", 1), ("Yellow", 0)):
+        view = layout_manager.sliceWidget(name).mrmlSliceNode()
+        assert view.GetSliceToRAS().GetElement(axis, 3) == pytest.approx(wanted[axis], abs=0.01)
+
+
+def test_measurements_are_read_at_a_glance(run: Any, ui: Any) -> None:
+    run()
+    table = ui.measurementsTable
+    rows = {table.item(i, 0).text(): table.item(i, 1).text() for i in range(table.rowCount)}
+    assert rows["Score of the undisturbed network"] == "0.975"
+    assert rows["Overlap of region and prediction (Dice)"] == "0.80"
+    assert "Warning: The liver touches the edge" in ui.resultSummaryLabel.text
+
+
+def test_show_3d_shows_the_organ_and_what_matters(run: Any, ui: Any) -> None:
+    from XAICLIPModule import results
+
+    node = run()
+    ui.show3DCheckBox.setChecked(True)
+    nodes = results.explanationOf(node)
+    model = node.GetNodeReference(results.SURFACE_ROLE)
+    assert model.GetPolyData().GetNumberOfPoints() > 0
+    assert model.GetDisplayVisibility()
+    assert nodes.segmentation.GetSegmentation().ContainsRepresentation("Closed surface")
+    assert nodes.segmentation.GetDisplayNode().GetVisibility3D()
+    bounds = model.GetPolyData().GetBounds()
+    peak = results.mostSalientPoint(node)
+    assert all(bounds[2 * a] <= peak[a] <= bounds[2 * a + 1] for a in range(3))
+    ui.show3DCheckBox.setChecked(False)
+    assert not model.GetDisplayVisibility()
+    assert not nodes.segmentation.GetDisplayNode().GetVisibility3D()
+
+
+def test_the_table_is_shown_in_a_view(run: Any, ui: Any, layout_manager: Any, slicer_host: Any) -> None:
+    from XAICLIPModule import results
+
+    node = run()
+    ui.tableButton.click()
+    selection = slicer_host.app.applicationLogic().GetSelectionNode()
+    assert selection.GetActiveTableID() == results.explanationOf(node).measurements.GetID()
+    assert layout_manager.layout == slicer_host.vtkMRMLLayoutNode.SlicerLayoutFourUpTableView
+
+
+def test_the_chart_is_there_for_methods_that_weigh_structures(run: Any, ui: Any) -> None:
+    from XAICLIPModule.playedsession import structuresFor
+
+    run()
+    assert not ui.chartButton.isEnabled()
+    run(measurements={"score_unperturbed": 0.9, "structures": structuresFor()})
+    assert ui.chartButton.isEnabled(), ui.chartButton.toolTip
+    ui.chartButton.click()
+
+
+def test_two_results_are_compared_side_by_side_and_back(
+    run: Any, ui: Any, panel: Any, layout_manager: Any, slicer_host: Any
+) -> None:
+    first, second = run(), run()
+    assert not ui.compareButton.isEnabled() and "another result" in ui.compareButton.toolTip
+    ui.compareSelector.setCurrentNode(first)
+    assert ui.compareButton.isEnabled()
+    before = layout_manager.layout
+    ui.compareButton.setChecked(True)
+    shown = {
+        name: layout_manager.sliceWidget(name).mrmlSliceCompositeNode().GetForegroundVolumeID()
+        for name in ("Red", "Yellow")
+    }
+    assert shown == {"Red": second.GetID(), "Yellow": first.GetID()}
+    assert layout_manager.layout == slicer_host.vtkMRMLLayoutNode.SlicerLayoutSideBySideView
+    assert layout_manager.sliceWidget("Yellow").mrmlSliceNode().GetOrientation() == "Axial"
+    ui.compareButton.setChecked(False)
+    assert layout_manager.layout == before
+    assert layout_manager.sliceWidget("Yellow").mrmlSliceNode().GetOrientation() == "Sagittal"
+
+
+def test_results_are_saved_as_files_that_fit_the_scan(
+    run: Any, ui: Any, tmp_path: Path, volume: Any, monkeypatch: Any
+) -> None:
+    import qt
+    import SimpleITK as sitk
+
+    from XAICLIPModule import export
+
+    run()
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    monkeypatch.setattr(qt.QFileDialog, "getExistingDirectory", lambda *_arguments: str(folder))
+    ui.saveButton.click()
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        "saliency.nrrd",
+        "region.nrrd",
+        "target.nrrd",
+        "explanation.json",
+        "measurements.csv",
+        "figure.png",
+    }
+    saved, scan = sitk.ReadImage(str(folder / "saliency.nrrd")), export.imageFromVolume(volume)
+    assert saved.GetSize() == scan.GetSize()
+    np.testing.assert_allclose(saved.GetOrigin(), scan.GetOrigin(), atol=1e-6)
+    np.testing.assert_allclose(saved.GetDirection(), scan.GetDirection(), atol=1e-6)
+    assert json.loads((folder / "explanation.json").read_text())["prompt"] == "liver"
+    assert "0.975" in (folder / "measurements.csv").read_text()
+
+
+def test_a_folder_that_cannot_be_written_is_told(panel: Any, run: Any) -> None:
+    run()
+    assert panel.panel.results.saveTo(Path("/proc/nowhere")) == []
+
+
+def test_a_result_deleted_by_hand_leaves_an_empty_section(run: Any, ui: Any, scene: Any) -> None:
+    node = run()
+    scene.RemoveNode(node)
+    assert ui.resultSelector.currentNode() is None
+    assert ui.measurementsTable.rowCount == 0
+    assert not ui.saveButton.isEnabled()
+
+
+def test_a_record_from_elsewhere_is_taken_for_none(run: Any, ui: Any) -> None:
+    node = run()
+    for text in ("{broken", "[]", '{"prompt": "liver"}'):
+        node.SetAttribute("XAICLIP.Record", text)
+        other = ui.resultSelector
+        other.setCurrentNode(None)
+        other.setCurrentNode(node)
+        assert ui.measurementsTable.rowCount == 0
+        assert not ui.saveButton.isEnabled()
+
+
+def test_without_a_main_window_nothing_breaks(panel: Any, session: Any, volume: Any) -> None:
+    from XAICLIPModule.question import Question
+
+    panel.logic.startExplaining(Question(volume, "liver"))
+    session.explain(volume)
+    ui = panel.ui
+    for button in (ui.jumpButton, ui.tableButton):
+        button.click()
+    ui.show3DCheckBox.setChecked(True)
+    ui.overlayCheckBox.setChecked(True)

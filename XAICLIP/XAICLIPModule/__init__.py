@@ -1,0 +1,1 @@
+"""The parts of the Slicer module XAI-CLIP; `XAICLIP.py` puts them together."""

@@ -1,0 +1,97 @@
+"""Two explanations side by side, and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import slicer
+
+LEFT, RIGHT = "Red", "Yellow"
+"""Slice views of Slicer's side-by-side layout."""
+
+
+class SideBySide:
+    """Shows two explanations in two axial slice views, linked, and gives back what was shown before."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, Any] | None = None
+
+    @property
+    def isShown(self) -> bool:
+        """Whether two explanations are shown side by side."""
+        return self._before is not None
+
+    def show(self, left: tuple[Any, Any], right: tuple[Any, Any], opacity: float) -> None:
+        """Show (volume, saliency) on the left and on the right."""
+        manager = slicer.app.layoutManager()
+        if self._before is None:
+            self._before = {"layout": manager.layout if manager is not None else None, "views": self._state()}
+        if manager is not None:
+            manager.setLayout(slicer.vtkMRMLLayoutNode.SlicerLayoutSideBySideView)
+        for name, (volumeNode, saliencyNode) in ((LEFT, left), (RIGHT, right)):
+            composite, view = _composite(name), _slice(name)
+            if composite is None or view is None:
+                continue
+            composite.SetLinkedControl(False)
+            composite.SetBackgroundVolumeID(volumeNode.GetID() if volumeNode is not None else None)
+            composite.SetForegroundVolumeID(saliencyNode.GetID())
+            composite.SetForegroundOpacity(opacity)
+            view.SetOrientationToAxial()
+        first, second = _slice(LEFT), _slice(RIGHT)
+        if first is not None and second is not None:
+            second.SetFieldOfView(*first.GetFieldOfView())
+            second.JumpSlice(*[first.GetSliceToRAS().GetElement(i, 3) for i in range(3)])
+        # Only now, or the volumes of one would be given to the other.
+        for name in (LEFT, RIGHT):
+            if _composite(name) is not None:
+                _composite(name).SetLinkedControl(True)
+
+    def giveBack(self) -> None:
+        """Show again what was shown before."""
+        before, self._before = self._before, None
+        if before is None:
+            return
+        for name, (background, foreground, opacity, linked, orientation) in before["views"].items():
+            composite, view = _composite(name), _slice(name)
+            if composite is None or view is None:
+                continue
+            composite.SetLinkedControl(False)
+            composite.SetBackgroundVolumeID(_known(background))
+            composite.SetForegroundVolumeID(_known(foreground))
+            composite.SetForegroundOpacity(opacity)
+            view.SetOrientation(orientation)
+            composite.SetLinkedControl(linked)
+        manager = slicer.app.layoutManager()
+        if manager is not None and before["layout"] is not None:
+            manager.setLayout(before["layout"])
+
+    def forget(self) -> None:
+        """Take what is shown now for what the user wants."""
+        self._before = None
+
+    def _state(self) -> dict[str, tuple[Any, ...]]:
+        return {
+            name: (
+                composite.GetBackgroundVolumeID(),
+                composite.GetForegroundVolumeID(),
+                composite.GetForegroundOpacity(),
+                composite.GetLinkedControl(),
+                _slice(name).GetOrientation(),
+            )
+            for name in (LEFT, RIGHT)
+            if (composite := _composite(name)) is not None and _slice(name) is not None
+        }
+
+
+def _known(nodeId: str | None) -> str | None:
+    return nodeId if nodeId and slicer.mrmlScene.GetNodeByID(nodeId) else None
+
+
+def _composite(name: str) -> Any:
+    composites = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
+    return next((node for node in composites if node.GetLayoutName() == name), None)
+
+
+def _slice(name: str) -> Any:
+    views = slicer.util.getNodesByClass("vtkMRMLSliceNode")
+    return next((node for node in views if node.GetLayoutName() == name), None)

@@ -1,0 +1,389 @@
+"""The logic of the module: asks the worker, and turns what it answers into nodes."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import slicer
+from slicer.i18n import tr as _
+from slicer.ScriptedLoadableModule import ScriptedLoadableModuleLogic
+from slicer.util import VTKObservationMixin
+
+from XAICLIPLib import protocol
+from XAICLIPLib.errors import Cancelled, InputError
+
+from . import display, results
+from .question import Box, Drawn, Question, Segment
+from .results import ExplanationNodes
+from .session import Answer, Ended, Session, WorkerSession
+from .signals import Signal
+
+
+class State(Enum):
+    """What the logic is doing."""
+
+    IDLE = "idle"
+    STARTING = "starting"
+    RUNNING = "running"
+    CANCELLING = "cancelling"
+
+
+class ExplanationError(RuntimeError):
+    """A computation that ended without a result, for a reason other than its inputs.
+
+    Attributes
+    ----------
+    kind
+        As in the worker's protocol, or ``stopped`` where the worker ended.
+    """
+
+    def __init__(self, message: str, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+@dataclass
+class _Run:
+    """One request that is being computed."""
+
+    question: Question
+    kind: str
+    request: int = 0
+    folder: Path | None = None
+    saliency: Any = None
+    dropped: bool = False
+
+    def isInputThere(self) -> bool:
+        return _exists(self.question.volumeNode)
+
+
+class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
+    """Explains why a segmentation network drew a structure where it did.
+
+    Parameters
+    ----------
+    session
+        The worker; tests give another.
+
+    Attributes
+    ----------
+    stateChanged
+        Emitted with the new `State`.
+    progressed
+        Emitted with stage, done, total and the seconds left of that stage (None while not known).
+    estimated
+        Emitted with the saliency volume whenever it was brought up to date while computing.
+    finished
+        Emitted with `ExplanationNodes`.
+    regionFound
+        Emitted with a vtkMRMLSegmentationNode and the worker's warnings, after `startLocalizing`.
+    failed
+        Emitted with a sentence for the user and the kind of error.
+    cancelled
+        Emitted when a run ended, by the user's wish, without a result.
+
+    Examples
+    --------
+    In Slicer's Python console::
+
+        from XAICLIP import XAICLIPLogic
+        nodes = XAICLIPLogic().explain(slicer.util.getNode("CTLiver"), prompt="liver")
+        print(nodes.record["measurements"])
+    """
+
+    def __init__(self, session: Session | None = None) -> None:
+        ScriptedLoadableModuleLogic.__init__(self)
+        VTKObservationMixin.__init__(self)
+        self.stateChanged, self.progressed, self.estimated = Signal(), Signal(), Signal()
+        self.finished, self.regionFound = Signal(), Signal()
+        self.failed, self.cancelled = Signal(), Signal()
+        self.session: Session = session or WorkerSession()
+        self.session.greeted.connect(self._onGreeted)
+        self.views = display.SliceViews()
+        self.state = State.IDLE
+        self._run: _Run | None = None
+        scene = slicer.mrmlScene
+        self.addObserver(scene, scene.NodeRemovedEvent, self._onNodeRemoved)
+        self.addObserver(scene, scene.StartCloseEvent, self._onSceneClosing)
+
+    def getParameterNode(self) -> Any:
+        """The module's parameter node, as a `XAICLIPParameterNode`."""
+        from .parameters import XAICLIPParameterNode  # see there why so late
+
+        wrap: Any = XAICLIPParameterNode  # the decorator gives it a constructor that types do not know
+        return wrap(super().getParameterNode())
+
+    # --- asking ---
+
+    def explain(self, volumeNode: Any, prompt: str, **choices: Any) -> ExplanationNodes:
+        """Explain, and wait for the result; Slicer stays usable meanwhile.
+
+        Parameters
+        ----------
+        volumeNode
+            A CT or MR volume.
+        prompt
+            The structure in words: "liver", "left kidney".
+        **choices
+            The other attributes of `Question`, such as ``method="rise"``, ``parameters={"samples": 500}``,
+            ``region="whole"``, ``target="spleen"`` or ``target=Segment(node, id)``, ``device="cpu"``.
+
+        Raises
+        ------
+        InputError
+            An input cannot be used: the message says which, and the way out.
+        XAICLIPLib.errors.Cancelled
+            `cancel` was called before there was a result.
+        ExplanationError
+            The computation ended for another reason.
+        """
+        outcome: list[ExplanationNodes | Exception] = []
+
+        def onFailed(message: str, kind: str) -> None:
+            wrong = kind in ("input", "missing package")
+            outcome.append(InputError(message) if wrong else ExplanationError(message, kind))
+
+        def onCancelled() -> None:
+            outcome.append(Cancelled(_("Cancelled before there was a result.")))
+
+        self.finished.connect(outcome.append)
+        self.failed.connect(onFailed)
+        self.cancelled.connect(onCancelled)
+        try:
+            self.startExplaining(Question(volumeNode, prompt, **choices))
+            while not outcome:
+                slicer.app.processEvents()
+                time.sleep(0.01)
+        finally:
+            self.finished.disconnect(outcome.append)
+            self.failed.disconnect(onFailed)
+            self.cancelled.disconnect(onCancelled)
+        if isinstance(outcome[0], Exception):
+            raise outcome[0]
+        return outcome[0]
+
+    def startExplaining(self, question: Question) -> None:
+        """Begin to explain; signals tell of what follows, the last of them is `finished`, `failed` or `cancelled`.
+
+        Raises
+        ------
+        InputError
+            An input cannot be used, or another computation is going on.
+        """
+        self._start(question, "explain")
+
+    def startLocalizing(self, question: Question) -> None:
+        """Begin to look for the prompt, without explaining; `regionFound` follows.
+
+        Raises
+        ------
+        InputError
+            As of `startExplaining`.
+        """
+        self._start(question, "localize")
+
+    def cancel(self) -> None:
+        """End what is going on with what it has; called again, at once and without a result."""
+        if self._run is None:
+            return
+        if self.state is State.CANCELLING:
+            self.session.stop()
+            return
+        was, request = self.state, self._run.request
+        self._setState(State.CANCELLING)
+        if was is State.STARTING:
+            self._end()
+            self.cancelled.emit()
+        else:
+            self.session.cancel(request)
+
+    def stop(self) -> None:
+        """End whatever goes on, and the worker; before the module goes away."""
+        self._drop()
+        self.session.stop()
+        self.session.greeted.disconnect(self._onGreeted)
+        self.removeObservers()
+
+    def _start(self, question: Question, kind: str) -> None:
+        if self._run is not None:
+            raise InputError(_("A computation is going on: wait for it, or cancel it first."))
+        question.check()
+        if kind == "explain":
+            checkDrawn(question.region)
+            checkDrawn(question.target)
+        self._run = _Run(question, kind)
+        self._setState(State.STARTING)
+        if self.session.hello is not None:
+            self._ask(self._run)
+            return
+        self.session.stopped.connect(self._onStoppedWhileStarting)
+        try:
+            self.session.start()
+        except InputError:
+            self._end()
+            raise
+
+    def _onGreeted(self, _hello: protocol.Greeting) -> None:
+        if self._run is not None and self.state is State.STARTING:
+            self._ask(self._run)
+
+    def _onStoppedWhileStarting(self, message: str) -> None:
+        if self._run is not None and self.state is State.STARTING:
+            self._end()
+            self.failed.emit(message or _("The computation was ended."), "stopped")
+
+    def _ask(self, run: _Run) -> None:
+        """Write what the worker needs, and send the request."""
+        assert self.session.hello is not None
+        self.session.stopped.disconnect(self._onStoppedWhileStarting)
+        try:
+            # Inside the worker's private folder, which is removed with it, also after a crash.
+            run.folder = Path(tempfile.mkdtemp(prefix="run-", dir=self.session.hello.folder))
+            asked = (
+                run.question.explainRequest(run.folder)
+                if run.kind == "explain"
+                else run.question.localizeRequest(run.folder)
+            )
+        except InputError as error:
+            self._end()
+            self.failed.emit(str(error), "input")
+            return
+        except OSError as error:
+            self._end()
+            self.failed.emit(
+                _("The temporary folder cannot be written ({reason}): free some space on that disk.").format(
+                    reason=error.strerror or error
+                ),
+                "input",
+            )
+            return
+        self._setState(State.RUNNING)
+        run.request = self.session.request(run.kind, lambda reply: self._onReply(run, reply), **asked)
+
+    # --- answers ---
+
+    def _onReply(self, run: _Run, reply: Answer) -> None:
+        if isinstance(reply, protocol.Progress):
+            if run is self._run and not run.dropped:
+                self.progressed.emit(reply.stage, reply.done, reply.total, reply.seconds_left)
+        elif isinstance(reply, protocol.Estimate):
+            self._onEstimate(run, Path(reply.files["saliency"]))
+        elif run is self._run:
+            self._onLast(run, reply)
+
+    def _onEstimate(self, run: _Run, path: Path) -> None:
+        try:
+            if run is self._run and not run.dropped and run.isInputThere():
+                array = results.arrayFromFile(path, run.question.volumeNode)
+                first = not _exists(run.saliency)
+                run.saliency = results.developingSaliency(
+                    run.question.volumeNode, run.question.resultName(), array, None if first else run.saliency
+                )
+                if first:
+                    self._show(run.question.volumeNode, run.saliency)
+                self.estimated.emit(run.saliency)
+        except InputError:
+            pass  # the next one, or the result, will tell
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _onLast(self, run: _Run, reply: Answer) -> None:
+        """Turn the final answer into nodes, then tell: whoever listens may start the next run at once."""
+        outcome: tuple[Signal, tuple[Any, ...]]
+        try:
+            outcome = self._outcome(run, reply)
+        except InputError as error:
+            outcome = (self.failed, (str(error), "input"))
+        if outcome[0] is not self.finished and _exists(run.saliency):
+            results.remove(run.saliency)
+            self.views.giveBack()
+        self._end(keepFigure=outcome[0] is self.finished)
+        outcome[0].emit(*outcome[1])
+
+    def _outcome(self, run: _Run, reply: Answer) -> tuple[Signal, tuple[Any, ...]]:
+        if run.dropped:
+            return self.cancelled, ()
+        if isinstance(reply, (protocol.Error, Ended)):
+            if reply.kind == "cancelled":
+                return self.cancelled, ()
+            return self.failed, (reply.message, reply.kind)
+        if not run.isInputThere():
+            return self.failed, (_("The volume was removed during the computation: there is no result."), "input")
+        volumeNode, question = run.question.volumeNode, run.question
+        if isinstance(reply, protocol.FoundRegion):
+            array = results.arrayFromFile(reply.files["region"], volumeNode)
+            node = results.regionSegmentation(volumeNode, question.prompt.strip(), array)
+            return self.regionFound, (node, list(reply.warnings))
+        assert isinstance(reply, protocol.Explained)
+        saliency = run.saliency if _exists(run.saliency) else None
+        nodes = results.load(volumeNode, reply.files, reply.record, question.resultName(), saliency)
+        if saliency is None or not self.views.isShown(saliency):
+            self._show(volumeNode, nodes.saliency)
+        display.showLegend(nodes.saliency, True)
+        return self.finished, (nodes,)
+
+    def _show(self, volumeNode: Any, saliencyNode: Any) -> None:
+        self.views.show(volumeNode, saliencyNode, display.OPACITY)
+
+    def _end(self, keepFigure: bool = False) -> None:
+        """Forget the run and remove its files; the figure is small, and wanted when the results are saved."""
+        run, self._run = self._run, None
+        self.session.stopped.disconnect(self._onStoppedWhileStarting)
+        if run is not None and run.folder is not None:
+            kept = run.folder / "results" / "figure.png" if keepFigure else None
+            for path in (run.folder, run.folder / "results"):
+                for file in path.iterdir() if path.is_dir() else ():
+                    if file.is_file() and file != kept:
+                        file.unlink(missing_ok=True)
+            if kept is None or not kept.is_file():
+                shutil.rmtree(run.folder, ignore_errors=True)
+        self._setState(State.IDLE)
+
+    # --- the scene's life ---
+
+    def _onNodeRemoved(self, *_event: Any) -> None:
+        run = self._run
+        if run is not None and not run.dropped and not run.isInputThere():
+            self._drop()
+
+    def _onSceneClosing(self, *_event: Any) -> None:
+        self._drop()
+        self.views.forget()
+
+    def _drop(self) -> None:
+        """Cancel what goes on, whose result nobody can use any more."""
+        if self._run is None:
+            return
+        self._run.dropped = True
+        if self.state is not State.CANCELLING:
+            self.cancel()
+
+    def _setState(self, state: State) -> None:
+        if state is not self.state:
+            self.state = state
+            self.stateChanged.emit(state)
+
+
+def checkDrawn(drawn: str | Drawn | None) -> None:
+    """Refuse a region or target that was deleted or never chosen.
+
+    Raises
+    ------
+    InputError
+        With the way out.
+    """
+    if isinstance(drawn, Segment) and not _exists(drawn.node):
+        raise InputError(_("No segment is chosen: choose one, or take the default."))
+    if isinstance(drawn, Box) and not _exists(drawn.node):
+        raise InputError(_("No box is chosen: draw one, or take the default."))
+
+
+def _exists(node: Any) -> bool:
+    """Whether a node is still in the scene."""
+    return node is not None and bool(node.GetID()) and slicer.mrmlScene.GetNodeByID(node.GetID()) is node

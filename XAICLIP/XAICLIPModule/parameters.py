@@ -1,0 +1,67 @@
+"""What the panel remembers with the scene: the module's parameter node.
+
+Imported when it is first needed: the node classes are those of other modules of Slicer, which may be loaded later than
+this one.
+"""
+
+# No ``from __future__ import annotations``: the wrapper reads the annotations themselves.
+
+from typing import Annotated
+
+from slicer import vtkMRMLMarkupsROINode, vtkMRMLScalarVolumeNode, vtkMRMLSegmentationNode
+from slicer.parameterNodeWrapper import Default, WithinRange, parameterNodeWrapper
+
+
+@parameterNodeWrapper
+class XAICLIPParameterNode:
+    """The choices of the panel that belong to the scene; those of the machine are in the settings.
+
+    Attributes
+    ----------
+    inputVolume
+        The scan.
+    model, localizer
+        Names of the catalogue, or folders; empty for the default.
+    method, methodParameters
+        Its name, and JSON with the parameters of every method by its name.
+    modality
+        ``CT``, ``MR``, or empty to guess it.
+    regionSource
+        ``guided``, ``whole``, ``segment`` or ``box``.
+    targetSource
+        ``prompt``, ``structure``, ``segment`` or ``box``.
+    ownThreshold, regionThreshold
+        Whether the region's threshold is the user's, and that (similarity, 0 to 1).
+    regionMargin
+        mm; below 0 for the default.
+    outputName
+        Of the results; empty for volume, prompt and method.
+    result, compared
+        The saliency volumes that the results section shows and compares.
+    """
+
+    inputVolume: vtkMRMLScalarVolumeNode
+    model: str
+    prompt: str
+    method: str
+    methodParameters: str
+    score: str
+    baseline: str
+    modality: str
+    seed: Annotated[int, WithinRange(0, 2147483647)]
+    localizer: str
+    regionSource: Annotated[str, Default("guided")]
+    ownThreshold: bool
+    regionThreshold: Annotated[float, WithinRange(0.0, 1.0), Default(0.5)]
+    regionMargin: Annotated[float, WithinRange(-1.0, 100.0), Default(-1.0)]
+    regionSegmentation: vtkMRMLSegmentationNode
+    regionSegment: str
+    regionBox: vtkMRMLMarkupsROINode
+    targetSource: Annotated[str, Default("prompt")]
+    targetStructure: str
+    targetSegmentation: vtkMRMLSegmentationNode
+    targetSegment: str
+    targetBox: vtkMRMLMarkupsROINode
+    outputName: str
+    result: vtkMRMLScalarVolumeNode
+    compared: vtkMRMLScalarVolumeNode

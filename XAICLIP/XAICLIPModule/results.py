@@ -1,0 +1,500 @@
+"""The files of an explanation → nodes of the scene, and back from a saved scene.
+
+The saliency volume is the head of a run: it references the other nodes, and its attributes hold the provenance, so that
+a scene that was saved and loaded again shows the same results.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import slicer
+import vtk
+from numpy.typing import NDArray
+from slicer.i18n import tr as _
+
+from XAICLIPLib.errors import InputError
+
+from . import display, export, terminology
+
+SALIENCY_ATTRIBUTE = "XAICLIP.Saliency"
+"""Marks the saliency volume of a run, from before it is in the scene: node selectors look at attributes only then."""
+
+RECORD_ATTRIBUTE = "XAICLIP.Record"
+"""JSON of the record; a saliency without it is still being computed."""
+INPUT_ROLE, SEGMENTATION_ROLE = "xaiclipInput", "xaiclipSegmentation"
+MEASUREMENTS_ROLE, STRUCTURES_ROLE, CHART_ROLE = "xaiclipMeasurements", "xaiclipStructures", "xaiclipChart"
+SURFACE_ROLE, ERROR_ROLE = "xaiclipSurface", "xaiclipStandardError"
+
+REGION_SEGMENT, TARGET_SEGMENT = "region", "target"
+REGION_COLOUR, TARGET_COLOUR = (0.2, 0.75, 1.0), (0.35, 0.85, 0.35)
+
+NUMBERS: dict[str, tuple[str, str]] = {
+    "score_unperturbed": ("Score of the undisturbed network", "{:.3f}"),
+    "target_volume_ml": ("Volume of the target", "{:.1f} ml"),
+    "largest_score_lost": ("Largest score lost", "{:.4f}"),
+    "smallest_score_lost": ("Smallest score lost (below 0: hiding helped)", "{:.4f}"),
+    "effect_inside_target": ("Share of the effect inside the target", "{:.1%}"),
+    "effect_inside_target_if_uniform": ("The same share, were the map uniform", "{:.1%}"),
+    "probed_volume_ml": ("Volume that was tried", "{:.0f} ml"),
+    "perturbations": ("Perturbations computed", "{:.0f}"),
+    "perturbations_planned": ("Perturbations planned", "{:.0f}"),
+    "patches_computed": ("Network patches computed", "{:.0f}"),
+    "patches_full_inference_would_compute": ("Patches that full inference would compute", "{:.0f}"),
+}
+"""Measurements that have a name of their own in the table; others appear under the name that the record gives them."""
+
+
+@dataclass(frozen=True)
+class ExplanationNodes:
+    """The nodes of one explanation.
+
+    Attributes
+    ----------
+    saliency
+        vtkMRMLScalarVolumeNode: the score lost because of each voxel, in the geometry of the input.
+    volume
+        The input, or None where it was deleted.
+    segmentation
+        Region and target as segments.
+    measurements
+        vtkMRMLTableNode.
+    structures, chart
+        Table and bar chart of the structures, for the methods that weigh structures; else None.
+    standardError
+        vtkMRMLScalarVolumeNode, for the methods that give one; else None.
+    figure
+        ``figure.png`` as the worker wrote it, while the session lasts; else None.
+    """
+
+    saliency: Any
+    volume: Any
+    segmentation: Any
+    measurements: Any
+    structures: Any = None
+    chart: Any = None
+    standardError: Any = None
+    figure: Path | None = field(default=None, compare=False)
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """What ``explanation.json`` holds: target, measurements, models, parameters, versions, warnings."""
+        return recordOf(self.saliency)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the user should know."""
+        return list(self.record.get("warnings", []))
+
+    @property
+    def complete(self) -> bool:
+        """False where the run was cancelled and the saliency is what was known by then."""
+        return bool(self.record.get("complete", True))
+
+
+def explanationOf(saliencyNode: Any) -> ExplanationNodes | None:
+    """The run that a saliency volume heads; None where it heads none (yet)."""
+    if saliencyNode is None or not saliencyNode.GetAttribute(SALIENCY_ATTRIBUTE) or not recordOf(saliencyNode):
+        return None
+    return ExplanationNodes(
+        saliencyNode,
+        *(
+            saliencyNode.GetNodeReference(role)
+            for role in (INPUT_ROLE, SEGMENTATION_ROLE, MEASUREMENTS_ROLE, STRUCTURES_ROLE, CHART_ROLE, ERROR_ROLE)
+        ),
+    )
+
+
+def recordOf(saliencyNode: Any) -> dict[str, Any]:
+    """The record of a run; empty where the attribute is missing or no record of this kind."""
+    try:
+        record = json.loads(saliencyNode.GetAttribute(RECORD_ATTRIBUTE) or "{}")
+    except ValueError:
+        return {}
+    needed = ("prompt", "target", "region", "measurements", "parameters")
+    return record if isinstance(record, dict) and all(record.get(key) for key in needed) else {}
+
+
+# --- from files ---
+
+
+def readImage(path: str | Path) -> sitk.Image:
+    """An image that the worker wrote.
+
+    Raises
+    ------
+    InputError
+        It is not there or damaged.
+    """
+    try:
+        return sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise InputError(
+            _("The result {file} cannot be read: click Apply to compute it again.").format(file=Path(path).name)
+        ) from error
+
+
+def arrayFromFile(path: str | Path, volumeNode: Any) -> NDArray[Any]:
+    """The voxels (k, j, i) of an image that the worker wrote, which lies on the grid of a volume.
+
+    Raises
+    ------
+    InputError
+        It cannot be read, or the volume was changed meanwhile.
+    """
+    image = readImage(path)
+    if image.GetSize() != tuple(volumeNode.GetImageData().GetDimensions()):
+        raise InputError(
+            _("The volume {name} was changed during the computation: click Apply to compute it again.").format(
+                name=volumeNode.GetName()
+            )
+        )
+    array: NDArray[Any] = sitk.GetArrayFromImage(image)
+    return array
+
+
+def developingSaliency(volumeNode: Any, name: str, array: NDArray[Any], node: Any = None) -> Any:
+    """The saliency volume of a run that is being computed, made or brought up to date."""
+    if node is None:
+        node = _volumeLike(volumeNode, name, array, {SALIENCY_ATTRIBUTE: "1"})
+        node.SetNodeReferenceID(INPUT_ROLE, volumeNode.GetID())
+        _placeBeside(volumeNode, None, [node])
+    else:
+        slicer.util.updateVolumeFromArray(node, np.ascontiguousarray(array, dtype=np.float32))
+    display.prepare(node)
+    return node
+
+
+def load(
+    volumeNode: Any, files: Mapping[str, str], record: Mapping[str, Any], name: str, saliencyNode: Any = None
+) -> ExplanationNodes:
+    """Nodes for a finished explanation.
+
+    Parameters
+    ----------
+    volumeNode
+        The input.
+    files
+        Paths of ``saliency``, ``region`` and ``segmentation``; ``figure`` and ``standard_error`` where there are such.
+    record
+        What ``explanation.json`` holds.
+    name
+        What the nodes are called after.
+    saliencyNode
+        The developing map of the same run, which becomes the result.
+
+    Raises
+    ------
+    InputError
+        A file cannot be read, or the volume was changed meanwhile.
+    """
+    arrays = {what: arrayFromFile(files[what], volumeNode) for what in ("saliency", "region", "segmentation")}
+    error = arrayFromFile(files["standard_error"], volumeNode) if "standard_error" in files else None
+    saliency = developingSaliency(volumeNode, name, arrays["saliency"], saliencyNode)
+    name = saliency.GetName()
+    made = [
+        (SEGMENTATION_ROLE, _segmentation(volumeNode, name, arrays["region"], arrays["segmentation"], record)),
+        (MEASUREMENTS_ROLE, _measurementsTable(name, record)),
+    ]
+    structures = structureRows(record)
+    if structures:
+        table = _structuresTable(name, structures)
+        made += [(STRUCTURES_ROLE, table), (CHART_ROLE, _structuresChart(name, table, record))]
+    if error is not None:
+        made.append((ERROR_ROLE, _volumeLike(volumeNode, _("{name} standard error").format(name=name), error)))
+    for role, node in made:
+        saliency.SetNodeReferenceID(role, node.GetID())
+    _noteProvenance(saliency, record)
+    _placeBeside(volumeNode, name, [saliency, *(node for _role, node in made)])
+    figure = Path(files["figure"]) if "figure" in files else None
+    found = explanationOf(saliency)
+    assert found is not None
+    return ExplanationNodes(**{**found.__dict__, "figure": figure})
+
+
+def remove(saliencyNode: Any) -> None:
+    """Remove a run that is not wanted: its saliency, and the nodes that only it needs."""
+    roles = (SEGMENTATION_ROLE, MEASUREMENTS_ROLE, STRUCTURES_ROLE, CHART_ROLE, ERROR_ROLE, SURFACE_ROLE)
+    others = [saliencyNode.GetNodeReference(role) for role in (*roles, display.COLOURS_ROLE)]
+    legend = display.legend(saliencyNode) if saliencyNode.GetDisplayNode() else None
+    for node in (legend, saliencyNode, *others):
+        if node is not None:
+            slicer.mrmlScene.RemoveNode(node)
+
+
+def _volumeLike(
+    volumeNode: Any, name: str, array: NDArray[Any], attributes: Mapping[str, str] = MappingProxyType({})
+) -> Any:
+    """A float32 volume in the geometry, and under the transform, of another."""
+    node = slicer.mrmlScene.CreateNodeByClass("vtkMRMLScalarVolumeNode")
+    node.UnRegister(None)  # Python holds it from here on
+    node.SetName(slicer.mrmlScene.GenerateUniqueName(name))
+    for key, value in attributes.items():
+        node.SetAttribute(key, value)
+    slicer.mrmlScene.AddNode(node)
+    matrix = vtk.vtkMatrix4x4()
+    volumeNode.GetIJKToRASMatrix(matrix)
+    node.SetIJKToRASMatrix(matrix)
+    slicer.util.updateVolumeFromArray(node, np.ascontiguousarray(array, dtype=np.float32))
+    node.SetAndObserveTransformNodeID(volumeNode.GetTransformNodeID())
+    node.CreateDefaultDisplayNodes()
+    return node
+
+
+# --- segments ---
+
+
+def _segmentation(
+    volumeNode: Any, name: str, region: NDArray[Any], labels: NDArray[Any], record: Mapping[str, Any]
+) -> Any:
+    """Region and target as segments in the geometry of the volume."""
+    target = record["target"]
+    wanted = target["label"] if isinstance(target["label"], list) else [target["label"]]
+    structure = str(target["name"])
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", _("{name} segments").format(name=name))
+    node.CreateDefaultDisplayNodes()
+    node.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
+    node.SetAndObserveTransformNodeID(volumeNode.GetTransformNodeID())
+    segments = (
+        (TARGET_SEGMENT, _("{structure} (predicted)"), np.isin(labels, wanted), TARGET_COLOUR),
+        (REGION_SEGMENT, _('region of "{structure}"'), region != 0, REGION_COLOUR),
+    )
+    for key, title, mask, colour in segments:
+        title = title.format(structure=record["prompt"] if key == REGION_SEGMENT else structure)
+        node.GetSegmentation().AddEmptySegment(key, title, colour)
+        segment = node.GetSegmentation().GetSegment(key)
+        code = terminology.entry(structure)
+        if code:
+            segment.SetTag(segment.GetTerminologyEntryTagName(), code)
+        if mask.any():
+            slicer.util.updateSegmentBinaryLabelmapFromArray(mask.astype(np.uint8), node, key, volumeNode)
+    view = node.GetDisplayNode()
+    view.SetOpacity2DFill(0.0)  # outlines: fills would hide the map
+    view.SetSegmentVisibility3D(REGION_SEGMENT, False)
+    view.SetVisibility3D(False)  # until it is asked for: surfaces take a while to make
+    return node
+
+
+def regionSegmentation(volumeNode: Any, prompt: str, region: NDArray[Any]) -> Any:
+    """A region that was looked for alone, as a segment that the user can edit and then explain within.
+
+    Raises
+    ------
+    InputError
+        The region is empty.
+    """
+    if not region.any():
+        raise InputError(
+            _(
+                '"{prompt}" was not found in the volume {name}: lower the threshold, or draw the region yourself.'
+            ).format(prompt=prompt, name=volumeNode.GetName())
+        )
+    title = _('Region of "{prompt}"').format(prompt=prompt)
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", title)
+    node.CreateDefaultDisplayNodes()
+    node.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
+    node.SetAndObserveTransformNodeID(volumeNode.GetTransformNodeID())
+    node.GetSegmentation().AddEmptySegment(REGION_SEGMENT, prompt, REGION_COLOUR)
+    mask = (region != 0).astype(np.uint8)
+    slicer.util.updateSegmentBinaryLabelmapFromArray(mask, node, REGION_SEGMENT, volumeNode)
+    _placeBeside(volumeNode, None, [node])
+    return node
+
+
+# --- tables and chart ---
+
+
+def _measurementsTable(name: str, record: Mapping[str, Any]) -> Any:
+    """What was measured, one row each: name and value, both ready to be read."""
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTableNode", _("{name} measurements").format(name=name))
+    _fill(node, [(_("Measurement"), [n for n, _v in rows(record)]), (_("Value"), [v for _n, v in rows(record)])])
+    return node
+
+
+def rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The measurements of a record, as a person reads them."""
+    found = [
+        (_("Structure"), str(record["target"]["name"])),
+        (_("Region from"), str(record["region"]["source"])),
+        (_("Share of the body in the region"), _percent(record["region"].get("share_of_body"))),
+    ]
+    agreement = record["region"].get("agreement_with_prediction") or {}
+    if agreement.get("dice") is not None:
+        found.append((_("Overlap of region and prediction (Dice)"), f"{agreement['dice']:.2f}"))
+    for key, value in record["measurements"].items():
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            title, form = NUMBERS.get(key, (key.replace("_", " "), "{:g}"))
+            found.append((_(title), form.format(value)))
+    return found
+
+
+def structureRows(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The structures that a method weighed, most important first; empty for methods that weigh places."""
+    return [row for row in record["measurements"].get("structures") or [] if row.get("score_lost") is not None]
+
+
+def _structuresTable(name: str, structures: Iterable[Mapping[str, Any]]) -> Any:
+    structures = list(structures)
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTableNode", _("{name} structures").format(name=name))
+    _fill(
+        node,
+        [
+            (_("Structure"), [str(row["structure"]) for row in structures]),
+            (_("Volume (ml)"), [float(row.get("volume_ml") or 0) for row in structures]),
+            (_("Score lost"), [float(row["score_lost"]) for row in structures]),
+            (_("Share"), [float(row.get("share") or 0) for row in structures]),
+        ],
+    )
+    return node
+
+
+def _structuresChart(name: str, tableNode: Any, record: Mapping[str, Any]) -> Any:
+    """A bar for each structure: the score lost when it is removed."""
+    series = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLPlotSeriesNode", _("Score lost"))
+    series.SetAndObserveTableNodeID(tableNode.GetID())
+    series.SetPlotType(slicer.vtkMRMLPlotSeriesNode.PlotTypeBar)
+    series.SetLabelColumnName(_("Structure"))
+    series.SetYColumnName(_("Score lost"))
+    series.SetColor(0.85, 0.35, 0.2)
+    chart = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLPlotChartNode", _("{name} chart").format(name=name))
+    chart.AddAndObservePlotSeriesNodeID(series.GetID())
+    chart.SetTitle(_("What the {structure} leans on").format(structure=record["target"]["name"]))
+    chart.SetXAxisTitle(_("Structure that was removed"))
+    chart.SetYAxisTitle(_("Score lost"))
+    chart.SetLegendVisibility(False)
+    return chart
+
+
+def _fill(tableNode: Any, columns: Iterable[tuple[str, list[Any]]]) -> None:
+    """Fill a table with columns of text or of numbers."""
+    table = vtk.vtkTable()
+    for title, values in columns:
+        column = vtk.vtkStringArray() if values and isinstance(values[0], str) else vtk.vtkDoubleArray()
+        column.SetName(title)
+        for value in values:
+            column.InsertNextValue(value)
+        table.AddColumn(column)
+    tableNode.SetAndObserveTable(table)
+    tableNode.SetUseColumnTitleAsColumnHeader(True)
+    tableNode.SetLocked(True)
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.1%}"
+
+
+# --- provenance and place ---
+
+
+def _noteProvenance(saliencyNode: Any, record: Mapping[str, Any]) -> None:
+    """Write what made a saliency into its attributes, in plain words and as the whole record."""
+    segmenter = (record.get("models") or {}).get("segmenter") or {}
+    for key, value in {
+        "Prompt": record["prompt"],
+        "Structure": record["target"]["name"],
+        "Method": record["parameters"].get("method", ""),
+        "Model": segmenter.get("name", ""),
+        "Complete": "1" if record.get("complete", True) else "0",
+        "Version": (record.get("versions") or {}).get("xaiclip", ""),
+    }.items():
+        saliencyNode.SetAttribute(f"XAICLIP.{key}", str(value))
+    saliencyNode.SetAttribute(RECORD_ATTRIBUTE, json.dumps(record, separators=(",", ":")))
+
+
+def _placeBeside(volumeNode: Any, folder: str | None, nodes: Iterable[Any]) -> None:
+    """Put nodes into a folder beside a volume in the subject hierarchy, so into its study where it has one."""
+    hierarchy = slicer.mrmlScene.GetSubjectHierarchyNode()
+    if hierarchy is None:
+        return
+    study = hierarchy.GetItemParent(_item(hierarchy, volumeNode)) or hierarchy.GetSceneItemID()
+    place = hierarchy.CreateFolderItem(study, folder) if folder else study
+    for node in nodes:
+        hierarchy.SetItemParent(_item(hierarchy, node), place)
+
+
+def _item(hierarchy: Any, node: Any) -> int:
+    """A node's item in the subject hierarchy; made where Slicer has not made it yet."""
+    found = hierarchy.GetItemByDataNode(node)
+    return int(found or hierarchy.CreateItem(hierarchy.GetSceneItemID(), node))
+
+
+# --- three dimensions ---
+
+
+def mostSalientPoint(saliencyNode: Any) -> tuple[float, float, float]:
+    """World RAS (mm) of the voxel with the largest effect, of either sign."""
+    array = np.abs(slicer.util.arrayFromVolume(saliencyNode))
+    k, j, i = np.unravel_index(int(array.argmax()), array.shape)
+    r, a, s, _one = export.worldFromVolume(saliencyNode) @ [i, j, k, 1]
+    return float(r), float(a), float(s)
+
+
+def showIn3D(nodes: ExplanationNodes, shown: bool) -> Any:
+    """Show or hide the target's surface and the surface where the saliency passes its threshold.
+
+    Returns the model of the latter, or None where there is none to show.
+    """
+    if nodes.segmentation is not None:
+        if shown:
+            nodes.segmentation.CreateClosedSurfaceRepresentation()
+            nodes.segmentation.GetDisplayNode().SetSegmentOpacity3D(TARGET_SEGMENT, 0.35)
+        nodes.segmentation.GetDisplayNode().SetVisibility3D(shown)
+    model = nodes.saliency.GetNodeReference(SURFACE_ROLE)
+    if shown:
+        model = _surface(nodes.saliency, model)
+    if model is not None:
+        model.CreateDefaultDisplayNodes()
+        model.GetDisplayNode().SetVisibility(shown)
+    return model
+
+
+SURFACE_SHARE = 0.5
+"""Of the window, at which the saliency's surface is drawn where the threshold is lower."""
+
+
+def _surface(saliencyNode: Any, model: Any) -> Any:
+    """The surface on which the saliency is half its largest value (or the threshold, where that is higher)."""
+    level = max(SURFACE_SHARE, display.threshold(saliencyNode)) * float(
+        np.abs(slicer.util.arrayFromVolume(saliencyNode)).max()
+    )
+    image = vtk.vtkImageData()
+    image.ShallowCopy(saliencyNode.GetImageData())
+    image.SetOrigin(0, 0, 0)
+    image.SetSpacing(1, 1, 1)
+    contour = vtk.vtkFlyingEdges3D()
+    contour.SetInputData(image)
+    contour.SetNumberOfContours(1)
+    contour.SetValue(0, level)
+    contour.ComputeNormalsOff()
+    toRas = vtk.vtkTransform()
+    matrix = vtk.vtkMatrix4x4()
+    saliencyNode.GetIJKToRASMatrix(matrix)
+    toRas.SetMatrix(matrix)
+    moved = vtk.vtkTransformPolyDataFilter()
+    moved.SetInputConnection(contour.GetOutputPort())
+    moved.SetTransform(toRas)
+    normals = vtk.vtkPolyDataNormals()  # after the transform, which may turn the surface inside out
+    normals.SetInputConnection(moved.GetOutputPort())
+    normals.ConsistencyOn()
+    normals.AutoOrientNormalsOn()
+    normals.Update()
+    if normals.GetOutput().GetNumberOfPoints() == 0:
+        return model
+    if model is None:
+        title = _("{name} surface").format(name=saliencyNode.GetName())
+        model = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLModelNode", title)
+        saliencyNode.SetNodeReferenceID(SURFACE_ROLE, model.GetID())
+        model.CreateDefaultDisplayNodes()
+        model.GetDisplayNode().SetColor(0.95, 0.5, 0.1)
+        model.SetAndObserveTransformNodeID(saliencyNode.GetTransformNodeID())
+        _placeBeside(saliencyNode, None, [model])
+    model.SetAndObservePolyData(normals.GetOutput())
+    return model
