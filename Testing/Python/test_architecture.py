@@ -79,7 +79,7 @@ ONE_DOOR = {
 }
 
 # XAICLIP/, the Slicer module, talks to the library through the worker's messages and these alone.
-MODULE_MAY_IMPORT = {"errors", "imaging", "methods", "phantom", "protocol", "resources"}
+MODULE_MAY_IMPORT = {"__init__", "errors", "imaging", "methods", "phantom", "protocol", "resources"}
 
 
 def imports(source: str, package: str) -> Iterator[str]:
