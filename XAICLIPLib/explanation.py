@@ -321,7 +321,8 @@ def explain(
         last, complete = _follow(estimates(wanted, ground, seed), prepared, volume, run, on_estimate)
     run.warnings += scorer.warnings
 
-    saliency = imaging.resample_like(prepared.as_image(last.saliency()), volume)
+    found = last.saliency() if complete or last.measured is None else last.measured()  # no guesses in a result
+    saliency = imaging.resample_like(prepared.as_image(found), volume)
     error = last.standard_error
     perturbed = imaging.resample_like(prepared.as_image(last.probed()), volume, "nearest")
     own = [values[channel] for channel in labels]

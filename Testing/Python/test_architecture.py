@@ -35,7 +35,6 @@ LAYERS = {
     "devices": 1,
     "measurements": 5,
     "explainers": 5,
-    "gradients": 5,
     "phantom": 2,
     "segmentation": 2,
     "localization": 2,

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import SimpleITK as sitk
 
-from XAICLIPLib import cli
+from XAICLIPLib import cli, methods
 from XAICLIPLib.errors import Cancelled, InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -202,7 +202,8 @@ def test_options_reach_the_explanation(here: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(explanation, "explain", spy)
     line = (
         "explain scan --prompt spleen --model m --localizer l --method occlusion --region r.nrrd --target t --score "
-        "hard-dice --baseline blur --window 20 --stride 5 --device cpu --batch-size 7 --seed 3 --trust"
+        "hard-dice --baseline blur --threshold 0.4 --margin 5 --modality MR --window 20 --stride 5 --exhaustive "
+        "--device cpu --precision full --batch-size 7 --seed 3 --trust"
     )
     assert cli.main(line.split()) == 1
     for name in ("on_progress", "cancelled"):
@@ -217,9 +218,14 @@ def test_options_reach_the_explanation(here: Path, monkeypatch: pytest.MonkeyPat
         "target": "t",
         "score": "hard dice",
         "baseline": "blur",
+        "threshold": 0.4,
+        "margin_mm": 5.0,
+        "modality": "MR",
         "window_mm": 20.0,
         "stride_mm": 5.0,
+        "exhaustive": True,
         "device": "cpu",
+        "precision": "full",
         "batch_size": 7,
         "seed": 3,
         "trust": True,
@@ -231,15 +237,26 @@ def test_choices_and_defaults_are_the_librarys() -> None:
 
     from XAICLIPLib import explanation
 
-    assert cli.METHODS == explanation.METHODS
-    assert cli.SCORES == explanation.SCORES
-    assert cli.BASELINES == explanation.BASELINES
     options = vars(cli._parser().parse_args(["explain", "scan", "--prompt", "liver"]))
     of_library = inspect.signature(explanation.explain).parameters
-    names = {"window_mm": "window", "stride_mm": "stride"}
     for name, parameter in of_library.items():
-        if parameter.default is not inspect.Parameter.empty and name not in {"on_progress", "on_estimate", "cancelled"}:
-            assert options[names.get(name, name)] == parameter.default, name
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD or parameter.default is inspect.Parameter.empty:
+            continue
+        if name not in {"on_progress", "on_estimate", "cancelled", "margin_mm"}:
+            assert options[name] == parameter.default, name
+
+
+def test_every_parameter_of_every_method_has_an_option() -> None:
+    for name, about in methods.describe().items():
+        for parameter in about["parameters"]:
+            given = {"flag": [], "choice": parameter["choices"][-1:], "text": ["words"]}.get(
+                parameter["type"], [str(parameter["least"])]
+            )
+            option = f"--{parameter['name'].removesuffix('_mm').replace('_', '-')}"
+            options = cli._parser().parse_args(
+                ["explain", "scan", "--prompt", "liver", "--method", name, option, *given]
+            )
+            assert getattr(options, parameter["name"]) is not None, option
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ from XAICLIPLib import explanation, imaging
 from XAICLIPLib.anatomy import Structure
 from XAICLIPLib.errors import Cancelled, InputError
 from XAICLIPLib.explanation import Explanation, Progress, explain
+from XAICLIPLib.localization.region import grow
+from XAICLIPLib.perturbation.baselines import BODY_MARGIN_MM
 from XAICLIPLib.perturbation.occlusion import window_for
 from XAICLIPLib.perturbation.perturbation import Perturbation
 from XAICLIPLib.scoring import Scorer
@@ -196,10 +198,12 @@ def by_hand(image: sitk.Image, window: int, stride: int, spacing: float) -> np.n
 
 def test_saliency_is_what_is_worked_out_by_hand() -> None:
     image = scan()[4:12, 4:12, 4:12]
-    result = run(image, window_mm=12.0, stride_mm=6.0)
+    result = run(image, window_mm=12.0, stride_mm=6.0, exhaustive=True)
     expected = by_hand(image, window=4, stride=2, spacing=3.0)
     assert expected.max() > 0.05
-    assert np.allclose(values(result.saliency), expected, atol=1e-5)
+    probed = values(result.saliency) != 0  # the lowest values of the corner are taken for air
+    assert probed.mean() > 0.8
+    assert np.allclose(values(result.saliency)[probed], expected[probed], atol=1e-5)
     assert result.measurements["largest_score_lost"] == pytest.approx(expected.max(), abs=1e-5)
 
 
@@ -256,7 +260,8 @@ def test_the_whole_volume_is_a_region() -> None:
     assert values(result.region.mask).all()
     assert result.record["parameters"]["region"] == "whole"
     assert result.record["region"]["agreement_with_prediction"] is None
-    null = values(result.prediction).mean()
+    body = grow(imaging.body_mask(scan()), BODY_MARGIN_MM)  # air is not probed
+    null = values(result.prediction).sum() / values(body).sum()
     assert result.measurements["effect_inside_target_if_uniform"] == pytest.approx(null, rel=1e-6)
     assert result.measurements["effect_inside_target"] > 2 * null
 
@@ -265,7 +270,7 @@ def test_a_region_is_refused_before_the_network_runs(tmp_path: Path) -> None:
     image, network = scan(), Network()
     nothing = imaging.write_volume(mask_of(image, BOXES[1]) * 0, tmp_path / "nothing.nrrd")
     for region, message in (
-        ("liver", "The region liver is neither guided, whole nor the file of a mask"),
+        ("liver", "The region liver is neither guided, whole, a box nor the file of a mask"),
         ("nosuch.nii.gz", "no file or folder nosuch"),
         (tmp_path / "nosuch", "no file or folder .*nosuch"),
         (nothing, "is empty"),
@@ -316,7 +321,7 @@ def test_a_target_that_cannot_be_used_is_refused_in_words(tmp_path: Path) -> Non
         ("nosuch.nrrd", "no file or folder nosuch"),
         (mask_of(image, BOXES[1]) * 0, "mask of the target has no voxel inside the volume"),
         (image[:, :, 3], "The target is no mask: give a 3D volume"),
-        (mask_of(image, BOXES[2]), "The network calls nothing in the mask of the target liver"),
+        (mask_of(image, BOXES[2]), "The network calls nothing liver in the mask of the target"),
         (mask_of(image, BOXES[1]) + 2 * mask_of(image, BOXES[2]), "The mask of the target holds 2 labels"),
     ):
         with pytest.raises(InputError, match=message):
@@ -411,7 +416,8 @@ def test_progress_grows_to_its_end_in_every_stage() -> None:
         part = [p for p in seen if p.stage == stage]
         done = [p.done for p in part]
         assert done == sorted(done)
-        assert {p.total for p in part} == {done[-1]}
+        assert part[-1].total == done[-1]
+        assert all(p.done <= p.total for p in part)
         assert all((p.seconds_left is None) if p.done == 0 else (p.seconds_left or 0) >= 0 for p in part)
         assert part[-1].seconds_left == 0
 
@@ -443,7 +449,7 @@ def test_running_estimates_that_take_long_are_rare(monkeypatch: pytest.MonkeyPat
     assert 1 <= len(shown) < sum(p.stage == "explain" for p in told) / 2
 
 
-def test_the_seed_decides_in_which_order_windows_are_tried() -> None:
+def test_an_occlusion_that_is_cancelled_at_one_place_is_the_same_every_time() -> None:
     def partial(seed: int) -> np.ndarray:
         told: list[Progress] = []
         found = run(
@@ -452,8 +458,7 @@ def test_the_seed_decides_in_which_order_windows_are_tried() -> None:
         assert not found.complete
         return values(found.saliency)
 
-    assert np.array_equal(partial(0), partial(0))
-    assert not np.array_equal(partial(0), partial(1))
+    assert np.array_equal(partial(0), partial(1)), "its order is no matter of chance"
 
 
 def test_the_localizer_gets_the_structure_where_the_prompt_means_one() -> None:
@@ -507,7 +512,7 @@ def test_cancelling_while_perturbing_gives_what_is_known() -> None:
     assert not result.complete and not result.record["complete"]
     assert f"Cancelled after {done} of {planned} perturbations: the saliency is incomplete." in result.warnings
     covered = values(result.saliency) != 0
-    assert 0 < covered.mean() < 0.9
+    assert 0 < covered.mean() < 0.9, "what was not tried is not guessed"
 
 
 def test_cancelling_at_the_last_perturbation_changes_nothing() -> None:

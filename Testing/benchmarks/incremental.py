@@ -7,28 +7,22 @@ in the same run: incrementally, and by sliding-window inference on the perturbed
 
 from __future__ import annotations
 
-import argparse
 import time
-from pathlib import Path
 
 import SimpleITK as sitk
-import torch
-from scipy import ndimage
+from setting import Setting, arguments, patches, real_ct, shipped_prediction
+from torch import Generator, Tensor, randperm
 
-from XAICLIPLib import anatomy, catalog, imaging
-from XAICLIPLib.localization.region import guided_region
-from XAICLIPLib.perturbation.baselines import baseline_volume
 from XAICLIPLib.perturbation.occlusion import in_voxels, window_for, windows
 from XAICLIPLib.perturbation.perturbation import Perturbation
-from XAICLIPLib.scoring import Scorer, Target, decided, target_score
-from XAICLIPLib.segmentation.prediction import Prediction, predict
+from XAICLIPLib.scoring import Scorer, target_score
+from XAICLIPLib.segmentation.prediction import Prediction
 from XAICLIPLib.segmentation.sliding_window import predict_logits
-
-CPU = torch.device("cpu")
 
 
 def in_full(prediction: Prediction, scorer: Scorer, perturbation: Perturbation) -> float:
     """Score lost by full inference on the perturbed volume."""
+    assert isinstance(scorer.baseline, Tensor)
     perturbed = prediction.volume.clone()
     box = (slice(None), *perturbation.box)
     perturbed[box] = scorer.baseline[box]
@@ -41,30 +35,12 @@ def in_full(prediction: Prediction, scorer: Scorer, perturbation: Perturbation) 
 
 def compare(image: sitk.Image, prediction: Prediction, name: str, guided: bool, count: int) -> str:
     """One line of the table."""
-    segmenter, structure = prediction.segmenter, anatomy.structure(name)
-    label = anatomy.match_label(structure, segmenter.labels)[0]
-    reference = decided(prediction.logits, label, segmenter.activation)
-    spacing = prediction.prepared.spacing_mm
-    rim = ndimage.distance_transform_edt(~reference.numpy(), sampling=spacing) <= 6.0
-    mask = imaging.resample_labels(prediction.prepared.as_image(reference.to(torch.uint8)), image)
-    probed = torch.ones(reference.shape, dtype=torch.bool)
-    if guided:
-        localizer = catalog.load_localizer(None, CPU)
-        probability = localizer.locate(image, structure, imaging.guess_modality(image))
-        region = guided_region(image, probability, mask, name, threshold=localizer.threshold)
-        probed = prediction.prepared.mask_from(region.mask)
-    scorer = Scorer(
-        segmenter.logits,
-        prediction.volume,
-        baseline_volume("air", prediction.volume, probed, spacing),
-        prediction.tiling,
-        Target(name, label, reference, torch.from_numpy(rim)),
-        segmenter.activation,
-    )
-    edge = window_for(imaging.volume_ml(mask))
-    planned = windows(probed, in_voxels(edge, spacing), in_voxels(edge / 2, spacing))
-    patches = sum(len(scorer.touched(w)) for w in planned)
-    order = torch.randperm(len(planned), generator=torch.Generator().manual_seed(0))[:count].tolist()
+    setting = Setting.of(image, prediction, name, guided)
+    scorer, spacing = setting.scorer, prediction.prepared.spacing_mm
+    edge = window_for(setting.volume_ml)
+    planned = windows(setting.region, in_voxels(edge, spacing), in_voxels(edge / 2, spacing))
+    needed = patches(scorer, planned)
+    order = randperm(len(planned), generator=Generator().manual_seed(0))[:count].tolist()
     sample = [planned[n] for n in order]
     begun = time.perf_counter()
     lost = dict(pair for batch in scorer.lost(sample) for pair in batch)
@@ -75,24 +51,19 @@ def compare(image: sitk.Image, prediction: Prediction, name: str, guided: bool, 
     difference = max(abs(lost[n] - value) for n, value in enumerate(full))
     everything = len(planned) * len(prediction.tiling.patches)
     return (
-        f"| {name} | {'guided' if guided else 'whole volume'} | {len(planned)} | {everything / max(1, patches):.1f} | "
+        f"| {name} | {'guided' if guided else 'whole volume'} | {len(planned)} | {everything / max(1, needed):.1f} | "
         f"{full_s / incremental_s:.1f} | {difference:.0e} |"
     )
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser = arguments(__doc__)
     parser.add_argument("--windows", type=int, default=24, help="windows timed in each line")
     options = parser.parse_args()
-    path = options.data / "totalseg" / "example_ct.nii.gz"
-    if not path.is_file():
-        parser.exit(0, f"Skipped: the real CT is not here ({path}).\n")
-    torch.set_flush_denormal(True)
-    image = imaging.read_volume(path)
-    segmenter = catalog.load_segmenter(None, CPU)
-    prediction = predict(segmenter, image, CPU)
+    image = real_ct(parser, options.data)
+    prediction = shipped_prediction(image)
+    segmenter = prediction.segmenter
     print(
         f"\nIncremental scoring of {segmenter.name} on totalseg/example_ct, {len(prediction.tiling.patches)} patches\n"
     )

@@ -227,12 +227,17 @@ def occlusion(
     sparse = not everything and all(2 * step <= width for step, width in zip(stride, size, strict=True))
     planned, done, surprise, rounds = 0, 0, math.nan, 0
 
+    def measured() -> tuple[Tensor, Tensor]:
+        tried = np.flatnonzero(known.evaluated)
+        return _mean_over_windows([found.all[n] for n in tried], known.lost[tried], region.shape, changeable)
+
     def estimate() -> Estimate:
         return Estimate(
             done,
             max(planned, done),
             lambda: _mean_over_windows(found.all, known.interpolated(), region.shape, changeable)[0],
-            lambda: _mean_over_windows(found.all, known.lost, region.shape, changeable)[1],
+            lambda: measured()[1],
+            measured=lambda: measured()[0],
             findings=lambda: {
                 "windows": len(found.all) + found.of_air,
                 "windows_of_air": found.of_air,

@@ -68,6 +68,9 @@ class Estimate:
         Gives (X, Y, Z), float32: of the saliency, where the method is random; None elsewhere.
     findings
         Gives further numbers for the record, JSON types only: how well a model fits, what was skipped.
+    measured
+        Gives (X, Y, Z), float32: the saliency from what was measured alone, where `saliency` fills gaps by guesses that
+        are good to look at and no result yet; None where it does not.
     """
 
     done: int
@@ -76,3 +79,4 @@ class Estimate:
     probed: Callable[[], Tensor]
     standard_error: Callable[[], Tensor] | None = None
     findings: Callable[[], dict[str, Any]] = dict
+    measured: Callable[[], Tensor] | None = None

@@ -1,0 +1,83 @@
+"""What the benchmarks share: the real CT, the shipped models, and a scorer for a structure in it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import SimpleITK as sitk
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from XAICLIPLib import anatomy, catalog, imaging
+from XAICLIPLib.localization.region import guided_region
+from XAICLIPLib.perturbation.baselines import baseline_for
+from XAICLIPLib.perturbation.perturbation import Perturbation
+from XAICLIPLib.scoring import Scorer, Target, decided
+from XAICLIPLib.segmentation.prediction import Prediction, predict
+from XAICLIPLib.target import RIM_MM
+
+CPU = torch.device("cpu")
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """The options that every benchmark has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    return parser
+
+
+def real_ct(parser: argparse.ArgumentParser, data: Path) -> sitk.Image:
+    """The CT of another source than the training's; where it is absent the program ends and says so."""
+    path = data / "totalseg" / "example_ct.nii.gz"
+    if not path.is_file():
+        parser.exit(0, f"Skipped: the real CT is not here ({path}).\n")
+    torch.set_flush_denormal(True)
+    return imaging.read_volume(path)
+
+
+@dataclass
+class Setting:
+    """A structure of a scan, ready to be explained."""
+
+    image: sitk.Image
+    prediction: Prediction
+    name: str
+    reference: Tensor
+    region: Tensor
+    changeable: Tensor
+    scorer: Scorer
+    volume_ml: float
+
+    @classmethod
+    def of(cls, image: sitk.Image, prediction: Prediction, name: str, guided: bool = True) -> Setting:
+        """The structure as the shipped network draws it, in the region that the shipped localizer finds."""
+        segmenter, structure, prepared = prediction.segmenter, anatomy.structure(name), prediction.prepared
+        label = anatomy.match_label(structure, segmenter.labels)[0]
+        reference = decided(prediction.logits, label, segmenter.activation)
+        mask = imaging.resample_labels(prepared.as_image(reference.to(torch.uint8)), image)
+        region = torch.ones(reference.shape, dtype=torch.bool)
+        if guided:
+            localizer = catalog.load_localizer(None, CPU)
+            probability = localizer.locate(image, structure, imaging.guess_modality(image))
+            found = guided_region(image, probability, mask, name, threshold=localizer.threshold)
+            region = prepared.mask_from(found.mask)
+        body = prepared.mask_from(imaging.body_mask(image))
+        baseline, changeable = baseline_for("air", prediction.volume, region, prepared.spacing_mm, body)
+        rim = ndimage.distance_transform_edt(~reference.numpy(), sampling=prepared.spacing_mm) <= RIM_MM
+        target = Target(name, label, reference, torch.from_numpy(rim))
+        scorer = Scorer(segmenter.logits, prediction.volume, baseline, prediction.tiling, target, segmenter.activation)
+        return cls(image, prediction, name, reference, region, changeable, scorer, imaging.volume_ml(mask))
+
+
+def shipped_prediction(image: sitk.Image) -> Prediction:
+    """What the shipped network says of a scan."""
+    return predict(catalog.load_segmenter(None, CPU), image, CPU)
+
+
+def patches(scorer: Scorer, perturbations: Iterable[Perturbation]) -> int:
+    """Network patches that scoring some perturbations takes."""
+    return sum(len(scorer.touched(p)) for p in perturbations)
