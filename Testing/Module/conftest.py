@@ -106,6 +106,16 @@ def load_module(slicer_host: ModuleType, scene: Any) -> Iterator[Callable[[str],
 
 
 @pytest.fixture
+def same_modules() -> Iterator[None]:
+    """For tests that reload the module, which replaces its parts and the library: later tests get their own back."""
+    import XAICLIPLib.errors  # noqa: F401
+
+    before = {name: module for name, module in sys.modules.items() if name.startswith("XAICLIP")}
+    yield
+    sys.modules.update(before)
+
+
+@pytest.fixture
 def module_path(slicer_host: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of the module, from where its parts can be imported."""
     monkeypatch.syspath_prepend(str(ROOT / "XAICLIP"))

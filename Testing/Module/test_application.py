@@ -20,7 +20,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_application(name: str, module_path: Path, load_module: Callable[[str], Any]) -> None:
+def test_application(name: str, same_modules: None, module_path: Path, load_module: Callable[[str], Any]) -> None:
     load_module("XAICLIP")
     spec = importlib.util.spec_from_file_location(FILE.stem, FILE)
     assert spec is not None and spec.loader is not None

@@ -327,7 +327,9 @@ def test_check_installation_reports_in_the_log(ui: Any) -> None:
     assert "✓ torch" in log and "All that is needed is here." in log
 
 
-def test_the_panel_lets_go_and_comes_back(panel: Any, ready: Any, session: Any, volume: Any) -> None:
+def test_the_panel_lets_go_and_comes_back(
+    same_modules: None, panel: Any, ready: Any, session: Any, volume: Any
+) -> None:
     """As `reloadScriptedModule` does it: the parts of the module and the library are loaded anew."""
     import slicer
 

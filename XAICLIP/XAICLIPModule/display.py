@@ -6,6 +6,7 @@ table of Slicer instead; then the threshold of the volume's display does what ca
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +19,8 @@ COLOURS_ROLE = "xaiclipColours"
 
 SIGN_ATTRIBUTE = "XAICLIP.Signed"
 THRESHOLD_ATTRIBUTE = "XAICLIP.Threshold"
+WINDOW_ATTRIBUTE = "XAICLIP.Window"
+"""The window that was chosen automatically: another one is the user's."""
 
 Scale = Literal["unsigned", "signed"]
 
@@ -55,24 +58,31 @@ SIGNED_FROM = 0.25
 """A map whose negative values reach this share of its largest effect is shown with two colours."""
 
 
-def scaleOf(array: Any) -> Scale:
-    """Whether a saliency has negative values that matter (hiding something helped), or one colour says it all."""
-    return "signed" if -float(array.min()) >= SIGNED_FROM * max(float(array.max()), 1e-12) else "unsigned"
+def scaleOf(low: float, high: float) -> Scale:
+    """Whether the negative values of a saliency matter (hiding something helped), or one colour says it all."""
+    return "signed" if -low >= SIGNED_FROM * max(high, 1e-12) else "unsigned"
 
 
-def prepare(saliencyNode: Any) -> None:
-    """Give a saliency volume its window, colours and threshold, by what is in it now."""
-    array = slicer.util.arrayFromVolume(saliencyNode)
-    scale = scaleOf(array)
-    saliencyNode.CreateDefaultDisplayNodes()
-    saliencyNode.SetAttribute(SIGN_ATTRIBUTE, scale)
-    if saliencyNode.GetAttribute(THRESHOLD_ATTRIBUTE) is None:
+def prepare(saliencyNode: Any, extremes: tuple[float, float] | None = None) -> None:
+    """Give a saliency volume its window, colours and threshold, by its smallest and largest value.
+
+    What the user changed meanwhile, while the map is being computed, is kept.
+    """
+    if extremes is None:
+        array = slicer.util.arrayFromVolume(saliencyNode)
+        extremes = float(array.min()), float(array.max())
+    first = saliencyNode.GetNodeReference(COLOURS_ROLE) is None
+    saliencyNode.SetAttribute(SIGN_ATTRIBUTE, scaleOf(*extremes))
+    if first:
+        saliencyNode.CreateDefaultDisplayNodes()
         saliencyNode.SetAttribute(THRESHOLD_ATTRIBUTE, str(THRESHOLD))
-    own = ownColours(saliencyNode)
-    if saliencyNode.GetDisplayNode().GetColorNode() is None or colours(saliencyNode) != own:
-        saliencyNode.GetDisplayNode().SetAndObserveColorNodeID(own.GetID())
-    saliencyNode.GetDisplayNode().SetInterpolate(True)
-    setWindow(saliencyNode, max(float(np.abs(array).max()), 1e-6))
+        saliencyNode.GetDisplayNode().SetAndObserveColorNodeID(ownColours(saliencyNode).GetID())
+        saliencyNode.GetDisplayNode().SetInterpolate(True)
+    automatic = saliencyNode.GetAttribute(WINDOW_ATTRIBUTE)
+    if automatic is None or math.isclose(float(automatic), window(saliencyNode), rel_tol=1e-5):
+        top = max(-extremes[0], extremes[1], 1e-6)
+        saliencyNode.SetAttribute(WINDOW_ATTRIBUTE, f"{top:.9g}")
+        setWindow(saliencyNode, top)
     setThreshold(saliencyNode, threshold(saliencyNode))
 
 

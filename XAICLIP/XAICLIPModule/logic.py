@@ -19,6 +19,7 @@ from XAICLIPLib import protocol
 from XAICLIPLib.errors import Cancelled, InputError
 
 from . import display, results
+from .developing import DevelopingMap
 from .question import Box, Drawn, Question, Segment
 from .results import ExplanationNodes
 from .session import Answer, Ended, Session, WorkerSession
@@ -56,8 +57,15 @@ class _Run:
     kind: str
     request: int = 0
     folder: Path | None = None
-    saliency: Any = None
+    map: DevelopingMap | None = None
+    shown: bool = False
     dropped: bool = False
+
+    @property
+    def saliency(self) -> Any:
+        """The map so far, where there is one in the scene."""
+        node = self.map.node if self.map is not None else None
+        return node if _exists(node) else None
 
     def isInputThere(self) -> bool:
         return _exists(self.question.volumeNode)
@@ -278,29 +286,30 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
             self._onLast(run, reply)
 
     def _onEstimate(self, run: _Run, path: Path) -> None:
-        try:
-            if run is self._run and not run.dropped and run.isInputThere():
-                array = results.arrayFromFile(path, run.question.volumeNode)
-                first = not _exists(run.saliency)
-                run.saliency = results.developingSaliency(
-                    run.question.volumeNode, run.question.resultName(), array, None if first else run.saliency
-                )
-                if first:
-                    self._show(run.question.volumeNode, run.saliency)
-                self.estimated.emit(run.saliency)
-        except InputError:
-            pass  # the next one, or the result, will tell
-        finally:
+        if run is not self._run or run.dropped or not run.isInputThere():
             path.unlink(missing_ok=True)
+            return
+        if run.map is None:
+            volumeNode, name = run.question.volumeNode, run.question.resultName()
+            run.map = DevelopingMap(volumeNode, name, lambda node: self._onMapUpdated(run, node))
+        run.map.feed(path)
+
+    def _onMapUpdated(self, run: _Run, saliencyNode: Any) -> None:
+        if not run.shown:
+            run.shown = True
+            self._show(run.question.volumeNode, saliencyNode)
+        self.estimated.emit(saliencyNode)
 
     def _onLast(self, run: _Run, reply: Answer) -> None:
         """Turn the final answer into nodes, then tell: whoever listens may start the next run at once."""
+        if run.map is not None:
+            run.map.stop()
         outcome: tuple[Signal, tuple[Any, ...]]
         try:
             outcome = self._outcome(run, reply)
         except InputError as error:
             outcome = (self.failed, (str(error), "input"))
-        if outcome[0] is not self.finished and _exists(run.saliency):
+        if outcome[0] is not self.finished and run.saliency is not None:
             results.remove(run.saliency)
             self.views.giveBack()
         self._end(keepFigure=outcome[0] is self.finished)
@@ -321,7 +330,7 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
             node = results.regionSegmentation(volumeNode, question.prompt.strip(), array)
             return self.regionFound, (node, list(reply.warnings))
         assert isinstance(reply, protocol.Explained)
-        saliency = run.saliency if _exists(run.saliency) else None
+        saliency = run.saliency
         nodes = results.load(volumeNode, reply.files, reply.record, question.resultName(), saliency)
         if saliency is None or not self.views.isShown(saliency):
             self._show(volumeNode, nodes.saliency)

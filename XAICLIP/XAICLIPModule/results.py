@@ -157,20 +157,30 @@ def arrayFromFile(path: str | Path, volumeNode: Any) -> NDArray[Any]:
                 name=volumeNode.GetName()
             )
         )
+    return arrayFromImage(image)
+
+
+def arrayFromImage(image: sitk.Image) -> NDArray[Any]:
+    """The voxels (k, j, i) of an image; a copy, which outlives it."""
     array: NDArray[Any] = sitk.GetArrayFromImage(image)
     return array
 
 
-def developingSaliency(volumeNode: Any, name: str, array: NDArray[Any], node: Any = None) -> Any:
-    """The saliency volume of a run that is being computed, made or brought up to date."""
-    if node is None:
-        node = _volumeLike(volumeNode, name, array, {SALIENCY_ATTRIBUTE: "1"})
-        node.SetNodeReferenceID(INPUT_ROLE, volumeNode.GetID())
-        _placeBeside(volumeNode, None, [node])
-    else:
-        slicer.util.updateVolumeFromArray(node, np.ascontiguousarray(array, dtype=np.float32))
+def saliencyVolume(volumeNode: Any, name: str, array: NDArray[Any]) -> Any:
+    """A new saliency volume, beside the input; without a record it counts as being computed."""
+    node = _volumeLike(volumeNode, name, array, {SALIENCY_ATTRIBUTE: "1"})
+    node.SetNodeReferenceID(INPUT_ROLE, volumeNode.GetID())
+    _placeBeside(volumeNode, None, [node])
     display.prepare(node)
     return node
+
+
+def arrayOf(node: Any) -> NDArray[Any] | None:
+    """The voxels of a volume that is still in the scene, to be changed in place; else None."""
+    if node is None or slicer.mrmlScene.GetNodeByID(node.GetID() or "") is not node or node.GetImageData() is None:
+        return None
+    array: NDArray[Any] = slicer.util.arrayFromVolume(node)
+    return array
 
 
 def load(
@@ -198,7 +208,12 @@ def load(
     """
     arrays = {what: arrayFromFile(files[what], volumeNode) for what in ("saliency", "region", "segmentation")}
     error = arrayFromFile(files["standard_error"], volumeNode) if "standard_error" in files else None
-    saliency = developingSaliency(volumeNode, name, arrays["saliency"], saliencyNode)
+    saliency = saliencyNode
+    if saliency is None:
+        saliency = saliencyVolume(volumeNode, name, arrays["saliency"])
+    else:
+        slicer.util.updateVolumeFromArray(saliency, arrays["saliency"].astype(np.float32, copy=False))
+        display.prepare(saliency)
     name = saliency.GetName()
     made = [
         (SEGMENTATION_ROLE, _segmentation(volumeNode, name, arrays["region"], arrays["segmentation"], record)),
@@ -209,7 +224,9 @@ def load(
         table = _structuresTable(name, structures)
         made += [(STRUCTURES_ROLE, table), (CHART_ROLE, _structuresChart(name, table, record))]
     if error is not None:
-        made.append((ERROR_ROLE, _volumeLike(volumeNode, _("{name} standard error").format(name=name), error)))
+        spread = _volumeLike(volumeNode, _("{name} standard error").format(name=name), error)
+        spread.GetDisplayNode().SetWindowLevelMinMax(0, max(float(error.max()), 1e-6))
+        made.append((ERROR_ROLE, spread))
     for role, node in made:
         saliency.SetNodeReferenceID(role, node.GetID())
     _noteProvenance(saliency, record)
@@ -245,7 +262,14 @@ def _volumeLike(
     node.SetIJKToRASMatrix(matrix)
     slicer.util.updateVolumeFromArray(node, np.ascontiguousarray(array, dtype=np.float32))
     node.SetAndObserveTransformNodeID(volumeNode.GetTransformNodeID())
-    node.CreateDefaultDisplayNodes()
+    # Not CreateDefaultDisplayNodes: it works out a window from the histogram, which takes seconds for a large scan.
+    view = slicer.mrmlScene.CreateNodeByClass("vtkMRMLScalarVolumeDisplayNode")
+    view.UnRegister(None)
+    view.SetAutoWindowLevel(False)
+    view.SetAutoThreshold(False)
+    view.SetAndObserveColorNodeID("vtkMRMLColorTableNodeGrey")
+    slicer.mrmlScene.AddNode(view)
+    node.SetAndObserveDisplayNodeID(view.GetID())
     return node
 
 
@@ -264,7 +288,7 @@ def _segmentation(
     node.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
     node.SetAndObserveTransformNodeID(volumeNode.GetTransformNodeID())
     segments = (
-        (TARGET_SEGMENT, _("{structure} (predicted)"), np.isin(labels, wanted), TARGET_COLOUR),
+        (TARGET_SEGMENT, _("{structure} (predicted)"), _anyOf(labels, wanted), TARGET_COLOUR),
         (REGION_SEGMENT, _('region of "{structure}"'), region != 0, REGION_COLOUR),
     )
     for key, title, mask, colour in segments:
@@ -281,6 +305,11 @@ def _segmentation(
     view.SetSegmentVisibility3D(REGION_SEGMENT, False)
     view.SetVisibility3D(False)  # until it is asked for: surfaces take a while to make
     return node
+
+
+def _anyOf(labels: NDArray[Any], wanted: list[int]) -> NDArray[np.bool_]:
+    mask: NDArray[np.bool_] = labels == wanted[0] if len(wanted) == 1 else np.isin(labels, wanted)
+    return mask
 
 
 def regionSegmentation(volumeNode: Any, prompt: str, region: NDArray[Any]) -> Any:
