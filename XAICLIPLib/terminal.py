@@ -7,12 +7,15 @@ import os
 import signal
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from XAICLIPLib.explanation import Progress
 
 STAGES = {"localize": "finding the prompt", "segment": "segmenting", "explain": "explaining"}
+
+LINE_EVERY_S = 10.0
 
 
 def say(text: str) -> None:
@@ -34,7 +37,9 @@ def drop_output() -> None:
 
 
 class Interrupt:
-    """Whether Ctrl-C was pressed: within the block, the first time only asks to end, the second ends."""
+    """Whether Ctrl-C was pressed or SIGTERM sent: within the block, the first time asks to end, the second ends."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
         self.asked = False
@@ -44,9 +49,9 @@ class Interrupt:
         return self.asked
 
     def __enter__(self) -> Interrupt:
-        self._before: Any = None
+        self._before: dict[signal.Signals, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._ask)
+            self._before = {number: signal.signal(number, self._ask) for number in self.SIGNALS}
         return self
 
     def _ask(self, *_: object) -> None:
@@ -57,16 +62,17 @@ class Interrupt:
             os.write(sys.stderr.fileno(), b"\nEnding with what is known so far; Ctrl-C again ends at once.\n")
 
     def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        for number, before in self._before.items():
+            signal.signal(number, before)
 
 
 class Bars:
-    """A progress bar for each stage on a terminal; nothing elsewhere."""
+    """A progress bar for each stage on a terminal; elsewhere a line for each tenth of it, at most every ten seconds."""
 
     def __init__(self) -> None:
         self._bar: Any = None
         self._stage = ""
+        self._told, self._tenth = 0.0, 0
 
     def __enter__(self) -> Bars:
         return self
@@ -76,7 +82,10 @@ class Bars:
 
     def show(self, progress: Progress) -> None:
         """Draw how far an explanation is."""
-        if sys.stderr is None or not sys.stderr.isatty():
+        if sys.stderr is None:
+            return
+        if not sys.stderr.isatty():
+            self._tell(progress)
             return
         from tqdm import tqdm
 
@@ -93,6 +102,15 @@ class Bars:
             )
         self._bar.total = progress.total
         self._bar.update(progress.done - self._bar.n)
+
+    def _tell(self, progress: Progress) -> None:
+        """A line of text, where a bar would fill a log file."""
+        tenth, now = 10 * progress.done // max(progress.total, 1), time.monotonic()
+        if progress.stage == self._stage and (tenth == self._tenth or now < self._told + LINE_EVERY_S):
+            return
+        left = "" if not progress.seconds_left else f", {progress.seconds_left:.0f} s left"
+        say(f"{STAGES[progress.stage]}: {progress.done} of {progress.total}{left}")
+        self._stage, self._tenth, self._told = progress.stage, tenth, now
 
     def _close(self) -> None:
         if self._bar is not None:

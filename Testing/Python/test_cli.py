@@ -21,6 +21,10 @@ import SimpleITK as sitk
 
 from XAICLIPLib import cli, methods
 from XAICLIPLib.errors import Cancelled, InputError
+from XAICLIPLib.terminal import STAGES
+
+TOLD = ("Warning: ", *(f"{stage}: " for stage in STAGES.values()))
+"""How lines on stderr begin where it is no terminal."""
 
 ROOT = Path(__file__).resolve().parents[2]
 VOLUMES = {"saliency.nrrd", "region.nrrd", "segmentation.nrrd"}
@@ -147,7 +151,7 @@ def test_explain_writes_all_files_and_says_where(
     assert "results/liver" in out.replace("\\", "/")
     assert "liver" in out and "cubes" in out
     for line in err.splitlines():
-        assert line.startswith("Warning: "), "progress or a package's warning where there is no terminal"
+        assert line.startswith(TOLD), "a bar or a package's warning where there is no terminal"
     given = sitk.ReadImage(str(scan))
     for name in VOLUMES:
         volume = sitk.ReadImage(str(folder / name))
@@ -420,17 +424,20 @@ def test_the_command_prints_json_to_a_pipe_and_nothing_of_progress(scan: Path, b
     assert printed["complete"] is True
     assert Path(printed["files"]["figure"]).parent == tmp_path.resolve() / "Größe"
     assert "%" not in result.stderr and "Traceback" not in result.stderr
-    assert all(line.startswith("Warning: ") for line in result.stderr.splitlines()), result.stderr
+    assert all(line.startswith(TOLD) for line in result.stderr.splitlines()), result.stderr
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-def test_on_a_terminal_there_is_time_left_and_ctrl_c_keeps_the_partial_result(
-    scan: Path, bundle: Path, tmp_path: Path
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_on_a_terminal_there_is_time_left_and_an_interrupt_keeps_the_partial_result(
+    scan: Path, bundle: Path, tmp_path: Path, sent: signal.Signals
 ) -> None:
     import pty
 
     ours, theirs = pty.openpty()  # of 0 columns and rows, as in some containers
-    line = quick(scan, bundle, "--window", "16", "--stride", "16", "--output", "out")  # thousands of windows
+    line = quick(
+        scan, bundle, "--window", "16", "--stride", "16", "--exhaustive", "--output", "out"
+    )  # thousands of windows
     process = subprocess.Popen(
         [sys.executable, "-m", "XAICLIPLib.cli", *line],
         cwd=tmp_path,
@@ -455,7 +462,7 @@ def test_on_a_terminal_there_is_time_left_and_ctrl_c_keeps_the_partial_result(
                 break
             shown += piece.decode("utf-8", "replace")
             if not asked and re.search(r"explaining +\d+%\|.{30}\| [1-9]\d*/\d+, \d\d:\d\d left", shown):
-                process.send_signal(signal.SIGINT)
+                process.send_signal(sent)
                 asked = True
         out, _ = process.communicate(timeout=30)
     finally:

@@ -115,7 +115,7 @@ def test_the_standard_error_is_the_spread_over_seeds(kernel: Kernel) -> None:
     labels = row(14)
     runs, errors = [], []
     for seed in range(20):
-        estimate = last(lime(Rule(labels, curved, batch=500), labels, samples=150, kernel=kernel, seed=seed))
+        estimate = last(lime(Rule(labels, curved, batch=500), labels, samples=84, kernel=kernel, seed=seed))
         assert estimate.standard_error is not None
         runs.append(values(estimate.saliency(), labels))
         errors.append(values(estimate.standard_error(), labels))

@@ -82,13 +82,15 @@ def length_table(volume: Tensor, organ: Tensor) -> None:
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     start = max(0, low - margin) // 48 * 48  # on the patches' own grid, so that only the length differs
     stop = min(volume.shape[3], high + margin)
-    mirrored = volume.flip(3)
-    body = torch.cat([mirrored, volume, mirrored], 3)
-    pad = volume.shape[3]
+    pad = volume.shape[3] // 48 * 48  # likewise: patches stand every 48 voxels
+    body = torch.cat([volume.flip(3)[..., -pad:], volume, volume.flip(3)], 3)
     cases = {
         "kidney and 10 cm": (volume[..., start:stop], organ[..., start:stop]),
         "abdomen": (volume, organ),
-        "whole body (the abdomen and its mirror images)": (body, torch.nn.functional.pad(organ, (pad, pad))),
+        "whole body (the abdomen and its mirror images)": (
+            body,
+            torch.nn.functional.pad(organ, (pad, volume.shape[3])),
+        ),
     }
     results = {name: (v, counted(scorer_for(v, o), o)) for name, (v, o) in cases.items()}
     reference = results["abdomen"][1][1]
