@@ -425,7 +425,7 @@ class Panel(VTKObservationMixin):
 
     def _begin(self, start: Any) -> None:
         try:
-            if dependencies.ensure():
+            if dependencies.ensure(self.logic.session.stop):
                 self._say("")
                 start(self.question())
         except InputError as error:
