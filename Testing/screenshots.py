@@ -2,8 +2,8 @@
 
     python -m Testing.screenshots [--data ../shared/data] [--output Resources/Screenshots]
 
-The panel is the real one with the real worker; the views are drawn by Slicer's own displayable managers. The scan is the
-example CT of TotalSegmentator (Apache-2.0) where the data are, else the synthetic torso.
+The panel is the real one with the real worker; the views are drawn by Slicer's own displayable managers. The scan is
+the example CT of TotalSegmentator (Apache-2.0) where the data are, else the synthetic torso.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ def load(path: Path) -> Any:
     """The example CT, or the synthetic torso, with a window for the abdomen."""
     import SimpleITK as sitk
     import slicer
+
     from XAICLIPModule import sampledata
 
     if not path.is_file():
@@ -113,6 +114,7 @@ def grab(panel: Any) -> Any:
 def views(render: Any, volume: Any) -> list[Any]:
     """Axial and coronal slices through the most salient place."""
     import slicer
+
     from XAICLIPModule import results
 
     maps = [n for n in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode") if n.GetAttribute("XAICLIP.Saliency")]
