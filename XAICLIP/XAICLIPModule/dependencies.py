@@ -36,6 +36,8 @@ DOWNLOAD_MB: Mapping[str, int] = {
     "open_clip_torch": 10,
     "scikit-image": 15,
     "matplotlib": 10,
+    "scikit-learn": 10,
+    "captum": 2,
 }
 """What a package and what it brings along weigh, roughly; torch with CUDA weighs up to 3 GB, without it 200 MB."""
 
