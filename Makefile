@@ -10,13 +10,14 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.xaiclip-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean distclean
+.PHONY: help demo test lint bench screenshots clean distclean
 
 help:
 	@echo "make demo       explain a scan end to end and say where the results are"
 	@echo "make test       style, types and tests"
 	@echo "make lint       style and types only"
 	@echo "make bench      the measurements behind the numbers in the README"
+	@echo "make screenshots  photograph the Slicer module for README and tutorial"
 	@echo "make clean      remove caches, builds and results"
 	@echo "make distclean  remove the virtual environment too"
 
@@ -30,6 +31,9 @@ lint: $(INSTALLED)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+screenshots: $(INSTALLED)
+	@$(BIN)/python -m Testing.screenshots
 
 bench: $(INSTALLED)
 	@$(BIN)/python Testing/benchmarks/run.py

@@ -36,7 +36,15 @@ class XAICLIP(ScriptedLoadableModule):
         ScriptedLoadableModule.__init__(self, parent)
         self.parent.title = _("XAI-CLIP")
         self.parent.categories = [translate("qSlicerAbstractCoreModule", "Segmentation")]
-        self.parent.dependencies = ["Colors", "Plots", "Segmentations", "SubjectHierarchy", "Tables", "Volumes"]
+        self.parent.dependencies = [
+            "Colors",
+            "Markups",
+            "Plots",
+            "Segmentations",
+            "SubjectHierarchy",
+            "Tables",
+            "Volumes",
+        ]
         self.parent.contributors = ["XAICLIP developers"]
         self.parent.helpText = _(
             "Explains why a segmentation network drew an organ where it did: choose a CT or MR scan, type the organ's "

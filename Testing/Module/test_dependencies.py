@@ -101,6 +101,14 @@ def test_torch_comes_from_the_pytorch_extension(
     assert asked["pip"][0] == "monai>=1.5.1"
 
 
+def test_a_worker_from_before_is_ended(dependencies: Any, asked: dict[str, Any]) -> None:
+    ended: list[str] = []
+    dependencies.ensure(lambda: ended.append("ended"))
+    assert ended == ["ended"]
+    dependencies.ensure(lambda: ended.append("again"))  # nothing is missing any more
+    assert ended == ["ended"]
+
+
 def test_who_declines_gets_nothing_installed(dependencies: Any, asked: dict[str, Any]) -> None:
     asked["answer"] = False
     assert not dependencies.ensure()

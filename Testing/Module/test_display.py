@@ -104,6 +104,14 @@ def test_one_legend_at_a_time_and_it_says_what_it_measures(display: Any, salienc
     assert legend.GetVisibility() and legend.GetTitleText() == "score lost" and legend.GetLabelFormat() == "%.2f"
 
 
+def test_the_legend_tells_small_numbers_apart(display: Any, saliency: Any) -> None:
+    node = saliency(0.027)
+    display.showLegend(node, True)
+    assert display.legend(node).GetLabelFormat() == "%.3f"
+    display.setWindow(node, 0.5)
+    assert display.legend(node).GetLabelFormat() == "%.2f"
+
+
 def test_slice_views_are_given_back_as_they_were(
     display: Any, saliency: Any, volume: Any, scene: Any, layout_manager: Any
 ) -> None:

@@ -105,6 +105,22 @@ def test_defaults_leave_the_choice_to_the_worker(ready: Any, session: Any) -> No
         assert getattr(asked, name) is None, name
 
 
+def test_a_section_shows_the_rows_of_its_source_when_it_is_opened(ui: Any) -> None:
+    def shown(section: str, *names: str) -> list[bool]:
+        parent = getattr(ui, f"{section}CollapsibleButton")
+        return [getattr(ui, name).isVisibleTo(parent) for name in names]
+
+    pick(ui.targetSourceComboBox, "box")
+    for section in ("region", "target"):
+        getattr(ui, f"{section}CollapsibleButton").collapsed = False
+    assert shown("region", "localizerComboBox", "regionSegmentSelector", "regionBoxSelector") == [True, False, False]
+    assert shown("target", "targetBoxSelector", "targetStructureComboBox", "targetSegmentLabel") == [True, False, False]
+    pick(ui.regionSourceComboBox, "segment")
+    assert shown("region", "localizerComboBox", "regionSegmentSelector", "regionBoxSelector") == [False, True, False]
+    ui.regionCollapsibleButton.collapsed = True
+    assert not any(shown("region", "regionSegmentSelector", "regionBoxSelector"))
+
+
 def test_numbers_stay_within_what_the_worker_takes(ready: Any) -> None:
     ready.seedSpinBox.setValue(-5)
     assert ready.seedSpinBox.value == 0
@@ -113,6 +129,7 @@ def test_numbers_stay_within_what_the_worker_takes(ready: Any) -> None:
 
 
 def test_another_structure_is_offered_from_the_model(ready: Any, session: Any) -> None:
+    ready.targetCollapsibleButton.collapsed = False
     pick(ready.targetSourceComboBox, "structure")
     assert ready.targetStructureComboBox.isVisibleTo(ready.targetCollapsibleButton)
     pick(ready.targetStructureComboBox, "spleen")
@@ -260,6 +277,10 @@ def test_a_failed_run_gives_the_earlier_result_back(
     developing = composite.GetForegroundVolumeID()
     assert developing != first.GetID()
     ready.outputNameLineEdit.setText("another")  # a change meanwhile does not bring the older result back
+    assert composite.GetForegroundVolumeID() == developing
+    panel.exit()
+    panel.enter()
+    session.estimate(volume)
     assert composite.GetForegroundVolumeID() == developing
     session.answer("error", kind="internal", message="Something went wrong.")
     assert composite.GetForegroundVolumeID() == first.GetID()

@@ -109,10 +109,15 @@ def wheelhouse() -> Path | None:
     return Path(folder)
 
 
-def ensure() -> bool:
+def ensure(installed: Callable[[], None] = lambda: None) -> bool:
     """Install what is missing in Slicer's Python, after asking; False where the user declined.
 
     Nothing is done where the user named a Python of their own: its worker tells what it lacks.
+
+    Parameters
+    ----------
+    installed
+        Called after packages were installed: a worker from before cannot see them.
 
     Raises
     ------
@@ -134,6 +139,7 @@ def ensure() -> bool:
     if not slicer.util.confirmOkCancelDisplay(question(absent, source), _("XAI-CLIP - install Python packages")):
         return False
     install(absent, source)
+    installed()
     absent = missing()
     if absent:
         raise InputError(

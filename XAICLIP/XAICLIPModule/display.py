@@ -123,6 +123,9 @@ def setWindow(saliencyNode: Any, top: float) -> None:
     display = saliencyNode.GetScalarVolumeDisplayNode()
     display.SetAutoWindowLevel(False)
     display.SetWindowLevelMinMax(-top if _scale(saliencyNode) == "signed" else 0.0, top)
+    shown = legend(saliencyNode)
+    if shown is not None:
+        shown.SetLabelFormat(labelFormat(top))
     setThreshold(saliencyNode, threshold(saliencyNode))
 
 
@@ -184,9 +187,14 @@ def showLegend(saliencyNode: Any, shown: bool) -> None:
             return
         node = slicer.modules.colors.logic().AddDefaultColorLegendDisplayNode(saliencyNode)
         node.SetTitleText(_("score lost"))
-        node.SetLabelFormat("%.2f")
         node.SetNumberOfLabels(5)
+    node.SetLabelFormat(labelFormat(window(saliencyNode)))
     node.SetVisibility(shown)
+
+
+def labelFormat(top: float) -> str:
+    """Format of a legend's numbers that tells them apart: two decimals, and more for a window below 0.1."""
+    return f"%.{max(2, math.ceil(-math.log10(top)) + 1)}f"
 
 
 # --- slice views ---

@@ -88,8 +88,7 @@ class InstallationPanel:
         try:
             if not dependencies.missing():
                 slicer.util.infoDisplay(_("All packages that XAI-CLIP needs are installed."), windowTitle=_("XAI-CLIP"))
-            elif dependencies.ensure():
-                self.session.stop()  # the next Apply starts one that has them
+            elif dependencies.ensure(self.session.stop):
                 self._log(_("The packages are installed."))
         except InputError as error:
             self._log(str(error))

@@ -25,6 +25,23 @@ from .question import Box, Question, Segment
 from .results import SALIENCY_ATTRIBUTE, ExplanationNodes
 from .resultspanel import ResultsPanel
 
+ROWS: dict[str, dict[str, tuple[str, ...]]] = {
+    "region": {
+        "guided": (
+            *("localizerLabel", "localizerComboBox", "localizerFolderButton", "thresholdLabel", "ownThresholdCheckBox"),
+            *("regionThresholdLabel", "regionThresholdSlider", "marginLabel", "regionMarginSpinBox"),
+        ),
+        "segment": ("regionSegmentLabel", "regionSegmentSelector"),
+        "box": ("regionBoxLabel", "regionBoxSelector"),
+    },
+    "target": {
+        "structure": ("targetStructureLabel", "targetStructureComboBox"),
+        "segment": ("targetSegmentLabel", "targetSegmentSelector"),
+        "box": ("targetBoxLabel", "targetBoxSelector"),
+    },
+}
+"""Widgets of a section that are there for one of its sources only."""
+
 
 class Panel(VTKObservationMixin):
     """Connects the widgets of ``XAICLIP.ui`` with the parameter node and the logic.
@@ -121,6 +138,8 @@ class Panel(VTKObservationMixin):
         ui.showRegionButton.connect("clicked(bool)", self.onShowRegionButton)
         ui.modelFolderButton.connect("clicked(bool)", self._onModelFolder)
         ui.localizerFolderButton.connect("clicked(bool)", self._onLocalizerFolder)
+        for kind in ROWS:
+            getattr(ui, f"{kind}CollapsibleButton").connect("contentsCollapsed(bool)", self._showRows)
         for combo, name in self._boundCombos():
             combo.connect("currentIndexChanged(int)", lambda _index, c=combo, n=name: self._onCombo(c, n))
         for selector, node, segment in self._boundSegments():
@@ -225,23 +244,9 @@ class Panel(VTKObservationMixin):
             self._shownMethod = (name, values)
 
     def _showVisible(self) -> None:
-        """Show the widgets that belong to the chosen sources, and the model's description."""
+        """Show what belongs to the choices: rows, tool tips, the model's description."""
         ui = self.ui
-        region, target = ui.regionSourceComboBox.currentData, ui.targetSourceComboBox.currentData
-        guided = region == "guided"
-        for name in ("localizerLabel", "localizerComboBox", "localizerFolderButton", "ownThresholdCheckBox"):
-            getattr(ui, name).setVisible(guided)
-        for name in ("thresholdLabel", "regionThresholdLabel", "regionThresholdSlider"):
-            getattr(ui, name).setVisible(guided)
-        for name in ("marginLabel", "regionMarginSpinBox"):
-            getattr(ui, name).setVisible(guided)
-        for kind, choice in (("region", region), ("target", target)):
-            for what in ("Segment", "Box"):
-                shown = choice == what.lower()
-                getattr(ui, f"{kind}{what}Label").setVisible(shown)
-                getattr(ui, f"{kind}{what}Selector").setVisible(shown)
-        ui.targetStructureLabel.setVisible(target == "structure")
-        ui.targetStructureComboBox.setVisible(target == "structure")
+        self._showRows()
         own = ui.ownThresholdCheckBox.checked
         ui.regionThresholdSlider.setEnabled(own)
         ui.regionThresholdSlider.setToolTip(
@@ -252,6 +257,15 @@ class Panel(VTKObservationMixin):
         ui.modelDescriptionLabel.setText(self.model().description())
         ui.trustCheckBox.setVisible(self.model() not in self.models)
         ui.trustLabel.setVisible(self.model() not in self.models)
+
+    def _showRows(self, *_collapsed: Any) -> None:
+        """Show the rows of the chosen sources in the sections that are open: opening a section shows all of them."""
+        for kind, rows in ROWS.items():
+            if not getattr(self.ui, f"{kind}CollapsibleButton").collapsed:
+                chosen = getattr(self.ui, f"{kind}SourceComboBox").currentData
+                for source, names in rows.items():
+                    for name in names:
+                        getattr(self.ui, name).setVisible(source == chosen)
 
     def model(self) -> Model:
         """The chosen segmentation network; one of the user's own is known by its folder alone."""
@@ -425,7 +439,7 @@ class Panel(VTKObservationMixin):
 
     def _begin(self, start: Any) -> None:
         try:
-            if dependencies.ensure():
+            if dependencies.ensure(self.logic.session.stop):
                 self._say("")
                 start(self.question())
         except InputError as error:

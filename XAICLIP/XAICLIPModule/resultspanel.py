@@ -76,7 +76,7 @@ class ResultsPanel(VTKObservationMixin):
             self._node = saliencyNode
             if saliencyNode is not None and saliencyNode.GetDisplayNode() is not None:
                 self.addObserver(saliencyNode.GetDisplayNode(), vtk.vtkCommand.ModifiedEvent, self._onDisplayModified)
-                if results.explanationOf(saliencyNode) is not None and not display.SliceViews.isShown(saliencyNode):
+                if not display.SliceViews.isShown(saliencyNode):
                     self._overlay(True)
         self._compared = comparedNode
         self._show()
