@@ -115,10 +115,10 @@ def views(render: Any, volume: Any) -> list[Any]:
     """Axial and coronal slices through the most salient place."""
     import slicer
 
-    from XAICLIPModule import results
+    from XAICLIPModule import surfaces
 
     maps = [n for n in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode") if n.GetAttribute("XAICLIP.Saliency")]
-    place = results.mostSalientPoint(maps[-1])
+    place = surfaces.mostSalientPoint(maps[-1])
     return [
         render.pixels(render.slice_view(name, orientation, (VIEW, VIEW), offset))
         for name, orientation, offset in (("Red", "Axial", place[2]), ("Green", "Coronal", place[1]))

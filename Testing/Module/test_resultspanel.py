@@ -83,11 +83,11 @@ def test_widgets_follow_what_is_changed_elsewhere(run: Any, ui: Any) -> None:
 
 
 def test_jump_goes_to_the_most_salient_place(run: Any, ui: Any, layout_manager: Any) -> None:
-    from XAICLIPModule import results
+    from XAICLIPModule import surfaces
 
     node = run()
     ui.jumpButton.click()
-    wanted = results.mostSalientPoint(node)
+    wanted = surfaces.mostSalientPoint(node)
     for name, axis in (("Red", 2), ("Green", 1), ("Yellow", 0)):
         view = layout_manager.sliceWidget(name).mrmlSliceNode()
         assert view.GetSliceToRAS().GetElement(axis, 3) == pytest.approx(wanted[axis], abs=0.01)
@@ -103,7 +103,7 @@ def test_measurements_are_read_at_a_glance(run: Any, ui: Any) -> None:
 
 
 def test_show_3d_shows_the_organ_and_what_matters(run: Any, ui: Any) -> None:
-    from XAICLIPModule import results
+    from XAICLIPModule import results, surfaces
 
     node = run()
     ui.show3DCheckBox.setChecked(True)
@@ -114,7 +114,7 @@ def test_show_3d_shows_the_organ_and_what_matters(run: Any, ui: Any) -> None:
     assert nodes.segmentation.GetSegmentation().ContainsRepresentation("Closed surface")
     assert nodes.segmentation.GetDisplayNode().GetVisibility3D()
     bounds = model.GetPolyData().GetBounds()
-    peak = results.mostSalientPoint(node)
+    peak = surfaces.mostSalientPoint(node)
     assert all(bounds[2 * a] <= peak[a] <= bounds[2 * a + 1] for a in range(3))
     ui.show3DCheckBox.setChecked(False)
     assert not model.GetDisplayVisibility()

@@ -23,7 +23,7 @@ from slicer.i18n import tr as _
 
 from XAICLIPLib.errors import InputError
 
-from . import display, export, terminology
+from . import display, tables, terminology
 
 SALIENCY_ATTRIBUTE = "XAICLIP.Saliency"
 """Marks the saliency volume of a run, from before it is in the scene: node selectors look at attributes only then."""
@@ -36,21 +36,6 @@ SURFACE_ROLE, ERROR_ROLE = "xaiclipSurface", "xaiclipStandardError"
 
 REGION_SEGMENT, TARGET_SEGMENT = "region", "target"
 REGION_COLOUR, TARGET_COLOUR = (0.2, 0.75, 1.0), (0.35, 0.85, 0.35)
-
-NUMBERS: dict[str, tuple[str, str]] = {
-    "score_unperturbed": ("Score of the undisturbed network", "{:.3f}"),
-    "target_volume_ml": ("Volume of the target", "{:.1f} ml"),
-    "largest_score_lost": ("Largest score lost", "{:.4f}"),
-    "smallest_score_lost": ("Smallest score lost (below 0: hiding helped)", "{:.4f}"),
-    "effect_inside_target": ("Share of the effect inside the target", "{:.1%}"),
-    "effect_inside_target_if_uniform": ("The same share, were the map uniform", "{:.1%}"),
-    "probed_volume_ml": ("Volume that was tried", "{:.0f} ml"),
-    "perturbations": ("Perturbations computed", "{:.0f}"),
-    "perturbations_planned": ("Perturbations planned", "{:.0f}"),
-    "patches_computed": ("Network patches computed", "{:.0f}"),
-    "patches_full_inference_would_compute": ("Patches that full inference would compute", "{:.0f}"),
-}
-"""Measurements that have a name of their own in the table; others appear under the name that the record gives them."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +155,7 @@ def saliencyVolume(volumeNode: Any, name: str, array: NDArray[Any]) -> Any:
     """A new saliency volume, beside the input; without a record it counts as being computed."""
     node = _volumeLike(volumeNode, name, array, {SALIENCY_ATTRIBUTE: "1"})
     node.SetNodeReferenceID(INPUT_ROLE, volumeNode.GetID())
-    _placeBeside(volumeNode, None, [node])
+    placeBeside(volumeNode, None, [node])
     display.prepare(node)
     return node
 
@@ -217,12 +202,12 @@ def load(
     name = saliency.GetName()
     made = [
         (SEGMENTATION_ROLE, _segmentation(volumeNode, name, arrays["region"], arrays["segmentation"], record)),
-        (MEASUREMENTS_ROLE, _measurementsTable(name, record)),
+        (MEASUREMENTS_ROLE, tables.measurementsTable(name, record)),
     ]
-    structures = structureRows(record)
+    structures = tables.structureRows(record)
     if structures:
-        table = _structuresTable(name, structures)
-        made += [(STRUCTURES_ROLE, table), (CHART_ROLE, _structuresChart(name, table, record))]
+        table = tables.structuresTable(name, structures)
+        made += [(STRUCTURES_ROLE, table), (CHART_ROLE, tables.structuresChart(name, table, record))]
     if error is not None:
         spread = _volumeLike(volumeNode, _("{name} standard error").format(name=name), error)
         spread.GetDisplayNode().SetWindowLevelMinMax(0, max(float(error.max()), 1e-6))
@@ -230,7 +215,7 @@ def load(
     for role, node in made:
         saliency.SetNodeReferenceID(role, node.GetID())
     _noteProvenance(saliency, record)
-    _placeBeside(volumeNode, name, [saliency, *(node for _role, node in made)])
+    placeBeside(volumeNode, name, [saliency, *(node for _role, node in made)])
     figure = Path(files["figure"]) if "figure" in files else None
     found = explanationOf(saliency)
     assert found is not None
@@ -334,90 +319,8 @@ def regionSegmentation(volumeNode: Any, prompt: str, region: NDArray[Any]) -> An
     node.GetSegmentation().AddEmptySegment(REGION_SEGMENT, prompt, REGION_COLOUR)
     mask = (region != 0).astype(np.uint8)
     slicer.util.updateSegmentBinaryLabelmapFromArray(mask, node, REGION_SEGMENT, volumeNode)
-    _placeBeside(volumeNode, None, [node])
+    placeBeside(volumeNode, None, [node])
     return node
-
-
-# --- tables and chart ---
-
-
-def _measurementsTable(name: str, record: Mapping[str, Any]) -> Any:
-    """What was measured, one row each: name and value, both ready to be read."""
-    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTableNode", _("{name} measurements").format(name=name))
-    _fill(node, [(_("Measurement"), [n for n, _v in rows(record)]), (_("Value"), [v for _n, v in rows(record)])])
-    return node
-
-
-def rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The measurements of a record, as a person reads them."""
-    found = [
-        (_("Structure"), str(record["target"]["name"])),
-        (_("Region from"), str(record["region"]["source"])),
-        (_("Share of the body in the region"), _percent(record["region"].get("share_of_body"))),
-    ]
-    agreement = record["region"].get("agreement_with_prediction") or {}
-    if agreement.get("dice") is not None:
-        found.append((_("Overlap of region and prediction (Dice)"), f"{agreement['dice']:.2f}"))
-    for key, value in record["measurements"].items():
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            title, form = NUMBERS.get(key, (key.replace("_", " "), "{:g}"))
-            found.append((_(title), form.format(value)))
-    return found
-
-
-def structureRows(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The structures that a method weighed, most important first; empty for methods that weigh places."""
-    return [row for row in record["measurements"].get("structures") or [] if row.get("score_lost") is not None]
-
-
-def _structuresTable(name: str, structures: Iterable[Mapping[str, Any]]) -> Any:
-    structures = list(structures)
-    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTableNode", _("{name} structures").format(name=name))
-    _fill(
-        node,
-        [
-            (_("Structure"), [str(row["structure"]) for row in structures]),
-            (_("Volume (ml)"), [float(row.get("volume_ml") or 0) for row in structures]),
-            (_("Score lost"), [float(row["score_lost"]) for row in structures]),
-            (_("Share"), [float(row.get("share") or 0) for row in structures]),
-        ],
-    )
-    return node
-
-
-def _structuresChart(name: str, tableNode: Any, record: Mapping[str, Any]) -> Any:
-    """A bar for each structure: the score lost when it is removed."""
-    series = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLPlotSeriesNode", _("Score lost"))
-    series.SetAndObserveTableNodeID(tableNode.GetID())
-    series.SetPlotType(slicer.vtkMRMLPlotSeriesNode.PlotTypeBar)
-    series.SetLabelColumnName(_("Structure"))
-    series.SetYColumnName(_("Score lost"))
-    series.SetColor(0.85, 0.35, 0.2)
-    chart = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLPlotChartNode", _("{name} chart").format(name=name))
-    chart.AddAndObservePlotSeriesNodeID(series.GetID())
-    chart.SetTitle(_("What the {structure} leans on").format(structure=record["target"]["name"]))
-    chart.SetXAxisTitle(_("Structure that was removed"))
-    chart.SetYAxisTitle(_("Score lost"))
-    chart.SetLegendVisibility(False)
-    return chart
-
-
-def _fill(tableNode: Any, columns: Iterable[tuple[str, list[Any]]]) -> None:
-    """Fill a table with columns of text or of numbers."""
-    table = vtk.vtkTable()
-    for title, values in columns:
-        column = vtk.vtkStringArray() if values and isinstance(values[0], str) else vtk.vtkDoubleArray()
-        column.SetName(title)
-        for value in values:
-            column.InsertNextValue(value)
-        table.AddColumn(column)
-    tableNode.SetAndObserveTable(table)
-    tableNode.SetUseColumnTitleAsColumnHeader(True)
-    tableNode.SetLocked(True)
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{share:.1%}"
 
 
 # --- provenance and place ---
@@ -438,7 +341,7 @@ def _noteProvenance(saliencyNode: Any, record: Mapping[str, Any]) -> None:
     saliencyNode.SetAttribute(RECORD_ATTRIBUTE, json.dumps(record, separators=(",", ":")))
 
 
-def _placeBeside(volumeNode: Any, folder: str | None, nodes: Iterable[Any]) -> None:
+def placeBeside(volumeNode: Any, folder: str | None, nodes: Iterable[Any]) -> None:
     """Put nodes into a folder beside a volume in the subject hierarchy, so into its study where it has one."""
     hierarchy = slicer.mrmlScene.GetSubjectHierarchyNode()
     if hierarchy is None:
@@ -453,77 +356,3 @@ def _item(hierarchy: Any, node: Any) -> int:
     """A node's item in the subject hierarchy; made where Slicer has not made it yet."""
     found = hierarchy.GetItemByDataNode(node)
     return int(found or hierarchy.CreateItem(hierarchy.GetSceneItemID(), node))
-
-
-# --- three dimensions ---
-
-
-def mostSalientPoint(saliencyNode: Any) -> tuple[float, float, float]:
-    """World RAS (mm) of the voxel with the largest effect, of either sign."""
-    array = np.abs(slicer.util.arrayFromVolume(saliencyNode))
-    k, j, i = np.unravel_index(int(array.argmax()), array.shape)
-    r, a, s, _one = export.worldFromVolume(saliencyNode) @ [i, j, k, 1]
-    return float(r), float(a), float(s)
-
-
-def showIn3D(nodes: ExplanationNodes, shown: bool) -> Any:
-    """Show or hide the target's surface and the surface where the saliency passes its threshold.
-
-    Returns the model of the latter, or None where there is none to show.
-    """
-    if nodes.segmentation is not None:
-        if shown:
-            nodes.segmentation.CreateClosedSurfaceRepresentation()
-            nodes.segmentation.GetDisplayNode().SetSegmentOpacity3D(TARGET_SEGMENT, 0.35)
-        nodes.segmentation.GetDisplayNode().SetVisibility3D(shown)
-    model = nodes.saliency.GetNodeReference(SURFACE_ROLE)
-    if shown:
-        model = _surface(nodes.saliency, model)
-    if model is not None:
-        model.CreateDefaultDisplayNodes()
-        model.GetDisplayNode().SetVisibility(shown)
-    return model
-
-
-SURFACE_SHARE = 0.5
-"""Of the window, at which the saliency's surface is drawn where the threshold is lower."""
-
-
-def _surface(saliencyNode: Any, model: Any) -> Any:
-    """The surface on which the saliency is half its largest value (or the threshold, where that is higher)."""
-    level = max(SURFACE_SHARE, display.threshold(saliencyNode)) * float(
-        np.abs(slicer.util.arrayFromVolume(saliencyNode)).max()
-    )
-    image = vtk.vtkImageData()
-    image.ShallowCopy(saliencyNode.GetImageData())
-    image.SetOrigin(0, 0, 0)
-    image.SetSpacing(1, 1, 1)
-    contour = vtk.vtkFlyingEdges3D()
-    contour.SetInputData(image)
-    contour.SetNumberOfContours(1)
-    contour.SetValue(0, level)
-    contour.ComputeNormalsOff()
-    toRas = vtk.vtkTransform()
-    matrix = vtk.vtkMatrix4x4()
-    saliencyNode.GetIJKToRASMatrix(matrix)
-    toRas.SetMatrix(matrix)
-    moved = vtk.vtkTransformPolyDataFilter()
-    moved.SetInputConnection(contour.GetOutputPort())
-    moved.SetTransform(toRas)
-    normals = vtk.vtkPolyDataNormals()  # after the transform, which may turn the surface inside out
-    normals.SetInputConnection(moved.GetOutputPort())
-    normals.ConsistencyOn()
-    normals.AutoOrientNormalsOn()
-    normals.Update()
-    if normals.GetOutput().GetNumberOfPoints() == 0:
-        return model
-    if model is None:
-        title = _("{name} surface").format(name=saliencyNode.GetName())
-        model = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLModelNode", title)
-        saliencyNode.SetNodeReferenceID(SURFACE_ROLE, model.GetID())
-        model.CreateDefaultDisplayNodes()
-        model.GetDisplayNode().SetColor(0.95, 0.5, 0.1)
-        model.SetAndObserveTransformNodeID(saliencyNode.GetTransformNodeID())
-        _placeBeside(saliencyNode, None, [model])
-    model.SetAndObservePolyData(normals.GetOutput())
-    return model

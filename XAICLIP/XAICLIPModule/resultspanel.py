@@ -13,7 +13,7 @@ from slicer.util import VTKObservationMixin
 
 from XAICLIPLib.errors import InputError
 
-from . import display, results, saving
+from . import display, results, saving, surfaces, tables
 from .layouts import SideBySide
 from .logic import XAICLIPLogic
 from .results import SALIENCY_ATTRIBUTE, SURFACE_ROLE, ExplanationNodes
@@ -143,7 +143,7 @@ class ResultsPanel(VTKObservationMixin):
     def _showMeasurements(self) -> None:
         ui, nodes = self.ui, results.explanationOf(self._node)
         record = nodes.record if nodes is not None else {}
-        rows = results.rows(record) if record else []
+        rows = tables.rows(record) if record else []
         table = ui.measurementsTable
         table.setRowCount(len(rows))
         for row, values in enumerate(rows):
@@ -221,7 +221,7 @@ class ResultsPanel(VTKObservationMixin):
             display.setColours(self._node, colorNode)
 
     def _onJump(self, *_clicked: Any) -> None:
-        point = results.mostSalientPoint(self._node)
+        point = surfaces.mostSalientPoint(self._node)
         slicer.vtkMRMLSliceNode.JumpAllSlices(slicer.mrmlScene, *point, slicer.vtkMRMLSliceNode.CenteredJumpSlice)
 
     def _onShow3D(self, shown: bool) -> None:
@@ -229,7 +229,7 @@ class ResultsPanel(VTKObservationMixin):
         if self._updating or nodes is None:
             return
         with slicer.util.tryWithErrorDisplay(_("The surfaces cannot be shown."), waitCursor=True):
-            if results.showIn3D(nodes, shown) is None and shown:
+            if surfaces.showIn3D(nodes, shown) is None and shown:
                 slicer.util.infoDisplay(
                     _("The map has no surface to show: nothing in it passes half of its largest value."),
                     windowTitle=_("XAI-CLIP"),

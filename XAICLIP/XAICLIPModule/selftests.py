@@ -22,7 +22,7 @@ from slicer.ScriptedLoadableModule import ScriptedLoadableModuleTest
 
 from XAICLIPLib.errors import Cancelled, InputError
 
-from . import dependencies, display, export, interpreter, results, saving
+from . import dependencies, display, export, interpreter, results, saving, surfaces, tables
 from .logic import ExplanationError, State, XAICLIPLogic
 from .panel import Panel
 from .playedsession import PlayedSession, structuresFor
@@ -190,12 +190,12 @@ class XAICLIPTest(ScriptedLoadableModuleTest):
         self.assertAlmostEqual(float(array.max()), 0.4, 5)
         np.testing.assert_allclose(export.matrixFromVolume(nodes.saliency), export.matrixFromVolume(volume))
         np.testing.assert_allclose(
-            results.mostSalientPoint(nodes.saliency), (export.matrixFromVolume(volume) @ (8, 7, 6, 1))[:3], atol=1e-4
+            surfaces.mostSalientPoint(nodes.saliency), (export.matrixFromVolume(volume) @ (8, 7, 6, 1))[:3], atol=1e-4
         )
         for segment, threshold in (("region", 0), ("target", 0.15)):
             mask = slicer.util.arrayFromSegmentBinaryLabelmap(nodes.segmentation, segment, volume)
             np.testing.assert_array_equal(mask != 0, array > threshold)
-        self.assertIn("0.975", [value for _name, value in results.rows(nodes.record)])
+        self.assertIn("0.975", [value for _name, value in tables.rows(nodes.record)])
         self.assertEqual(nodes.record["prompt"], "liver")
         self.assertFalse(Path(session.requests[0].volume).exists(), "the scan's copy was left behind")
         saved = {path.name for path in saving.save(nodes, self._folder)}

@@ -1,0 +1,105 @@
+"""The numbers of an explanation as tables and a bar chart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import slicer
+import vtk
+from slicer.i18n import tr as _
+
+NUMBERS: dict[str, tuple[str, str]] = {
+    "score_unperturbed": ("Score of the undisturbed network", "{:.3f}"),
+    "target_volume_ml": ("Volume of the target", "{:.1f} ml"),
+    "largest_score_lost": ("Largest score lost", "{:.4f}"),
+    "smallest_score_lost": ("Smallest score lost (below 0: hiding helped)", "{:.4f}"),
+    "effect_inside_target": ("Share of the effect inside the target", "{:.1%}"),
+    "effect_inside_target_if_uniform": ("The same share, were the map uniform", "{:.1%}"),
+    "probed_volume_ml": ("Volume that was tried", "{:.0f} ml"),
+    "perturbations": ("Perturbations computed", "{:.0f}"),
+    "perturbations_planned": ("Perturbations planned", "{:.0f}"),
+    "patches_computed": ("Network patches computed", "{:.0f}"),
+    "patches_full_inference_would_compute": ("Patches that full inference would compute", "{:.0f}"),
+}
+"""Measurements that have a name of their own in the table; others appear under the name that the record gives them."""
+
+
+def measurementsTable(name: str, record: Mapping[str, Any]) -> Any:
+    """What was measured, one row each: name and value, both ready to be read."""
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTableNode", _("{name} measurements").format(name=name))
+    _fill(node, [(_("Measurement"), [n for n, _v in rows(record)]), (_("Value"), [v for _n, v in rows(record)])])
+    return node
+
+
+def rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The measurements of a record, as a person reads them."""
+    found = [
+        (_("Structure"), str(record["target"]["name"])),
+        (_("Region from"), str(record["region"]["source"])),
+        (_("Share of the body in the region"), _percent(record["region"].get("share_of_body"))),
+    ]
+    agreement = record["region"].get("agreement_with_prediction") or {}
+    if agreement.get("dice") is not None:
+        found.append((_("Overlap of region and prediction (Dice)"), f"{agreement['dice']:.2f}"))
+    for key, value in record["measurements"].items():
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            title, form = NUMBERS.get(key, (key.replace("_", " "), "{:g}"))
+            found.append((_(title), form.format(value)))
+    return found
+
+
+def structureRows(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The structures that a method weighed, most important first; empty for methods that weigh places."""
+    return [row for row in record["measurements"].get("structures") or [] if row.get("score_lost") is not None]
+
+
+def structuresTable(name: str, structures: Iterable[Mapping[str, Any]]) -> Any:
+    """How much the target leans on each structure, one row each: volume in ml, score lost, share of all that is lost."""
+    structures = list(structures)
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTableNode", _("{name} structures").format(name=name))
+    _fill(
+        node,
+        [
+            (_("Structure"), [str(row["structure"]) for row in structures]),
+            (_("Volume (ml)"), [float(row.get("volume_ml") or 0) for row in structures]),
+            (_("Score lost"), [float(row["score_lost"]) for row in structures]),
+            (_("Share"), [float(row.get("share") or 0) for row in structures]),
+        ],
+    )
+    return node
+
+
+def structuresChart(name: str, tableNode: Any, record: Mapping[str, Any]) -> Any:
+    """A bar for each structure: the score lost when it is removed."""
+    series = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLPlotSeriesNode", _("Score lost"))
+    series.SetAndObserveTableNodeID(tableNode.GetID())
+    series.SetPlotType(slicer.vtkMRMLPlotSeriesNode.PlotTypeBar)
+    series.SetLabelColumnName(_("Structure"))
+    series.SetYColumnName(_("Score lost"))
+    series.SetColor(0.85, 0.35, 0.2)
+    chart = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLPlotChartNode", _("{name} chart").format(name=name))
+    chart.AddAndObservePlotSeriesNodeID(series.GetID())
+    chart.SetTitle(_("What the {structure} leans on").format(structure=record["target"]["name"]))
+    chart.SetXAxisTitle(_("Structure that was removed"))
+    chart.SetYAxisTitle(_("Score lost"))
+    chart.SetLegendVisibility(False)
+    return chart
+
+
+def _fill(tableNode: Any, columns: Iterable[tuple[str, list[Any]]]) -> None:
+    """Fill a table with columns of text or of numbers."""
+    table = vtk.vtkTable()
+    for title, values in columns:
+        column = vtk.vtkStringArray() if values and isinstance(values[0], str) else vtk.vtkDoubleArray()
+        column.SetName(title)
+        for value in values:
+            column.InsertNextValue(value)
+        table.AddColumn(column)
+    tableNode.SetAndObserveTable(table)
+    tableNode.SetUseColumnTitleAsColumnHeader(True)
+    tableNode.SetLocked(True)
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.1%}"
