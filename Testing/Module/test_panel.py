@@ -69,15 +69,15 @@ def test_every_method_shows_its_parameters(panel: Any, ready: Any) -> None:
     for name, description in methods.describe().items():
         pick(ready.methodComboBox, name)
         for parameter in description["parameters"]:
-            widget = panel.panel.methodForm.widget(parameter["name"])
+            widget = panel.panel.choices.methodForm.widget(parameter["name"])
             assert parameter["help"][1:8] in plain(widget.toolTip)
-        assert dict(panel.panel.question().parameters) == {}
-        panel.panel.question().check()
+        assert dict(panel.panel.choices.question().parameters) == {}
+        panel.panel.choices.question().check()
 
 
 def test_parameters_reach_the_worker(panel: Any, ready: Any, session: Any) -> None:
     pick(ready.methodComboBox, "lime")
-    form = panel.panel.methodForm
+    form = panel.panel.choices.methodForm
     form.widget("size_mm").setValue(12.5)
     form.widget("kernel").setCurrentIndex(form.widget("kernel").findData("shap"))
     pick(ready.scoreComboBox, "mean probability")

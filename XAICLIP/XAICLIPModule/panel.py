@@ -1,55 +1,30 @@
-"""The panel above the results: what is asked, and what goes on."""
+"""The panel: Apply, what goes on, and the sections put together."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-import qt
 import slicer
-import vtk
 from slicer.i18n import tr as _
-from slicer.util import VTKObservationMixin
 
-from XAICLIPLib import methods, protocol
+from XAICLIPLib import protocol
 from XAICLIPLib.errors import InputError
 
-from . import catalogue, dependencies, sampledata, terminology
-from .catalogue import Model
+from . import dependencies
+from .choices import Choices
 from .installationpanel import InstallationPanel
 from .logic import State, XAICLIPLogic
-from .methodform import MethodForm
-from .question import Box, Question, Segment
-from .results import SALIENCY_ATTRIBUTE, ExplanationNodes
+from .results import ExplanationNodes
 from .resultspanel import ResultsPanel
 
-ROWS: dict[str, dict[str, tuple[str, ...]]] = {
-    "region": {
-        "guided": (
-            *("localizerLabel", "localizerComboBox", "localizerFolderButton", "thresholdLabel", "ownThresholdCheckBox"),
-            *("regionThresholdLabel", "regionThresholdSlider", "marginLabel", "regionMarginSpinBox"),
-        ),
-        "segment": ("regionSegmentLabel", "regionSegmentSelector"),
-        "box": ("regionBoxLabel", "regionBoxSelector"),
-    },
-    "target": {
-        "structure": ("targetStructureLabel", "targetStructureComboBox"),
-        "segment": ("targetSegmentLabel", "targetSegmentSelector"),
-        "box": ("targetBoxLabel", "targetBoxSelector"),
-    },
-}
-"""Widgets of a section that are there for one of its sources only."""
 
-
-class Panel(VTKObservationMixin):
-    """Connects the widgets of ``XAICLIP.ui`` with the parameter node and the logic.
+class Panel:
+    """Lets the logic do what the choices ask, and shows what comes of it.
 
     Parameters
     ----------
     ui
-        The widgets by their names, as `slicer.util.childWidgetVariables` gives them.
+        The widgets of ``XAICLIP.ui`` by their names, as `slicer.util.childWidgetVariables` gives them.
     widget
         The whole, for dialogs.
     logic
@@ -57,164 +32,36 @@ class Panel(VTKObservationMixin):
     """
 
     def __init__(self, ui: Any, widget: Any, logic: XAICLIPLogic) -> None:
-        super().__init__()
         self.ui, self.logic = ui, logic
-        self._widget = widget
-        self._parameters: Any = None  # a XAICLIPParameterNode
-        self._guiTag: Any = None
-        self._updating = False
         self._chosenResults: tuple[Any, Any] | None = None
-        self.models = catalogue.shipped("segmenter")
-        self.localizers = catalogue.shipped("localizer")
-        self.methodForm = MethodForm(ui.methodParametersWidget, self._onMethodParameters)
         self.installation = InstallationPanel(ui, logic.session)
+        self.choices = Choices(ui, widget, self.installation)
         self.results = ResultsPanel(ui, logic)
-        self._fillChoices()
-        self._connectWidgets()
+        ui.applyButton.connect("clicked(bool)", self.onApplyButton)
+        ui.showRegionButton.connect("clicked(bool)", self.onShowRegionButton)
+        ui.promptLineEdit.connect("returnPressed()", self._onReturnPressed)
+        self.choices.changed.connect(self._onChoicesChanged)
         self._connectLogic()
         self._showState()
 
     def close(self) -> None:
         """Let go of scene, logic and parameter node; before the widgets go away."""
         self.setParameterNode(None)
-        self.removeObservers()
+        self.choices.close()
         self.installation.close()
         self.results.close()
         for signal, slot in self._logicSlots():
             signal.disconnect(slot)
 
-    # --- choices ---
-
-    def _fillChoices(self) -> None:
-        ui = self.ui
-        _fill(ui.methodComboBox, [(name, name) for name in methods.METHODS])
-        _fill(ui.scoreComboBox, [(score, score) for score in methods.SCORES])
-        _fill(ui.baselineComboBox, [(baseline, baseline) for baseline in methods.BASELINES])
-        _fill(ui.modalityComboBox, [(_("Guessed from its intensities"), ""), ("CT", "CT"), ("MR", "MR")])
-        _fill(
-            ui.regionSourceComboBox,
-            [
-                (_("Where the words are found"), "guided"),
-                (_("The whole scan (slow)"), "whole"),
-                (_("Within a segment"), "segment"),
-                (_("Within a box"), "box"),
-            ],
-        )
-        _fill(
-            ui.targetSourceComboBox,
-            [
-                (_("What the words say"), "prompt"),
-                (_("Another structure of the network"), "structure"),
-                (_("A segment"), "segment"),
-                (_("A box"), "box"),
-            ],
-        )
-        self._fillModels()
-        completer = qt.QCompleter(self._completions(), ui.promptLineEdit)
-        completer.setCaseSensitivity(qt.Qt.CaseInsensitive)
-        completer.setFilterMode(qt.Qt.MatchContains)
-        completer.setMaxVisibleItems(12)
-        ui.promptLineEdit.setCompleter(completer)
-        self._completer = completer
-
-    def _fillModels(self) -> None:
-        for combo, listed in ((self.ui.modelComboBox, self.models), (self.ui.localizerComboBox, self.localizers)):
-            chosen = combo.currentData
-            _fill(combo, [(model.name, model.name) for model in listed])
-            for index, model in enumerate(listed):
-                combo.setItemData(index, model.description(), qt.Qt.ToolTipRole)
-            _choose(combo, chosen)
-
-    def _completions(self) -> list[str]:
-        """Structures for the prompt: those of the models first, then the whole vocabulary."""
-        own = [structure for model in self.models for structure in model.structures]
-        return list(dict.fromkeys([*own, *terminology.structures()]))
-
-    def _connectWidgets(self) -> None:
-        ui = self.ui
-        ui.applyButton.connect("clicked(bool)", self.onApplyButton)
-        ui.sampleButton.connect("clicked(bool)", self._onSample)
-        ui.promptLineEdit.connect("returnPressed()", self._onReturnPressed)
-        ui.showRegionButton.connect("clicked(bool)", self.onShowRegionButton)
-        ui.modelFolderButton.connect("clicked(bool)", self._onModelFolder)
-        ui.localizerFolderButton.connect("clicked(bool)", self._onLocalizerFolder)
-        for kind in ROWS:
-            getattr(ui, f"{kind}CollapsibleButton").connect("contentsCollapsed(bool)", self._showRows)
-        for combo, name in self._boundCombos():
-            combo.connect("currentIndexChanged(int)", lambda _index, c=combo, n=name: self._onCombo(c, n))
-        for selector, node, segment in self._boundSegments():
-            slot = lambda *_changed, s=selector, n=node, i=segment: self._onSegment(s, n, i)  # noqa: E731
-            selector.connect("currentNodeChanged(vtkMRMLNode*)", slot)
-            selector.connect("currentSegmentChanged(QString)", slot)
-        scene = slicer.mrmlScene
-        self.addObserver(scene, scene.NodeAddedEvent, self._onNodeAdded)
-
-    def _boundCombos(self) -> list[tuple[Any, str]]:
-        """Combo boxes and the parameters that they show, by the data of their items."""
-        ui = self.ui
-        return [
-            (ui.modelComboBox, "model"),
-            (ui.localizerComboBox, "localizer"),
-            (ui.methodComboBox, "method"),
-            (ui.scoreComboBox, "score"),
-            (ui.baselineComboBox, "baseline"),
-            (ui.modalityComboBox, "modality"),
-            (ui.regionSourceComboBox, "regionSource"),
-            (ui.targetSourceComboBox, "targetSource"),
-            (ui.targetStructureComboBox, "targetStructure"),
-        ]
-
-    def _boundSegments(self) -> list[tuple[Any, str, str]]:
-        """Segment selectors, and the parameters for node and segment."""
-        return [
-            (self.ui.regionSegmentSelector, "regionSegmentation", "regionSegment"),
-            (self.ui.targetSegmentSelector, "targetSegmentation", "targetSegment"),
-        ]
-
-    # --- parameter node → widgets ---
-
     def setParameterNode(self, parameters: Any) -> None:
-        """Show the choices of a `XAICLIPParameterNode`, and write the user's into it; None for none."""
-        if self._parameters is not None:
-            self._parameters.disconnectGui(self._guiTag)
-            self.removeObserver(self._parameters, vtk.vtkCommand.ModifiedEvent, self._onParametersModified)
-        self._parameters, self._chosenResults = parameters, None
+        """Show the choices and results of a `XAICLIPParameterNode`, and write the user's into it; None for none."""
+        self._chosenResults = None
+        self.choices.setParameterNode(parameters)
         if parameters is None:
             self.results.setNodes(None, None)
-            return
-        # Not connectGui: it gives no tag up to Slicer 5.13, so that the former parameter node would stay connected.
-        self._updating = True
-        try:
-            self._guiTag = parameters.connectParametersToGui(self._boundByWrapper())
-        finally:
-            self._updating = False
-        self.addObserver(parameters, vtk.vtkCommand.ModifiedEvent, self._onParametersModified)
-        self._chooseFirstVolume()
-        self._onParametersModified()
 
-    def _boundByWrapper(self) -> dict[str, Any]:
-        """Widgets of the .ui that name a parameter, by that name."""
-        named = ((widget.property("SlicerParameterName"), widget) for widget in vars(self.ui).values())
-        return {str(name): widget for name, widget in named if name}
-
-    def _onParametersModified(self, *_event: Any) -> None:
-        """Bring to date what `connectGui` cannot bind, and what follows from the choices."""
-        parameters = self._parameters
-        if parameters is None or self._updating:
-            return
-        self._updating = True
-        try:
-            for combo, kind in ((self.ui.modelComboBox, "model"), (self.ui.localizerComboBox, "localizer")):
-                self._offer(combo, getattr(parameters, kind))
-            self._fillTargetStructures()
-            for combo, name in self._boundCombos():
-                _choose(combo, getattr(parameters, name))
-            for selector, node, segment in self._boundSegments():
-                _select(selector, getattr(parameters, node), getattr(parameters, segment))
-            self._showMethod()
-            self._showVisible()
-        finally:
-            self._updating = False
+    def _onChoicesChanged(self) -> None:
+        parameters = self.choices.parameters
         # Only where they were changed: else a map that is being computed would lose its place to an older one.
         chosen = (parameters.result, parameters.compared)
         if chosen != self._chosenResults:
@@ -222,188 +69,18 @@ class Panel(VTKObservationMixin):
             self.results.setNodes(*chosen)
         self.checkCanApply()
 
-    def _offer(self, combo: Any, name: str) -> None:
-        """Let a combo box offer a model of the user's own, which is in no list."""
-        if name and combo.findData(name) < 0:
-            combo.addItem(Path(name).name or name, name)
-            combo.setItemData(combo.count - 1, name, qt.Qt.ToolTipRole)
-
-    def _fillTargetStructures(self) -> None:
-        structures = self.model().structures
-        combo = self.ui.targetStructureComboBox
-        if tuple(combo.itemText(i) for i in range(combo.count)) != structures:
-            _fill(combo, [(structure, structure) for structure in structures])
-
-    def _showMethod(self) -> None:
-        description = methods.describe()[self.ui.methodComboBox.currentData]
-        self.ui.methodSummaryLabel.setText(description["summary"])
-        name = self.ui.methodComboBox.currentData
-        values = self._allMethodParameters().get(name, {})
-        if (name, values) != getattr(self, "_shownMethod", None):
-            self.methodForm.show(description, values)
-            self._shownMethod = (name, values)
-
-    def _showVisible(self) -> None:
-        """Show what belongs to the choices: rows, tool tips, the model's description."""
-        ui = self.ui
-        self._showRows()
-        own = ui.ownThresholdCheckBox.checked
-        ui.regionThresholdSlider.setEnabled(own)
-        ui.regionThresholdSlider.setToolTip(
-            _("Similarity of place and words from which on a place belongs to the region.")
-            if own
-            else _('The localizer\'s own threshold is used: check "Own threshold" to choose another.')
-        )
-        ui.modelDescriptionLabel.setText(self.model().description())
-        ui.trustCheckBox.setVisible(self.model() not in self.models)
-        ui.trustLabel.setVisible(self.model() not in self.models)
-
-    def _showRows(self, *_collapsed: Any) -> None:
-        """Show the rows of the chosen sources in the sections that are open: opening a section shows all of them."""
-        for kind, rows in ROWS.items():
-            if not getattr(self.ui, f"{kind}CollapsibleButton").collapsed:
-                chosen = getattr(self.ui, f"{kind}SourceComboBox").currentData
-                for source, names in rows.items():
-                    for name in names:
-                        getattr(self.ui, name).setVisible(source == chosen)
-
-    def model(self) -> Model:
-        """The chosen segmentation network; one of the user's own is known by its folder alone."""
-        name = self.ui.modelComboBox.currentData or ""
-        own = Model(name, _("A network of your own: {folder}").format(folder=name), installed=True)
-        return next((model for model in self.models if model.name == name), own)
-
-    # --- widgets → parameter node ---
-
-    def _onCombo(self, combo: Any, name: str) -> None:
-        if self._parameters is not None and not self._updating:
-            setattr(self._parameters, name, combo.currentData or "")
-
-    def _onSegment(self, selector: Any, node: str, segment: str) -> None:
-        if self._parameters is not None and not self._updating:
-            chosen, segmentId = selector.currentNode(), selector.currentSegmentID()
-            self._updating = True
-            try:
-                setattr(self._parameters, node, chosen)
-                setattr(self._parameters, segment, segmentId or "")
-            finally:
-                self._updating = False
-            self.checkCanApply()
-
-    def _onMethodParameters(self) -> None:
-        if self._parameters is not None and not self._updating:
-            every, name = self._allMethodParameters(), self.ui.methodComboBox.currentData
-            every[name] = self.methodForm.values()
-            self._shownMethod = (name, every[name])
-            self._parameters.methodParameters = json.dumps(every)
-
-    def _allMethodParameters(self) -> dict[str, dict[str, Any]]:
-        try:
-            every = json.loads(self._parameters.methodParameters or "{}") if self._parameters else {}
-        except ValueError:
-            return {}
-        return every if isinstance(every, dict) else {}
-
-    def _onSample(self, *_clicked: Any) -> None:
-        with slicer.util.tryWithErrorDisplay(_("The sample could not be made.")):
-            volume = sampledata.loadPhantom()
-            if self._parameters is not None:
-                self._parameters.inputVolume = volume
-
-    def _onModelFolder(self, *_clicked: Any) -> None:
-        folder = qt.QFileDialog.getExistingDirectory(self._widget, _("Folder of a MONAI bundle"))
-        if folder and self._parameters is not None:
-            self.ui.trustCheckBox.setChecked(False)  # trust is in one network, and is not saved with the scene
-            self._parameters.model = folder
-
-    def _onLocalizerFolder(self, *_clicked: Any) -> None:
-        folder = qt.QFileDialog.getExistingDirectory(self._widget, _("Folder of an open_clip model"))
-        if folder and self._parameters is not None:
-            self._parameters.localizer = folder
-
-    def _onNodeAdded(self, *_event: Any) -> None:
-        # Later: the node that was added may not have its voxels yet.
-        qt.QTimer.singleShot(0, self._chooseFirstVolume)
-
-    def _chooseFirstVolume(self) -> None:
-        """Choose a scan where none is chosen, so that Apply works after loading one."""
-        if self._parameters is None or self._parameters.inputVolume is not None:
-            return
-        for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode"):
-            scan = node.GetClassName() == "vtkMRMLScalarVolumeNode" and not node.GetAttribute(SALIENCY_ATTRIBUTE)
-            if scan and node.GetImageData() is not None and not node.GetHideFromEditors():
-                self._parameters.inputVolume = node
-                return
-
     # --- Apply ---
-
-    def question(self) -> Question:
-        """What the panel asks."""
-        parameters, ui = self._parameters, self.ui
-        assert parameters is not None
-        guided = ui.regionSourceComboBox.currentData == "guided"
-        name = ui.methodComboBox.currentData
-        own = self.model() not in self.models
-        return Question(
-            volumeNode=parameters.inputVolume,
-            prompt=parameters.prompt,
-            model=ui.modelComboBox.currentData,
-            localizer=ui.localizerComboBox.currentData if guided else None,
-            method=name,
-            parameters=self._allMethodParameters().get(name, {}),
-            region=self._drawn("region") or ui.regionSourceComboBox.currentData,
-            target=self._drawn("target")
-            or (ui.targetStructureComboBox.currentData if ui.targetSourceComboBox.currentData == "structure" else None),
-            score=ui.scoreComboBox.currentData,
-            baseline=ui.baselineComboBox.currentData,
-            threshold=parameters.regionThreshold if guided and parameters.ownThreshold else None,
-            marginMm=parameters.regionMargin if guided and parameters.regionMargin >= 0 else None,
-            modality=ui.modalityComboBox.currentData or None,
-            device=self.installation.device,
-            precision=self.installation.precision,
-            seed=parameters.seed,
-            trust=True if own and ui.trustCheckBox.checked else None,
-            name=parameters.outputName,
-        )
-
-    def _drawn(self, kind: str) -> Segment | Box | None:
-        """What the user drew for region or target, where that is chosen."""
-        parameters = self._parameters
-        source = getattr(parameters, f"{kind}Source")
-        if source == "segment":
-            return Segment(getattr(parameters, f"{kind}Segmentation"), getattr(parameters, f"{kind}Segment"))
-        return Box(getattr(parameters, f"{kind}Box")) if source == "box" else None
-
-    def missing(self) -> list[str]:
-        """All that is still missing before Apply can be clicked, a sentence each."""
-        parameters = self._parameters
-        if parameters is None:
-            return [_("The scene is being loaded.")]
-        found = []
-        if parameters.inputVolume is None:
-            found.append(_("Load a scan and choose it."))
-        if not parameters.prompt.strip():
-            found.append(_("Type what to explain, such as liver."))
-        for kind, where in (("region", _("Region")), ("target", _("Target"))):
-            drawn = self._drawn(kind)
-            if isinstance(drawn, Segment) and (drawn.node is None or not drawn.segmentId):
-                found.append(_("Choose a segment in the section {section}.").format(section=where))
-            if isinstance(drawn, Box) and drawn.node is None:
-                found.append(_("Choose or draw a box in the section {section}.").format(section=where))
-        if parameters.targetSource == "structure" and not self.ui.targetStructureComboBox.currentData:
-            found.append(_("The structures of this network are not known: choose something else as the target."))
-        return found
 
     def checkCanApply(self) -> None:
         """Enable what can be clicked, and let the tool tips of the rest say what is missing."""
         ui = self.ui
         if self.logic.state is State.IDLE:
-            absent = self.missing()
+            absent = self.choices.missing()
             ui.applyButton.setEnabled(not absent)
             ui.applyButton.setToolTip(
                 "\n".join(absent) or _("Explain why the network drew the structure where it did.")
             )
-            base = [text for text in absent[:2] if text in self._basics()]
+            base = [text for text in absent[:2] if text in self.choices.basics()]
             ui.showRegionButton.setEnabled(not base)
             ui.showRegionButton.setToolTip(
                 "\n".join(base) or _("Find the words in the scan and show where, without explaining yet.")
@@ -417,14 +94,6 @@ class Panel(VTKObservationMixin):
             )
             ui.showRegionButton.setEnabled(False)
             ui.showRegionButton.setToolTip(_("A computation is going on."))
-
-    def _basics(self) -> Iterable[str]:
-        """What any request needs."""
-        return (
-            _("The scene is being loaded."),
-            _("Load a scan and choose it."),
-            _("Type what to explain, such as liver."),
-        )
 
     def onApplyButton(self, *_clicked: Any) -> None:
         """Apply, Cancel, or Stop, by what goes on."""
@@ -441,12 +110,12 @@ class Panel(VTKObservationMixin):
         try:
             if dependencies.ensure(self.logic.session.stop):
                 self._say("")
-                start(self.question())
+                start(self.choices.question())
         except InputError as error:
             self._onFailed(str(error), "input")
 
     def _onReturnPressed(self) -> None:
-        if self.logic.state is State.IDLE and not self.missing():
+        if self.logic.state is State.IDLE and not self.choices.missing():
             self.onApplyButton()
 
     # --- what goes on ---
@@ -515,16 +184,16 @@ class Panel(VTKObservationMixin):
         text = _("Done.") if nodes.complete else _("Cancelled: the map is what was known by then.")
         self._say("\n".join([text, *warnings]), warning=bool(warnings) or not nodes.complete)
         self.results.noteFigure(nodes)
-        if self._parameters is not None:
-            self._parameters.result = nodes.saliency
+        if self.choices.parameters is not None:
+            self.choices.parameters.result = nodes.saliency
         self.ui.resultsCollapsibleButton.collapsed = False
 
     def _onRegionFound(self, segmentationNode: Any, warnings: list[str]) -> None:
         text = _('The region is shown as a segment. To explain within it, edited or not, choose "Within a segment".')
         self._say("\n".join([text, *warnings]), warning=bool(warnings))
-        if self._parameters is not None:
-            self._parameters.regionSegmentation = segmentationNode
-            self._parameters.regionSegment = segmentationNode.GetSegmentation().GetNthSegmentID(0)
+        if self.choices.parameters is not None:
+            self.choices.parameters.regionSegmentation = segmentationNode
+            self.choices.parameters.regionSegment = segmentationNode.GetSegmentation().GetNthSegmentID(0)
 
     def _onFailed(self, message: str, kind: str) -> None:
         self._say(message, warning=True)
@@ -537,21 +206,11 @@ class Panel(VTKObservationMixin):
 
     def _showChosenResults(self) -> None:
         """Turn back to the results that are selected, after a run that brought none."""
-        if self._parameters is not None:
-            self.results.setNodes(self._parameters.result, self._parameters.compared)
+        if self.choices.parameters is not None:
+            self.results.setNodes(self.choices.parameters.result, self.choices.parameters.compared)
 
     def _onGreeted(self, hello: protocol.Greeting) -> None:
-        """The worker knows its models better than the shipped list does."""
-        models = [catalogue.fromReply(entry) for entry in hello.segmenters]
-        localizers = [catalogue.fromReply(entry) for entry in hello.localizers]
-        if (models, localizers) != (self.models, self.localizers) and models and localizers:
-            self.models, self.localizers = models, localizers
-            self._updating = True
-            try:
-                self._fillModels()
-            finally:
-                self._updating = False
-            self._onParametersModified()
+        self.choices.setModels(hello)
 
     def _say(self, text: str, warning: bool = False) -> None:
         label = self.ui.statusLabel
@@ -567,22 +226,3 @@ def duration(seconds: float) -> str:
     if seconds < 90 * 60:
         return _("{count} min").format(count=round(seconds / 60))
     return _("{count} h").format(count=round(seconds / 3600))
-
-
-def _fill(combo: Any, items: Iterable[tuple[str, Any]]) -> None:
-    combo.clear()
-    for text, data in items:
-        combo.addItem(text, data)
-
-
-def _choose(combo: Any, data: Any) -> None:
-    """Choose the item with these data; the first, where it is empty or unknown."""
-    index = combo.findData(data) if data else 0
-    combo.setCurrentIndex(max(index, 0) if combo.count else -1)
-
-
-def _select(selector: Any, node: Any, segmentId: str) -> None:
-    if selector.currentNode() is not node:
-        selector.setCurrentNode(node)
-    if segmentId and selector.currentSegmentID() != segmentId:
-        selector.setCurrentSegmentID(segmentId)

@@ -359,12 +359,12 @@ class XAICLIPTest(ScriptedLoadableModuleTest):
         ui = self._panel(logic)
         panel = self._panels[-1][0]
         ui.methodComboBox.setCurrentIndex(ui.methodComboBox.findData("rise"))
-        panel.methodForm.widget("samples").setValue(500)
+        panel.choices.methodForm.widget("samples").setValue(500)
         ui.methodComboBox.setCurrentIndex(ui.methodComboBox.findData("occlusion"))
-        self.assertEqual(dict(panel.question().parameters), {})
+        self.assertEqual(dict(panel.choices.question().parameters), {})
         ui.methodComboBox.setCurrentIndex(ui.methodComboBox.findData("rise"))
-        self.assertEqual(dict(panel.question().parameters), {"samples": 500})
-        self.assertEqual(panel.methodForm.widget("samples").value, 500)
+        self.assertEqual(dict(panel.choices.question().parameters), {"samples": 500})
+        self.assertEqual(panel.choices.methodForm.widget("samples").value, 500)
 
     # --- the real worker ---
 

@@ -55,7 +55,7 @@ def structureRows(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def structuresTable(name: str, structures: Iterable[Mapping[str, Any]]) -> Any:
-    """How much the target leans on each structure, one row each: volume in ml, score lost, share of all that is lost."""
+    """How much the target leans on each structure, one row each: volume in ml, score lost, share of all lost."""
     structures = list(structures)
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTableNode", _("{name} structures").format(name=name))
     _fill(
