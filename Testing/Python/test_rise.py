@@ -1,0 +1,282 @@
+"""RISE: the patterns, each estimator by hand, the standard error against the spread over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from planted import CUE, Planted, last, planted_scorer
+from sklearn.linear_model import Ridge
+from torch import Tensor
+
+from XAICLIPLib.errors import InputError
+from XAICLIPLib.methods import Estimator
+from XAICLIPLib.perturbation.perturbation import Estimate, Perturbation
+from XAICLIPLib.perturbation.rise import _Cells, _Masks, ridge_regression, rise
+
+SHAPE = (22, 20, 16)
+CPU = torch.device("cpu")
+
+
+def region() -> Tensor:
+    """A box with a corner missing."""
+    found = torch.zeros(SHAPE, dtype=torch.bool)
+    found[2:20, 3:18, 2:14] = True
+    found[2:8, 3:8, 2:6] = False
+    return found
+
+
+def evidence(box: tuple[slice, ...] = (slice(7, 12), slice(8, 13), slice(7, 12))) -> Tensor:
+    """(X, Y, Z): where a score comes from; all together is 1."""
+    weight = torch.zeros(SHAPE)
+    weight[box] = 1
+    return weight / weight.sum()
+
+
+class Rule:
+    """A scorer that loses by a rule on the share of the evidence that is hidden, four patterns at a time."""
+
+    def __init__(self, rule: Callable[[float], float], weight: Tensor | None = None) -> None:
+        self.rule = rule
+        self.weight = evidence() if weight is None else weight
+        self.strengths: list[Tensor] = []
+
+    def touched(self, perturbation: Perturbation) -> list[int]:
+        return [0]
+
+    def lost(self, perturbations: Iterable[Perturbation]) -> Iterator[list[tuple[int, float]]]:
+        batch: list[tuple[int, float]] = []
+        for number, perturbation in enumerate(perturbations):
+            assert callable(perturbation.strength)
+            strength = torch.zeros(SHAPE)
+            strength[perturbation.box] = perturbation.strength(perturbation.box, CPU)
+            self.strengths.append(strength)
+            batch.append((number, self.rule(float((strength * self.weight).sum()))))
+            if len(batch) == 4:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+
+def additive(hidden: float) -> float:
+    return 0.8 * hidden
+
+
+def curved(hidden: float) -> float:
+    return 0.9 * hidden**2 + 0.1 * hidden
+
+
+def run(rule: Callable[[float], float], seed: int = 0, **options: object) -> Estimate:
+    told: dict[str, object] = {"cell_mm": 5, "samples": 300, "wanted_error": 0.0} | options
+    return last(rise(Rule(rule), region(), (1, 1, 1), seed=seed, **told))  # type: ignore[arg-type]
+
+
+# The patterns
+
+
+def masks(keep: float = 0.5, seed: int = 0) -> _Masks:
+    return _Masks(region(), (5, 5, 5), keep, seed)
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.5, 0.8])
+def test_patterns_hide_their_share_smoothly_and_nothing_outside_the_region(keep: float) -> None:
+    drawn = masks(keep)
+    strengths = torch.stack([drawn.strength(n, drawn.box, CPU) for n in range(300)])
+    assert float(strengths[:, drawn.region].mean()) == pytest.approx(1 - keep, abs=0.02)
+    assert float(strengths[:, ~drawn.region].abs().max()) == 0
+    assert 0 <= float(strengths.min()) <= float(strengths.max()) <= 1
+    inner = drawn.region[:-1] & drawn.region[1:]
+    steps = (strengths[:, 1:] - strengths[:, :-1]).abs()[:, inner]
+    assert float(steps.max()) <= 1 / 5 + 1e-5, "from one point to the next in a cell's length"
+
+
+def test_patterns_differ_in_points_and_in_shift_and_are_the_same_when_asked_again() -> None:
+    shifts = {masks().hidden_points(n)[1] for n in range(20)}
+    assert len(shifts) == 20
+    assert all(0 <= s < 5 for shift in shifts for s in shift)
+    assert torch.equal(masks().strength(3, masks().box, CPU), masks().strength(3, masks().box, CPU))
+    assert not torch.equal(masks().strength(3, masks().box, CPU), masks(seed=1).strength(3, masks().box, CPU))
+
+
+def test_a_part_of_a_pattern_is_that_part_of_the_whole() -> None:
+    drawn = masks()
+    whole = drawn.strength(7, drawn.box, CPU)
+    part = (slice(4, 11), slice(9, 10), slice(5, 13))
+    inner = tuple(slice(p.start - b.start, p.stop - b.start) for p, b in zip(part, drawn.box, strict=True))
+    torch.testing.assert_close(drawn.strength(7, part, CPU), whole[inner])
+
+
+def test_a_cells_hidden_share_is_the_mean_over_its_voxels() -> None:
+    drawn = masks()
+    cells = _Cells(drawn)
+    number = 11
+    hidden, moved = drawn.hidden_points(number)
+    weights = [drawn.along(a, np.arange(float(n)), moved[a]) for a, n in enumerate(drawn.region.shape)]
+    smooth = torch.einsum("abc,xa,yb,zc->xyz", hidden, *weights).numpy()
+    expected = [
+        smooth[x : x + 5, y : y + 5, z : z + 5].mean()
+        for x in range(0, 18, 5)
+        for y in range(0, 15, 5)
+        for z in range(0, 12, 5)
+        if drawn.region[x : x + 5, y : y + 5, z : z + 5].any()
+    ]
+    assert cells.hidden(number) == pytest.approx(expected, abs=1e-5)
+
+
+# The estimators by hand
+
+
+@pytest.mark.parametrize("estimator", ["mean", "debiased"])
+def test_voxelwise_estimators_are_what_their_formulas_say(estimator: Estimator) -> None:
+    scorer = Rule(curved)
+    estimate = last(
+        rise(scorer, region(), (1, 1, 1), cell_mm=5, samples=60, keep=0.4, estimator=estimator, wanted_error=0)
+    )
+    mask = 1 - torch.stack(scorer.strengths).double().numpy()
+    score = 1 - np.array([curved(float((s * scorer.weight).sum())) for s in scorer.strengths])
+    if estimator == "mean":
+        paper = (score[:, None, None, None] * mask).sum(0) / (60 * 0.4)  # Petsiuk et al. 2018, equation 6
+        expected = (paper - score.mean()) / (1 - 0.4)
+        each = (score[:, None, None, None] * mask / 0.4 - score[:, None, None, None]) / 0.6
+        error = each.std(0, ddof=1) / np.sqrt(60)
+    else:
+        centred, deviation = mask - mask.mean(0), score - score.mean()
+        spread = np.maximum((centred**2).sum(0), 1e-9)
+        expected = (centred * deviation[:, None, None, None]).sum(0) / spread
+        residual = deviation[:, None, None, None] - expected * centred
+        error = np.sqrt((residual**2).sum(0) / 58 / spread)
+    inside = region().numpy()
+    assert estimate.saliency().numpy()[inside] == pytest.approx(expected[inside], abs=1e-5)
+    assert estimate.standard_error is not None
+    assert estimate.standard_error().numpy()[inside] == pytest.approx(error[inside], abs=1e-5)
+    assert float(estimate.saliency()[~region()].abs().max()) == 0
+
+
+def test_the_ridge_is_scikit_learns_and_its_covariance_the_sandwich() -> None:
+    rng = np.random.default_rng(0)
+    design = rng.random((80, 12))
+    values = design @ rng.random(12) + design[:, 0] ** 2 + 0.05 * rng.standard_normal(80)
+    found = ridge_regression(design, values)
+    x, y = design - design.mean(0), values - values.mean()
+    alpha = found.strength * (x**2).sum() / 12
+    assert found.coefficients == pytest.approx(Ridge(alpha=alpha).fit(design, values).coef_, abs=1e-8)
+    inverse = np.linalg.inv(x.T @ x + alpha * np.eye(12))
+    leverage = np.einsum("ij,jk,ik->i", x, inverse, x) + 1 / 80
+    errors = (y - x @ found.coefficients) / (1 - leverage)
+    expected = inverse @ (x.T * errors**2) @ x @ inverse
+    assert found.covariance == pytest.approx(expected, rel=1e-6)
+    assert found.r2 == pytest.approx(Ridge(alpha=alpha).fit(design, values).score(design, values), abs=1e-9)
+
+
+def test_the_ridge_strength_is_that_of_the_least_cross_validation_error() -> None:
+    """Pure noise is shrunk to nothing, a clean line hardly at all."""
+    rng = np.random.default_rng(1)
+    design = rng.random((60, 20))
+    noise = ridge_regression(design, rng.standard_normal(60))
+    clean = ridge_regression(design, design @ np.arange(20.0))
+    assert noise.strength > 100 * clean.strength
+    assert clean.coefficients == pytest.approx(np.arange(20.0), abs=1e-2)
+
+
+def test_an_additive_function_is_recovered_in_place_and_size() -> None:
+    """Evidence that fills one cell exactly: hidden, it costs 0.8, and nothing else costs anything."""
+    cell = (slice(7, 12), slice(8, 13), slice(7, 12))  # the second cell along each axis, from (2, 3, 2)
+    estimate = run(additive, samples=400)
+    centre = tuple((s.start + s.stop - 1) // 2 for s in cell)
+    assert float(estimate.saliency()[centre]) == pytest.approx(0.8, rel=0.1)
+    assert estimate.findings()["r2"] > 0.95
+    smooth = torch.nn.functional.avg_pool3d((evidence() > 0).float()[None], 5, 1, 2)[0]
+    found, wanted = estimate.saliency()[region()], smooth[region()]
+    assert float(torch.corrcoef(torch.stack([found, wanted]))[0, 1]) > 0.9
+
+
+# Chance
+
+
+@pytest.mark.parametrize(("estimator", "samples"), [("ridge", 400), ("ridge", 110), ("debiased", 200), ("mean", 200)])
+def test_the_standard_error_is_the_spread_over_seeds(estimator: Estimator, samples: int) -> None:
+    runs = [run(curved, seed=seed, estimator=estimator, samples=samples) for seed in range(20)]
+    maps = torch.stack([r.saliency()[region()] for r in runs])
+    errors = torch.stack([r.standard_error()[region()] for r in runs if r.standard_error is not None])
+    ratio = float(errors.square().mean().sqrt() / maps.var(0).mean().sqrt())
+    assert ratio == pytest.approx(1, abs=0.2), "root mean square over the region"
+
+
+def test_the_ridge_has_twenty_times_the_signal_to_noise_of_the_plain_mean() -> None:
+    ratios = {}
+    for estimator in ("ridge", "mean"):
+        maps = torch.stack(
+            [run(curved, seed=s, estimator=estimator, samples=250).saliency()[region()] for s in range(8)]
+        )
+        ratios[estimator] = float(maps.mean(0).var() / maps.var(0).mean())
+    assert ratios["ridge"] > 20 * ratios["mean"]
+
+
+def test_equal_seeds_give_equal_maps_and_the_random_state_of_others_is_left_alone() -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    first, again, other = (run(curved, seed=seed, samples=60).saliency() for seed in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.rand(3), expected)
+
+
+# Running it
+
+
+@pytest.mark.parametrize("estimator", ["ridge", "debiased", "mean"])
+def test_a_network_that_ignores_its_input_has_no_saliency(estimator: Estimator) -> None:
+    estimate = run(lambda hidden: 0.0, estimator=estimator, samples=200, wanted_error=0.05)
+    if estimator == "mean":  # which is what the plain mean is: chance in the masks alone gives it a map
+        assert float(estimate.saliency().abs().max()) > 0
+    else:
+        assert float(estimate.saliency().abs().max()) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_planted_cue_has_its_saliency() -> None:
+    scorer = planted_scorer(Planted())
+    everywhere = torch.ones(scorer.volume.shape[1:], dtype=torch.bool)
+    saliency = last(rise(scorer, everywhere, (1, 1, 1), cell_mm=4, samples=800, wanted_error=0)).saliency()
+    peak = np.unravel_index(int(saliency.argmax()), saliency.shape)
+    assert all(s.start - 2 <= p < s.stop + 2 for p, s in zip(peak, CUE, strict=True))
+
+
+def test_it_stops_when_it_is_sure_enough_and_says_so() -> None:
+    sure = run(additive, samples=5000, wanted_error=0.05)
+    assert sure.findings()["stopped"] == "converged"
+    assert sure.done == sure.planned < 5000
+    assert sure.findings()["relative_error"] < 0.05
+    unsure = run(curved, samples=150, wanted_error=0.001)
+    assert unsure.findings()["stopped"] == "samples"
+    assert unsure.done == unsure.planned == 150
+
+
+def test_cancelling_keeps_what_is_known() -> None:
+    running = rise(Rule(curved), region(), (1, 1, 1), cell_mm=5, samples=300)
+    estimate = next(running)
+    assert (estimate.done, estimate.planned) == (4, 300)
+    assert bool(torch.isfinite(estimate.saliency()).all())
+    assert estimate.standard_error is not None
+    assert bool(torch.isfinite(estimate.standard_error()).all())
+    assert estimate.findings()["stopped"] is None
+    running.close()  # type: ignore[attr-defined]
+
+
+def test_an_empty_region_has_a_complete_estimate_of_nothing_and_no_cell_is_refused() -> None:
+    estimate = last(rise(Rule(curved), torch.zeros(SHAPE, dtype=torch.bool), (1, 1, 1), cell_mm=5, samples=10))
+    assert (estimate.done, estimate.planned) == (0, 0)
+    assert float(estimate.saliency().abs().max()) == 0
+    with pytest.raises(InputError, match="Cells of 0 mm"):
+        last(rise(Rule(curved), region(), (1, 1, 1), cell_mm=0, samples=10))
+
+
+def test_a_region_smaller_than_a_cell_has_one_cell() -> None:
+    small = torch.zeros(SHAPE, dtype=torch.bool)
+    small[9:11, 9:11, 9:10] = True
+    estimate = last(rise(Rule(additive), small, (1, 1, 1), cell_mm=5, samples=60, wanted_error=0))
+    assert estimate.findings()["cells"] == 1
+    assert bool(torch.isfinite(estimate.saliency()).all())
