@@ -123,7 +123,7 @@ def unet(randomised: int = 0) -> UNet:
     layers = [m for m in network.modules() if isinstance(m, (torch.nn.Conv3d, torch.nn.ConvTranspose3d))]
     generator = torch.Generator().manual_seed(5)
     for layer in layers[len(layers) - randomised :]:
-        layer.weight.data.normal_(0, float(layer.weight.std()), generator=generator)
+        layer.weight.data.normal_(0, float(layer.weight.detach().std()), generator=generator)
     return network.eval().requires_grad_(False)
 
 

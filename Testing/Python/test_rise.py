@@ -20,6 +20,15 @@ SHAPE = (22, 20, 16)
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """For arrays as small as these, threads wait for each other longer than they work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def region() -> Tensor:
     """A box with a corner missing."""
     found = torch.zeros(SHAPE, dtype=torch.bool)

@@ -225,9 +225,12 @@ def occlusion(
     everything = exhaustive or tolerance == 0
     # Windows that overlap by less than half have nothing between them to interpolate.
     sparse = not everything and all(2 * step <= width for step, width in zip(stride, size, strict=True))
-    planned, done, surprise, rounds = 0, 0, math.nan, 0
+    planned, done, surprise, rounds, finished = 0, 0, math.nan, 0, False
 
     def measured() -> tuple[Tensor, Tensor]:
+        """What the evaluated windows say; in the end the interpolated ones, between them, have their say as well."""
+        if finished:
+            return _mean_over_windows(found.all, known.interpolated(), region.shape, changeable)
         tried = np.flatnonzero(known.evaluated)
         return _mean_over_windows([found.all[n] for n in tried], known.lost[tried], region.shape, changeable)
 
@@ -254,6 +257,7 @@ def occlusion(
     step = max(8, len(chosen) // 2)
     planned = min(len(chosen) + (2 * step if sparse else 0), len(found.all) - free)
     if not len(chosen):
+        finished = True
         yield estimate()
     while len(chosen):
         expected = known.interpolated()[chosen]
@@ -265,7 +269,7 @@ def occlusion(
         surprise = float(np.sqrt(np.mean((known.lost[chosen] - expected) ** 2))) / max(known.largest, 1e-12)
         left = np.flatnonzero(~known.evaluated)
         if not sparse or not len(left) or known.largest == 0 or (rounds > 0 and surprise <= tolerance):
-            planned = done
+            planned, finished = done, True
             break
         rounds += 1
         now = known.interpolated()
