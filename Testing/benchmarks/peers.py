@@ -113,7 +113,7 @@ def main() -> None:
     }
     corner = [s.start for s in chosen[0].box]
     bounds = [b for c, n, w in zip(corner, guided.region.shape, size, strict=True) for b in (c, min(n - 1, c + w))]
-    sensitivity = OcclusionSensitivity(four, mask_size=size, n_batch=1, overlap=0.5, mode=0.0, verbose=False)
+    sensitivity = OcclusionSensitivity(four, mask_size=size[0], n_batch=1, overlap=0.5, mode=0.0, verbose=False)
     begun, four.calls = time.perf_counter(), 0
     try:
         sensitivity(volume, b_box=[-1, -1, *bounds])
