@@ -116,7 +116,7 @@ def main() -> None:
     sensitivity = OcclusionSensitivity(four, mask_size=size[0], n_batch=1, overlap=0.5, mode=0.0, verbose=False)
     begun, four.calls = time.perf_counter(), 0
     try:
-        sensitivity(volume, b_box=[-1, -1, *bounds])
+        sensitivity(volume, b_box=bounds)
         rows["MONAI OcclusionSensitivity, patches in batches of 4"] = (time.perf_counter() - begun) / four.calls
     except Exception as error:  # whatever it has against a volume of scores
         print(f"MONAI's OcclusionSensitivity cannot do the job: {type(error).__name__}: {str(error)[:200]}\n")
