@@ -398,20 +398,30 @@ def summary(explanation: Explanation) -> str:
     held = f", with {region.agreement.recall:.0%} of {drawn} inside" if region.agreement else ""
     lines = [
         f"Explained: {name}, {found['target_volume_ml']:.0f} ml ({drawn})",
-        f"Tried:     {where}, {region.volume_ml:.0f} ml, {region.share_of_body:.0%} of the body{held}",
-        f"Effect:    hiding a part of it lowers the score of {found['score_unperturbed']:.3f} by up to "
-        f"{max(0.0, found['largest_score_lost']):.3f} (mean over the hidden cubes that hold a place)",
     ]
+    reading = methods.READINGS[explanation.record["parameters"]["method"]]
+    if reading.value:
+        lines += [
+            f"Tried:     {where}, {region.volume_ml:.0f} ml, {region.share_of_body:.0%} of the body{held}",
+            f"Effect:    hiding a part of it lowers the score of {found['score_unperturbed']:.3f} by up to "
+            f"{max(0.0, found['largest_score_lost']):.3f} ({reading.value})",
+        ]
+    else:
+        lines.append("Tried:     nothing was hidden: gradients over all that the network sees around the target")
+    for row in found.get("structures", [])[:5]:
+        lines.append(
+            f"           without {row['structure']}: {row['score_lost']:+.3f} lost ({row['volume_ml']:.0f} ml)"
+        )
     if found["effect_inside_target"] is not None:
         lines.append(
             f"           {found['effect_inside_target']:.0%} of the effect lies inside the structure; spread evenly, "
             f"{found['effect_inside_target_if_uniform']:.0%} would"
         )
     else:
-        lines.append("           nothing that was hidden made any difference")
+        lines.append("           nothing made any difference")
     record = explanation.record
     work = f"{sum(record['timings_s'].values()):.0f} s on {record['parameters']['device']}"
-    work += f", {found['perturbations']} hidden cubes"
+    work += f", {found['perturbations']} {reading.counted}"
     full, computed = found["patches_full_inference_would_compute"], found["patches_computed"]
     if computed:
         work += f", {computed} network patches instead of {full} ({full / computed:.1f} times fewer)"

@@ -119,7 +119,7 @@ def estimates(method: Method, ground: Ground, seed: int) -> Iterator[Estimate]:
         pieces = supervoxels(ground.volume, region, spacing, method.size_mm, method.supervoxels)
         return lime(scorer, pieces, samples=method.samples, kernel=method.kernel, seed=seed)
     if isinstance(method, Structures):
-        rest = max([*ground.names, 0]) + 1
+        rest = max([*ground.names, int(ground.labels.max())]) + 1
         labels = torch.where(ground.changeable & (ground.labels == 0), rest, ground.labels.long())
         return structures(scorer, labels, ground.names, ground.region, spacing, pairs=method.pairs, rest=rest)
     if isinstance(method, IntegratedGradients):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -74,7 +74,8 @@ class Explanation:
     image
         The input.
     saliency
-        float32: the mean score lost by the perturbations that held each voxel; 0 where nothing was perturbed.
+        float32: the score lost because of each voxel, 0 where nothing was perturbed; what a value of each method means
+        is told by `XAICLIPLib.methods.READINGS`.
     region
         Where perturbations were made.
     segmentation
@@ -126,6 +127,10 @@ class Explanation:
         from XAICLIPLib.figure import save_figure  # matplotlib only when a picture is drawn
 
         folder = Path(folder)
+        with suppress(
+            OSError
+        ):  # written last: if anything fails before, no record of another map stays beside this one
+            (folder / "explanation.json").unlink(missing_ok=True)
         written = {
             name: imaging.write_volume(volume, folder / f"{name}.nrrd")
             for name, volume in (
@@ -151,7 +156,9 @@ class Explanation:
             modality=self.record["input"]["modality"],
             target_label="Given mask" if self.target["voxels"] == "given" else "Predicted target",
             warnings=self.warnings,
-            saliency_label=f"score lost ({parameters['score'].replace('dice', 'Dice')})",
+            saliency_label=methods.READINGS[parameters["method"]].label.format(
+                score=parameters["score"].replace("dice", "Dice")
+            ),
         )
         written["explanation"] = record.write(self.record, folder / "explanation.json")
         return written
@@ -280,7 +287,7 @@ def explain(
     with run.timed("localize"):
         if guide is not None:
             roi = finding.region(guide, volume, prompt, modality, structure, run)
-            roi = roi if drawn is None else with_target(roi, drawn, margin_mm)
+            roi = roi if drawn is None else with_target(roi, volume, drawn, margin_mm)
         else:
             roi = whole_region(volume) if area is None else region_from_mask(volume, area, structure)
         run.warnings += roi.warnings
@@ -306,7 +313,7 @@ def explain(
             segmenter.activation,
             score,
             batch_size,
-            precision,
+            "full" if isinstance(wanted, (methods.IntegratedGradients, methods.SegGradCam)) else precision,
         )
         ground = Ground(
             scorer,
@@ -499,7 +506,7 @@ def _follow(
             run.go_on()  # a batch may finish no perturbation
         elif last.done < last.planned and run.cancelled():
             return last, False
-        if on_estimate is not None and (begun := time.perf_counter()) >= due:
+        if on_estimate is not None and last.done and (begun := time.perf_counter()) >= due:
             on_estimate(imaging.resample_like(prepared.as_image(last.saliency()), volume))
             now = time.perf_counter()
             due = now + max(ESTIMATE_EVERY_S, (now - begun) / ESTIMATE_SHARE)

@@ -119,6 +119,38 @@ METHODS: Mapping[str, type[Method]] = {
 """Every method by its name; the first is the default."""
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How the results of a method read.
+
+    Attributes
+    ----------
+    counted
+        What the perturbations, or steps, of the method are called.
+    value
+        What a voxel's value is, to follow "score lost"; empty where it is not a score lost.
+    label
+        Of the colours, with ``{score}`` for the score.
+    """
+
+    counted: str
+    value: str
+    label: str
+
+
+READINGS: Mapping[str, Reading] = {
+    "occlusion": Reading("hidden cubes", "mean over the hidden cubes that hold a place", "score lost ({score})"),
+    "rise": Reading("random patterns", "by hiding the cell around a place", "score lost ({score})"),
+    "lime": Reading(
+        "sets of supervoxels", "because of a supervoxel, were their effects to add up", "score lost ({score})"
+    ),
+    "structures": Reading("removals", "by removing a whole structure", "score lost ({score})"),
+    "integrated-gradients": Reading("steps", "", "attribution per voxel (share of the {score})"),
+    "seg-grad-cam": Reading("patches", "", "activation (no unit)"),
+}
+"""Of every method by its name."""
+
+
 def method(name: str, /, **parameters: Any) -> Method:
     """A method with its parameters, checked; those that are not given, or None, keep their default.
 

@@ -8,7 +8,8 @@ No assumption about the network is made: each patch is recomputed whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -203,7 +204,8 @@ class Scorer:
         self._batches = Batches(self.forward, device, self.batch_size)
         self._patches = self._target_patches(self._rows(voxels))
         self._useful = self._bounds()
-        self._union = lru_cache(maxsize=64)(self._union_of_rows)
+        patches = self._patches  # not self, which the cache would keep alive with all its tensors
+        self._union = lru_cache(maxsize=16)(lambda numbers: union_of_rows({n: patches[n].rows for n in numbers}))
         self._logits = torch.zeros((len(self._patches[0].logits), len(self._reference)), device=device)
         for patch in self._patches:
             self._logits[:, patch.rows] += patch.logits * patch.weight
@@ -211,6 +213,11 @@ class Scorer:
         self._inside, self._total = self._kept[self._reference].sum(), self._kept.sum()
         self._size = int(self._reference.sum())
         self.full_score = float(score_of(self.kind, self._inside, self._total, self._size))
+        if not math.isfinite(self.full_score):
+            raise InputError(
+                "The network's output is not finite on this volume, so that it cannot be scored: check that its "
+                "weights and its preprocessing belong together."
+            )
         if self.precision == "reduced" or (self.precision == "auto" and device.type == "cuda"):
             self._try_reduced()
 
@@ -318,11 +325,6 @@ class Scorer:
     def _boxes(self) -> list[Box]:
         return [shift(patch.box, [-o for o in self.tiling.offset]) for patch in self._patches]
 
-    def _union_of_rows(self, patches: tuple[int, ...]) -> tuple[Tensor, dict[int, Tensor]]:
-        """The rows that any of the patches holds, and where each patch's own rows stand among them."""
-        rows = torch.cat([self._patches[n].rows for n in patches]).unique()
-        return rows, {n: torch.searchsorted(rows, self._patches[n].rows) for n in patches}
-
     # --- perturbed patches ------------------------------------------------------------------------
 
     @staticmethod
@@ -332,6 +334,11 @@ class Scorer:
         fetched = iter(torch.stack(on_device).tolist() if on_device else [])
         collected = [(n, next(fetched) if isinstance(value, Tensor) else value) for n, value in ready]
         ready.clear()
+        if not all(math.isfinite(value) for _, value in collected):
+            raise InputError(
+                "The network's output is not finite where a part of the volume is hidden: try another baseline, or "
+                "full precision."
+            )
         return collected
 
     @torch.inference_mode()
@@ -509,6 +516,12 @@ class Scorer:
                 blended[:, patch.rows] += patch.read(logits) * patch.weight
             done += len(part)
         return blended
+
+
+def union_of_rows(rows: Mapping[int, Tensor]) -> tuple[Tensor, dict[int, Tensor]]:
+    """The rows that any of several patches holds, and where each patch's own rows stand among them."""
+    union = torch.cat(list(rows.values())).unique()
+    return union, {number: torch.searchsorted(union, own) for number, own in rows.items()}
 
 
 def strength_in(perturbation: Perturbation, box: Box, device: torch.device) -> float | Tensor:

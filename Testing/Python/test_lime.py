@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from XAICLIPLib.errors import InputError
 from XAICLIPLib.methods import Kernel
 from XAICLIPLib.perturbation.coalitions import exponential_weight
 from XAICLIPLib.perturbation.lime import lime
+from XAICLIPLib.perturbation.perturbation import Perturbation
 
 KERNELS: tuple[Kernel, ...] = ("exponential", "shap")
 
@@ -240,3 +241,19 @@ def test_a_planted_cue_has_all_the_saliency(kernel: Kernel) -> None:
     elsewhere = torch.ones(SHAPE, dtype=torch.bool)
     elsewhere[CUE] = False
     assert saliency[elsewhere].abs().max() < 1e-3 * saliency[CUE].mean()
+
+
+@pytest.mark.parametrize("kernel", ["exponential", "shap"])
+def test_before_anything_is_known_the_map_is_empty_and_nothing_breaks(kernel: Kernel) -> None:
+    class Slow(Rule):
+        """A scorer whose first batch finishes no set."""
+
+        def lost(self, perturbations: Iterable[Perturbation]) -> Iterator[list[tuple[int, float]]]:
+            yield []
+            yield from super().lost(perturbations)
+
+    labels = row(6)
+    first = next(lime(Slow(labels, lambda removed: float(removed.sum())), labels, kernel=kernel))
+    assert first.done == 0
+    assert float(first.saliency().abs().max()) == 0
+    assert first.findings()["r2"] is None

@@ -340,3 +340,24 @@ def test_the_default_window_is_half_the_edge_of_a_cube_of_the_structures_volume_
     assert window_for(64.0) == 20.0  # a cube of 40 mm
     assert window_for(0.0) == SMALLEST_MM
     assert window_for(1e6) == LARGEST_MM
+
+
+def test_a_region_between_the_places_of_the_coarse_grid_is_evaluated_all_the_same() -> None:
+    """The last window alone holds the last slice, at an odd place of the grid."""
+    region = torch.zeros((26, 4, 4), dtype=torch.bool)
+    region[25] = True
+    scorer = Counting({(22, 0, 0): 0.5})
+    estimate = last(occlusion(scorer, region, (1, 1, 1), window_mm=4, stride_mm=2))
+    assert estimate.done == 1
+    assert float(estimate.saliency()[25].max()) == 0.5
+
+
+def test_windows_that_matter_are_evaluated_where_the_whole_coarse_grid_costs_nothing() -> None:
+    class Far(Counting):
+        def touched(self, perturbation: Perturbation) -> list[int]:
+            return [0] if any((s.start // 2) % 2 for s in perturbation.box) else []
+
+    scorer = Far({(2, 2, 2): 1.0})
+    estimate = last(occlusion(scorer, everywhere((12, 12, 12)), (1, 1, 1), window_mm=4, stride_mm=2))
+    assert estimate.done > 0
+    assert float(estimate.saliency().max()) > 0

@@ -289,3 +289,35 @@ def test_a_region_smaller_than_a_cell_has_one_cell() -> None:
     estimate = last(rise(Rule(additive), small, (1, 1, 1), cell_mm=5, samples=60, wanted_error=0))
     assert estimate.findings()["cells"] == 1
     assert bool(torch.isfinite(estimate.saliency()).all())
+
+
+def test_with_fewer_patterns_than_cells_the_noise_is_not_taken_for_a_map() -> None:
+    """A strength of nearly nothing would fit any scores exactly."""
+    rng = np.random.default_rng(3)
+    strengths, sizes = [], []
+    for _ in range(8):
+        design, truth = rng.random((100, 120)), np.zeros(120)
+        truth[:5] = 1
+        found = ridge_regression(design, design @ truth + 0.3 * rng.standard_normal(100))
+        strengths.append(found.strength)
+        sizes.append(float(np.linalg.norm(found.coefficients)))
+        assert found.r2 is None
+    assert min(strengths) > 1e-2
+    assert max(sizes) < 2 * np.sqrt(5)
+
+
+def test_before_anything_is_known_the_map_is_empty_and_nothing_breaks() -> None:
+    class Slow(Rule):
+        """A scorer whose first batch finishes no pattern."""
+
+        def lost(self, perturbations: Iterable[Perturbation]) -> Iterator[list[tuple[int, float]]]:
+            yield []
+            yield from super().lost(perturbations)
+
+    estimates = rise(Slow(curved), region(), (1, 1, 1), cell_mm=5, samples=8)
+    first = next(estimates)
+    assert first.done == 0
+    assert float(first.saliency().abs().max()) == 0
+    assert first.standard_error is not None
+    assert float(first.standard_error().abs().max()) == 0
+    assert first.findings()["r2"] is None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -379,3 +381,25 @@ def test_scores_by_hand() -> None:
     wrong = torch.stack([torch.zeros(4), torch.tensor([1.0, -1.0, 1.0, 1.0])])
     assert score("hard dice", "softmax", wrong) == pytest.approx(2 * 1 / (3 + 2))
     assert score("hard dice", "sigmoid", wrong) == pytest.approx(2 * 1 / (3 + 2))
+
+
+def test_an_output_that_is_not_finite_is_refused() -> None:
+    case = make_case(segresnet, (16, 16, 16), (8, 8, 8), None)
+    with pytest.raises(InputError, match="not finite on this volume"):
+        case.scorer(4, lambda patches: case.network(patches) * float("nan"))
+    scorer = case.scorer(4)
+    scorer._batches.forward = lambda patches: case.network(patches) * float("nan")
+    with pytest.raises(InputError, match="not finite where a part"):
+        losses(scorer, [Perturbation(box((0, 9), (0, 9), (0, 9)))])
+
+
+def test_a_scorer_that_is_let_go_frees_its_tensors() -> None:
+    scorer = make_case(segresnet, (30, 26, 21), (12, 12, 10)).scorer()
+    losses(scorer, mixed_perturbations((30, 26, 21)))
+    gone = weakref.ref(scorer)
+    gc.disable()
+    try:
+        del scorer
+        assert gone() is None, "nothing but the garbage collector would free it"
+    finally:
+        gc.enable()

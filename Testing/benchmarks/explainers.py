@@ -77,7 +77,7 @@ def occlusion_tables(guided: Setting, edge: float) -> None:
     naive = len(Windows.of(torch.ones_like(guided.region), size, stride, None, None).all)
     whole_patches = patches(guided.scorer, whole.all)
     full = naive * len(guided.prediction.tiling.patches)
-    first = [r for t, r in early if t <= EARLY * fine_s] or [early[0][1]]
+    first = [r for t, r in early if t <= EARLY * fine_s]
 
     print(f"\nOcclusion of the {guided.name}, windows of {edge:g} mm every {edge / 2:g} mm\n")
     print("| occlusion | windows | network patches | against coarse to fine |")
@@ -95,8 +95,8 @@ def occlusion_tables(guided: Setting, edge: float) -> None:
     print(
         f"\nAgainst the exhaustive map inside the region: Pearson {pearson(fine, truth):.4f}, Spearman "
         f"{spearmanr(fine.numpy(), truth.numpy()).statistic:.4f}, IoU of the top 5% {top_overlap(fine, truth):.2f}. "
-        f"Running estimate within {EARLY:.0%} of the time: Pearson {max(first):.2f} after "
-        f"{len([1 for t, _ in early if t <= EARLY * fine_s])} batches."
+        f"Running estimate within {EARLY:.0%} of the time: "
+        + (f"Pearson {first[-1]:.2f} after {len(first)} batches." if first else "there was none.")
     )
 
 

@@ -181,10 +181,11 @@ def whole_region(image: sitk.Image) -> Region:
     return Region(mask, "whole", imaging.volume_ml(mask), 1.0)
 
 
-def with_target(region: Region, target: sitk.Image, margin_mm: float = MARGIN_MM) -> Region:
+def with_target(region: Region, image: sitk.Image, target: sitk.Image, margin_mm: float = MARGIN_MM) -> Region:
     """The region with a target that the user drew and a margin: who asks why something is drawn wants to look there."""
     mask = sitk.Or(region.mask, grow(target, margin_mm))
-    return replace(region, mask=mask, volume_ml=imaging.volume_ml(mask), agreement=agree(mask, target))
+    described = _described(image, mask, _voxels(imaging.body_mask(image)), region.source, target)
+    return replace(described, probability=region.probability)
 
 
 def region_from_mask(image: sitk.Image, mask: sitk.Image, prediction: sitk.Image) -> Region:

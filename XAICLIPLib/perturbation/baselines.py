@@ -65,7 +65,7 @@ def baseline_for(
         near = torch.from_numpy(np.asarray(away) <= BODY_MARGIN_MM)
     on_device = near.to(volume.device)
     if kind != "surroundings":
-        outside = None if body is None else ~body
+        outside = None if body is None or not bool(body.any()) else ~body
         return torch.where(on_device, baseline_volume(kind, volume, region, spacing_mm, outside), volume), near
     margin = tuple(max(2, round(SURROUNDINGS_MM / s)) for s in spacing_mm)
 
@@ -157,17 +157,16 @@ def infill(image: Tensor, known: Tensor) -> Tensor:
     S. J. Gortler et al. "The Lumigraph", SIGGRAPH 1996, section 3.4.
     """
     weight = known[None, None].to(image.dtype)
-    if bool((weight == 0).all()):
-        return torch.zeros_like(image)
     return _pull_push(image[None] * weight, weight)[0]
 
 
 def _pull_push(weighted: Tensor, weight: Tensor) -> Tensor:
     """Fill in (1, C, X, Y, Z), given times its weight (1, 1, X, Y, Z)."""
     mean = weighted / weight.clamp(min=1e-6)
-    if bool((weight >= 1).all()) or max(weight.shape[2:]) == 1:
+    if max(weight.shape[2:]) == 1:  # by size alone: to look at the weights would make a GPU wait
         return mean
-    pulled = [functional.avg_pool3d(x, 2, ceil_mode=True, count_include_pad=False) for x in (weighted, weight)]
+    block = [min(2, n) for n in weight.shape[2:]]
+    pulled = [functional.avg_pool3d(x, block, ceil_mode=True, count_include_pad=False) for x in (weighted, weight)]
     # A block with an eighth of its voxels known, a corner, is known enough; the mean stays what it is.
     surer = (8 * pulled[1]).clamp(max=1)
     scale = surer / pulled[1].clamp(min=1e-6)

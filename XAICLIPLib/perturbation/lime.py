@@ -138,6 +138,9 @@ def _fit(every: Coalitions, lost: NDArray[np.float64], kernel: Kernel) -> _Fit:
     sets, known = every[~np.isnan(lost)], lost[~np.isnan(lost)]
     removed, weight = sets.removed.astype(np.float64), sets.weight
     free = kernel == "exponential"
+    if not len(known):
+        unknown = dict.fromkeys(("r2", "intercept", "removing_all", "completeness_gap"))
+        return _Fit(np.zeros(removed.shape[1]), None, unknown)
     if free:  # LIME counts the unperturbed volume, which loses nothing, among its samples; kernel SHAP: no intercept
         removed, weight = np.r_[removed, np.zeros((1, removed.shape[1]))], np.r_[weight, 1.0]
         known = np.r_[known, 0.0]

@@ -253,6 +253,8 @@ def occlusion(
         )
 
     chosen = np.flatnonzero(~known.evaluated & (found.coarse | (not sparse)))
+    if not len(chosen):  # all of the coarse grid costs nothing, or the region lies between its places
+        chosen = np.flatnonzero(~known.evaluated)
     chosen = chosen[_spread_out(found.overlap[chosen])]
     step = max(8, len(chosen) // 2)
     planned = min(len(chosen) + (2 * step if sparse else 0), len(found.all) - free)

@@ -282,11 +282,12 @@ class _Regression:
         return torch.from_numpy(np.sqrt(np.maximum(variance, 0)).astype(np.float32))
 
     def findings(self) -> dict[str, Any]:
-        if not self._lost:
-            return {}
         return {"ridge_strength": self._solution().strength, "r2": self._solution().r2}
 
     def _solution(self) -> _Solution:
+        if len(self._lost) < 2:
+            cells = len(self.cells)
+            return _Solution(np.zeros(cells), np.zeros((cells, cells)), 0.0, None)
         if self._solved is None or self._solved[0] != len(self._lost):
             self._solved = len(self._lost), ridge_regression(np.stack(self._rows), np.array(self._lost))
         return self._solved[1]
@@ -310,6 +311,8 @@ def ridge_regression(design: Array, values: Array) -> _Solution:
     """
     x, y = design - design.mean(axis=0), values - values.mean()
     left, size, right = np.linalg.svd(x, full_matrices=False)
+    there = size > 1e-10 * max(float(size[0]), 1e-12)  # with N patterns at most N - 1 directions vary
+    left, size, right = left[:, there], size[there], right[there]
     seen = left.T @ y
     scale = max(float((x**2).sum()) / x.shape[1], 1e-12)
     total = float(y @ y)
@@ -317,10 +320,12 @@ def ridge_regression(design: Array, values: Array) -> _Solution:
     def shrink(strength: float) -> Array:
         return np.asarray(size**2 / (size**2 + strength * scale))
 
+    beyond = max(total - float(seen @ seen), 0.0)  # of the values, what no coefficients can explain
+
     def validation(strength: float) -> float:
-        kept = shrink(strength)
-        residual = total - float((seen**2 * (2 * kept - kept**2)).sum())
-        return residual / max(len(y) - 1 - float(kept.sum()), 1e-3) ** 2
+        shrunk = strength * scale / (size**2 + strength * scale)  # not 1 - kept, which would cancel
+        residual = beyond + float((seen**2 * shrunk**2).sum())
+        return residual / (len(y) - 1 - len(size) + float(shrunk.sum())) ** 2
 
     strength = float(min(RIDGES, key=validation))
     kept = shrink(strength)
@@ -329,7 +334,8 @@ def ridge_regression(design: Array, values: Array) -> _Solution:
     leverage = np.minimum((left**2 * kept).sum(axis=1) + 1 / len(y), 0.99)
     spread = left * (residual / (1 - leverage))[:, None]
     covariance = solver @ (spread.T @ spread) @ solver.T
-    r2 = 1 - float(residual @ residual) / total if total > 0 else None
+    told = total > 0 and len(y) > design.shape[1] + 1  # fewer patterns than cells can be fitted by anything
+    r2 = 1 - float(residual @ residual) / total if told else None
     return _Solution(solver @ seen, covariance, strength, r2)
 
 
