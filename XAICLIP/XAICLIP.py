@@ -83,6 +83,8 @@ class XAICLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.panel = Panel(self.ui, widget, self.logic)
         scene = slicer.mrmlScene
         self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
+        # Selectors that follow the nodes as they come in would write over the choices that are being loaded.
+        self.addObserver(scene, scene.StartImportEvent, self.onSceneStartClose)
         self.addObserver(scene, scene.EndCloseEvent, self.onSceneChanged)
         self.addObserver(scene, scene.EndImportEvent, self.onSceneChanged)
         self.initializeParameterNode()
@@ -105,6 +107,7 @@ class XAICLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.panel.close()
         if self.logic is not None:
             self.logic.stop()
+        self.panel = self.logic = None  # after a reload this widget may still be entered
 
     def onReload(self) -> None:
         """Reload the parts and the library too, which `reloadScriptedModule` would leave as they are."""
@@ -118,9 +121,10 @@ class XAICLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.panel.setParameterNode(self.logic.getParameterNode())
 
     def onSceneStartClose(self, _caller=None, _event=None) -> None:
-        """Let go of a parameter node that is about to be emptied."""
-        if self.panel is not None:
+        """Let go of a parameter node that is about to be emptied or filled."""
+        if self.panel is not None and self.logic is not None:
             self.panel.setParameterNode(None)
+            self.logic.forgetParameterNode()
 
     def onSceneChanged(self, _caller=None, _event=None) -> None:
         """Show the choices of a scene that was closed or loaded."""

@@ -22,6 +22,7 @@ def saliency(display: Any, volume: Any) -> Any:
 
     def make(*values: float) -> Any:
         node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "map")
+        node.SetAttribute(display.SALIENCY_ATTRIBUTE, "1")
         array = np.zeros((4, 5, 6), np.float32)
         array.ravel()[: len(values)] = values
         slicer.util.updateVolumeFromArray(node, array)
@@ -93,6 +94,16 @@ def test_a_map_of_nothing_is_shown_without_complaint(display: Any, saliency: Any
     node = saliency(0.0)
     assert display.window(node) > 0
     assert alpha(display, node, 0.0) == 0
+
+
+def test_the_legend_of_another_module_stays(display: Any, saliency: Any) -> None:
+    import slicer
+
+    dose = saliency(1.0)
+    dose.RemoveAttribute(display.SALIENCY_ATTRIBUTE)
+    theirs = slicer.modules.colors.logic().AddDefaultColorLegendDisplayNode(dose)
+    display.showLegend(saliency(1.0), True)
+    assert theirs.GetVisibility()
 
 
 def test_one_legend_at_a_time_and_it_says_what_it_measures(display: Any, saliency: Any) -> None:

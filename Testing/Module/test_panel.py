@@ -167,15 +167,29 @@ def test_a_deleted_box_is_asked_for_again(ready: Any) -> None:
     assert "box in the section Region" in plain(ready.applyButton.toolTip)
 
 
-def test_a_box_that_was_not_placed_is_told(ready: Any, session: Any) -> None:
+def test_a_box_that_was_made_in_the_selector_lies_around_the_middle_of_the_scan(ready: Any, session: Any) -> None:
     import slicer
 
     pick(ready.regionSourceComboBox, "box")
-    ready.regionBoxSelector.setCurrentNode(slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "box"))
+    roi = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "box")
+    ready.regionBoxSelector.setCurrentNode(roi)
+    bounds = [0.0] * 6
+    ready.inputSelector.currentNode().GetRASBounds(bounds)
+    assert list(roi.GetCenter()) == pytest.approx([(bounds[i] + bounds[i + 1]) / 2 for i in (0, 2, 4)])
+    assert list(roi.GetSize()) == pytest.approx([(bounds[i + 1] - bounds[i]) / 2 for i in (0, 2, 4)])
     ready.applyButton.click()
-    assert "not placed yet" in ready.statusLabel.text
-    assert ready.applyButton.text == "Apply"
-    assert session.requests == []
+    assert "not placed yet" not in ready.statusLabel.text
+
+
+def test_coming_back_to_the_module_changes_nothing_and_wraps_nothing_anew(ready: Any, load_module: Any) -> None:
+    import slicer
+
+    widget = slicer.modules.xaiclip.widgetRepresentation().self()
+    before = widget.panel.choices.parameters
+    widget.exit()
+    widget.enter()
+    assert widget.panel.choices.parameters is before
+    assert widget.logic.getParameterNode() is before
 
 
 def test_a_network_of_the_users_own_needs_trust_that_no_scene_can_give(

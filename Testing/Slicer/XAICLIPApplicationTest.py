@@ -17,18 +17,25 @@ class XAICLIPApplicationTest(unittest.TestCase):
 
     def setUp(self):
         slicer.mrmlScene.Clear(0)
+        self.python = qt.QSettings().value("XAICLIP/PythonInterpreter")
         if os.environ.get("XAICLIP_TEST_PYTHON"):
             qt.QSettings().setValue("XAICLIP/PythonInterpreter", os.environ["XAICLIP_TEST_PYTHON"])
         self.module = slicer.modules.xaiclip
-        self.widget = self.module.widgetRepresentation().self()
+        self.widget = self.current()
         self.widget.enter()
 
     def tearDown(self):
         self.widget.exit()
-        if os.environ.get("XAICLIP_TEST_PYTHON"):
-            qt.QSettings().remove("XAICLIP/PythonInterpreter")
+        qt.QSettings().remove("XAICLIP/PythonInterpreter")
+        if self.python:
+            qt.QSettings().setValue("XAICLIP/PythonInterpreter", self.python)
         slicer.mrmlScene.Clear(0)
         slicer.app.processEvents()
+
+    def current(self):
+        """The widget that is shown: after a reload, the representation may still know the one before."""
+        representation = self.module.widgetRepresentation()
+        return getattr(slicer.modules, "XAICLIPWidget", None) or representation.self()
 
     def wait(self, until, seconds=60):
         end = time.monotonic() + seconds
@@ -69,9 +76,12 @@ class XAICLIPApplicationTest(unittest.TestCase):
         self.assertEqual(self.widget.ui.regionBoxSelector.nodeCount(), 0)
 
     def test_it_can_be_reloaded(self):
-        self.widget.onReload()
+        before = self.widget
+        before.onReload()
         slicer.app.processEvents()
-        self.widget = self.module.widgetRepresentation().self()
+        self.widget = self.current()
+        self.assertIsNot(self.widget, before)
+        self.assertIsNone(before.logic)
         self.assertFalse(self.widget.ui.applyButton.isEnabled())
         self.assertEqual(self.widget.logic.state.value, "idle")
 

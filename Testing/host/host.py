@@ -156,6 +156,7 @@ def _sample_data() -> types.ModuleType:
         ) -> None:
             source = types.SimpleNamespace(**{name: value for name, value in locals().items() if name != "category"})
             known = vars(slicer.modules).setdefault("sampleDataSources", {}).setdefault(category, [])
-            known[:] = [*(other for other in known if other.sampleName != sampleName), source]
+            if source not in known:  # as Slicer compares: by all that they hold, the downloader's address too
+                known.append(source)
 
     return _module("SampleData", (SampleDataLogic,))

@@ -17,10 +17,10 @@ from XAICLIPLib import methods, protocol
 
 from . import catalogue, sampledata, terminology
 from .catalogue import Model
+from .display import SALIENCY_ATTRIBUTE
 from .installationpanel import InstallationPanel
 from .methodform import MethodForm
 from .question import Box, Question, Segment
-from .results import SALIENCY_ATTRIBUTE
 from .signals import Signal
 
 ROWS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -127,6 +127,11 @@ class Choices(VTKObservationMixin):
         own = [structure for model in self.models for structure in model.structures]
         return list(dict.fromkeys([*own, *terminology.structures()]))
 
+    @property
+    def isCompleting(self) -> bool:
+        """Whether the list of completions is open."""
+        return bool(self._completer.popup().visible)
+
     def _connectWidgets(self) -> None:
         ui = self.ui
         ui.sampleButton.connect("clicked(bool)", self._onSample)
@@ -204,6 +209,10 @@ class Choices(VTKObservationMixin):
                 _choose(combo, getattr(parameters, name))
             for selector, node, segment in self._boundSegments():
                 _select(selector, getattr(parameters, node), getattr(parameters, segment))
+                if getattr(parameters, node) is not None and not getattr(parameters, segment):
+                    setattr(parameters, segment, selector.currentSegmentID() or "")  # what it shows is what is chosen
+            for kind in ROWS:
+                self._place(getattr(parameters, f"{kind}Box"))
             self._showMethod()
             self._showVisible()
         finally:
@@ -215,6 +224,17 @@ class Choices(VTKObservationMixin):
         if name and combo.findData(name) < 0:
             combo.addItem(Path(name).name or name, name)
             combo.setItemData(combo.count - 1, name, qt.Qt.ToolTipRole)
+
+    def _place(self, box: Any) -> None:
+        """Give a new box a place in the middle of the scan: made in a selector, it has none."""
+        volume = self.parameters.inputVolume
+        if box is None or volume is None or box.GetNumberOfControlPoints() > 0:
+            return
+        bounds = [0.0] * 6
+        volume.GetRASBounds(bounds)
+        box.CreateDefaultDisplayNodes()
+        box.SetCenter([(low + high) / 2 for low, high in zip(bounds[::2], bounds[1::2], strict=True)])
+        box.SetSize([(high - low) / 2 for low, high in zip(bounds[::2], bounds[1::2], strict=True)])
 
     def _fillTargetStructures(self) -> None:
         structures = self.model().structures
@@ -370,6 +390,8 @@ class Choices(VTKObservationMixin):
         found = []
         if parameters.inputVolume is None:
             found.append(_("Load a scan and choose it."))
+        elif parameters.inputVolume.GetAttribute(SALIENCY_ATTRIBUTE):
+            found.append(_("Choose a scan: what is chosen is a map of this module."))
         if not parameters.prompt.strip():
             found.append(_("Type what to explain, such as liver."))
         for kind, where in (("region", _("Region")), ("target", _("Target"))):

@@ -167,7 +167,7 @@ def install(absent: Iterable[str], source: Path | None) -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "constraints.txt"
-        constraints.write_text("\n".join(pins()) + "\n", encoding="utf-8")
+        constraints.write_text("\n".join(pins(absent)) + "\n", encoding="utf-8")
         offline = ["--no-index", "--find-links", str(source)] if source else []
         try:
             slicer.util.pip_install([*absent, "--constraint", str(constraints), *offline])
@@ -180,10 +180,11 @@ def install(absent: Iterable[str], source: Path | None) -> None:
             ) from error
 
 
-def pins() -> list[str]:
-    """Slicer's own packages as they are, for pip's constraints."""
+def pins(absent: Iterable[str] = ()) -> list[str]:
+    """Slicer's own packages as they are, for pip's constraints; torch is free where it is to be installed itself."""
     found = []
-    for name in (*PINNED, "torch", "torchvision"):
+    free = any(nameOf(requirement) == "torch" for requirement in absent)
+    for name in (*PINNED, *(() if free else ("torch", "torchvision"))):
         try:
             found.append(f"{name}=={metadata.version(name)}")
         except metadata.PackageNotFoundError:
@@ -202,7 +203,16 @@ def _installTorch(requirement: str) -> None:
             )
         ) from error
     bound = requirement[len(nameOf(requirement)) :]
-    if PyTorchUtils.PyTorchUtilsLogic().installTorch(askConfirmation=False, torchVersionRequirement=bound) is None:
+    try:
+        installed = PyTorchUtils.PyTorchUtilsLogic().installTorch(askConfirmation=False, torchVersionRequirement=bound)
+    except Exception as error:  # whatever pip, the network or a torch that does not load may raise
+        raise InputError(
+            _(
+                "PyTorch could not be installed ({reason}): check network and disk, or install it in the module "
+                "PyTorch Util; the Python console says more."
+            ).format(reason=(str(error).splitlines() or [type(error).__name__])[0])
+        ) from error
+    if installed is None:
         raise InputError(
             _("PyTorch was not installed: open the module PyTorch Util, install it there and click Apply again.")
         )

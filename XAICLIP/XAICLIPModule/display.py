@@ -17,6 +17,9 @@ from slicer.i18n import tr as _
 COLOURS_ROLE = "xaiclipColours"
 """Node reference from a saliency volume to its own colour table."""
 
+SALIENCY_ATTRIBUTE = "XAICLIP.Saliency"
+"""Marks the saliency volume of a run, from before it is in the scene: node selectors look at attributes only then."""
+
 SIGN_ATTRIBUTE = "XAICLIP.Signed"
 THRESHOLD_ATTRIBUTE = "XAICLIP.Threshold"
 WINDOW_ATTRIBUTE = "XAICLIP.Window"
@@ -179,7 +182,9 @@ def showLegend(saliencyNode: Any, shown: bool) -> None:
     """Show or hide the colour legend; those of other runs are hidden, since they would lie over each other."""
     if shown:
         for other in slicer.util.getNodesByClass("vtkMRMLColorLegendDisplayNode"):
-            if other.GetPrimaryDisplayNode() != saliencyNode.GetDisplayNode():
+            shows = other.GetDisplayableNode()  # a dose, say, keeps its legend
+            of_run = shows is not None and shows.GetAttribute(SALIENCY_ATTRIBUTE)
+            if of_run and other.GetPrimaryDisplayNode() != saliencyNode.GetDisplayNode():
                 other.SetVisibility(False)
     node = legend(saliencyNode)
     if node is None:

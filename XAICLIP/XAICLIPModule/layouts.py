@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import slicer
+import vtk
 
 LEFT, RIGHT = "Red", "Yellow"
 """Slice views of Slicer's side-by-side layout."""
@@ -51,7 +52,7 @@ class SideBySide:
         before, self._before = self._before, None
         if before is None:
             return
-        for name, (background, foreground, opacity, linked, orientation) in before["views"].items():
+        for name, (background, foreground, opacity, linked, sliceToRas, fieldOfView) in before["views"].items():
             composite, view = _composite(name), _slice(name)
             if composite is None or view is None:
                 continue
@@ -59,7 +60,9 @@ class SideBySide:
             composite.SetBackgroundVolumeID(_known(background))
             composite.SetForegroundVolumeID(_known(foreground))
             composite.SetForegroundOpacity(opacity)
-            view.SetOrientation(orientation)
+            view.GetSliceToRAS().DeepCopy(sliceToRas)  # not the orientation by its name: an oblique one has none
+            view.UpdateMatrices()
+            view.SetFieldOfView(*fieldOfView)
             composite.SetLinkedControl(linked)
         manager = slicer.app.layoutManager()
         if manager is not None and before["layout"] is not None:
@@ -76,11 +79,18 @@ class SideBySide:
                 composite.GetForegroundVolumeID(),
                 composite.GetForegroundOpacity(),
                 composite.GetLinkedControl(),
-                _slice(name).GetOrientation(),
+                _copy(_slice(name).GetSliceToRAS()),
+                tuple(_slice(name).GetFieldOfView()),
             )
             for name in (LEFT, RIGHT)
             if (composite := _composite(name)) is not None and _slice(name) is not None
         }
+
+
+def _copy(matrix: Any) -> Any:
+    copy = vtk.vtkMatrix4x4()
+    copy.DeepCopy(matrix)
+    return copy
 
 
 def _known(nodeId: str | None) -> str | None:

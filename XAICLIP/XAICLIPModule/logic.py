@@ -116,6 +116,7 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
         self.views = display.SliceViews()
         self.state = State.IDLE
         self._run: _Run | None = None
+        self._parameters: Any = None  # the wrapped parameter node
         scene = slicer.mrmlScene
         self.addObserver(scene, scene.NodeRemovedEvent, self._onNodeRemoved)
         self.addObserver(scene, scene.StartCloseEvent, self._onSceneClosing)
@@ -125,7 +126,15 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
         from .parameters import XAICLIPParameterNode  # see there why so late
 
         wrap: Any = XAICLIPParameterNode  # the decorator gives it a constructor that types do not know
-        return wrap(super().getParameterNode())
+        node = super().getParameterNode()
+        # One wrapper for each node: each observes it for as long as it lives, and nothing ends that.
+        if self._parameters is None or self._parameters.parameterNode is not node:
+            self._parameters = wrap(node)
+        return self._parameters
+
+    def forgetParameterNode(self) -> None:
+        """Wrap it anew when it is next asked for: a scene that closes empties it."""
+        self._parameters = None
 
     # --- asking ---
 

@@ -55,6 +55,8 @@ class Panel:
 
     def setParameterNode(self, parameters: Any) -> None:
         """Show the choices and results of a `XAICLIPParameterNode`, and write the user's into it; None for none."""
+        if parameters is not None and parameters is self.choices.parameters:
+            return  # a map that is being computed keeps its place when the user comes back to the module
         self._chosenResults = None
         self.choices.setParameterNode(parameters)
         if parameters is None:
@@ -115,7 +117,8 @@ class Panel:
             self._onFailed(str(error), "input")
 
     def _onReturnPressed(self) -> None:
-        if self.logic.state is State.IDLE and not self.choices.missing():
+        # Return in the list of completions accepts one, and should not start minutes of work.
+        if self.logic.state is State.IDLE and not self.choices.isCompleting and not self.choices.missing():
             self.onApplyButton()
 
     # --- what goes on ---

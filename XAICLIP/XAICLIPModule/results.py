@@ -24,9 +24,7 @@ from slicer.i18n import tr as _
 from XAICLIPLib.errors import InputError
 
 from . import display, tables, terminology
-
-SALIENCY_ATTRIBUTE = "XAICLIP.Saliency"
-"""Marks the saliency volume of a run, from before it is in the scene: node selectors look at attributes only then."""
+from .display import SALIENCY_ATTRIBUTE
 
 RECORD_ATTRIBUTE = "XAICLIP.Record"
 """JSON of the record; a saliency without it is still being computed."""

@@ -14,9 +14,10 @@ from slicer.util import VTKObservationMixin
 from XAICLIPLib.errors import InputError
 
 from . import display, results, saving, surfaces, tables
+from .display import SALIENCY_ATTRIBUTE
 from .layouts import SideBySide
 from .logic import XAICLIPLogic
-from .results import SALIENCY_ATTRIBUTE, SURFACE_ROLE, ExplanationNodes
+from .results import SURFACE_ROLE, ExplanationNodes
 
 
 class ResultsPanel(VTKObservationMixin):

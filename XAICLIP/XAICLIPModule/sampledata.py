@@ -17,8 +17,12 @@ CATEGORY, SAMPLE = "XAI-CLIP", "XAICLIPPhantom"
 
 
 def register(icons: Path) -> None:
-    """Offer the torso in Slicer's Sample Data module."""
+    """Offer the torso in Slicer's Sample Data module, once: after a reload it would be there a second time."""
     import SampleData
+
+    offered = getattr(slicer.modules, "sampleDataSources", {}).get(CATEGORY, [])
+    if any(source.sampleName == SAMPLE for source in offered):
+        return
 
     SampleData.SampleDataLogic.registerCustomSampleDataSource(
         category=CATEGORY,
