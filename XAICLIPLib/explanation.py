@@ -499,7 +499,7 @@ def _follow(
             run.go_on()  # a batch may finish no perturbation
         elif last.done < last.planned and run.cancelled():
             return last, False
-        if on_estimate is not None and (begun := time.perf_counter()) >= due:
+        if on_estimate is not None and last.done and (begun := time.perf_counter()) >= due:
             on_estimate(imaging.resample_like(prepared.as_image(last.saliency()), volume))
             now = time.perf_counter()
             due = now + max(ESTIMATE_EVERY_S, (now - begun) / ESTIMATE_SHARE)
