@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from XAICLIPLib.errors import InputError
 from XAICLIPLib.methods import Kernel
 from XAICLIPLib.perturbation.coalitions import exponential_weight
 from XAICLIPLib.perturbation.lime import lime
+from XAICLIPLib.perturbation.perturbation import Perturbation
 
 KERNELS: tuple[Kernel, ...] = ("exponential", "shap")
 
@@ -175,6 +176,24 @@ def test_running_estimates_are_finite_and_come_closer(kernel: Kernel) -> None:
     assert done[-1] == estimate.planned
     assert far[0] > far[2] > far[-1]
     assert far[len(far) // 2] < 1e-4, "half of the samples suffice for an additive function"
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_before_a_set_is_scored_nothing_is_known(kernel: Kernel) -> None:
+    """The first batch of a large network may finish no set."""
+
+    class Slow(Rule):
+        def lost(self, perturbations: Iterable[Perturbation]) -> Iterator[list[tuple[int, float]]]:
+            yield []
+            yield from super().lost(perturbations)
+
+    labels = row(20)
+    estimate = next(iter(lime(Slow(labels, curved), labels, kernel=kernel)))
+    assert estimate.done == 0 < estimate.planned
+    assert float(estimate.saliency().abs().max()) == 0
+    assert estimate.standard_error is None
+    assert estimate.findings()["r2"] is None
+    json.dumps(estimate.findings(), allow_nan=False)
 
 
 def test_an_unfinished_shapley_estimate_is_not_bent_by_what_is_missing() -> None:

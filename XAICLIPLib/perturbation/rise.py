@@ -101,9 +101,8 @@ def rise(
     includes what comes from the model being linear and the network not. Of the ridge it errs on the safe side where
     patterns are few: measured on several rules, it is 0.9 to 1.8 times the spread over seeds with fewer patterns than
     cells, up to three times with as many, 0.8 to 1.25 times with more than twice as many. There is none below `FEWEST`
-    patterns. The findings are ``samples``, ``cells``,
-    ``estimator``, ``relative_error`` (reached), ``stopped`` (``converged``, ``samples`` or None while running) and for
-    ``ridge`` its ``ridge_strength`` and ``r2``.
+    patterns. The findings are ``samples``, ``cells``, ``estimator``, ``relative_error`` (reached), ``stopped``
+    (``converged``, ``samples`` or None while running) and for ``ridge`` its ``ridge_strength`` and ``r2``.
     """
     if not 0 < cell_mm < math.inf:
         raise InputError(f"Cells of {cell_mm:g} mm are none: give a length above zero.")
@@ -329,15 +328,15 @@ def ridge_regression(design: Array, values: Array) -> _Solution:
     left, size, right = np.linalg.svd(x, full_matrices=False)
     seen = left.T @ y
     scale = max(float((x**2).sum()) / x.shape[1], 1e-12)
-    total = float(y @ y)
+    beyond = y - left @ seen  # what no linear model explains
 
     def shrink(strength: float) -> Array:
         return np.asarray(size**2 / (size**2 + strength * scale))
 
     def validation(strength: float) -> float:
         kept = shrink(strength)
-        residual = total - float((seen**2 * (2 * kept - kept**2)).sum())
-        return residual / max(len(y) - 1 - float(kept.sum()), ROUNDING) ** 2
+        residual = beyond @ beyond + ((seen * (1 - kept)) ** 2).sum()  # all positive: a difference would be rounding
+        return float(residual) / max(len(y) - 1 - float(kept.sum()), ROUNDING) ** 2
 
     strength = float(min(RIDGES, key=validation))
     kept = shrink(strength)
@@ -346,7 +345,7 @@ def ridge_regression(design: Array, values: Array) -> _Solution:
     leverage = (left**2 * kept).sum(axis=1) + 1 / len(y)
     spread = left * (residual / np.maximum(1 - leverage, ROUNDING))[:, None]
     covariance = solver @ (spread.T @ spread) @ solver.T
-    r2 = 1 - float(residual @ residual) / total if total > 0 else None
+    r2 = 1 - float(residual @ residual) / float(y @ y) if y.any() else None
     return _Solution(solver @ seen, covariance, strength, r2)
 
 
