@@ -178,6 +178,24 @@ def test_running_estimates_are_finite_and_come_closer(kernel: Kernel) -> None:
     assert far[len(far) // 2] < 1e-4, "half of the samples suffice for an additive function"
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_before_a_set_is_scored_nothing_is_known(kernel: Kernel) -> None:
+    """The first batch of a large network may finish no set."""
+
+    class Slow(Rule):
+        def lost(self, perturbations: Iterable[Perturbation]) -> Iterator[list[tuple[int, float]]]:
+            yield []
+            yield from super().lost(perturbations)
+
+    labels = row(20)
+    estimate = next(iter(lime(Slow(labels, curved), labels, kernel=kernel)))
+    assert estimate.done == 0 < estimate.planned
+    assert float(estimate.saliency().abs().max()) == 0
+    assert estimate.standard_error is None
+    assert estimate.findings()["r2"] is None
+    json.dumps(estimate.findings(), allow_nan=False)
+
+
 def test_an_unfinished_shapley_estimate_is_not_bent_by_what_is_missing() -> None:
     """In a symmetric problem all pieces are worth the same, whenever it is cancelled after all single pieces."""
     labels = row(10)

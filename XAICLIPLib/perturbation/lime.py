@@ -137,10 +137,10 @@ def _fit(every: Coalitions, lost: NDArray[np.float64], kernel: Kernel) -> _Fit:
     """Weighted ridge regression of the score lost (N, NaN where not known yet) on what was removed."""
     sets, known = every[~np.isnan(lost)], lost[~np.isnan(lost)]
     removed, weight = sets.removed.astype(np.float64), sets.weight
+    if not len(known):  # the first batch of a large network may finish no set
+        none = dict.fromkeys(("r2", "intercept", "removing_all", "completeness_gap"))
+        return _Fit(np.zeros(removed.shape[1]), None, none)
     free = kernel == "exponential"
-    if not len(known):
-        unknown = dict.fromkeys(("r2", "intercept", "removing_all", "completeness_gap"))
-        return _Fit(np.zeros(removed.shape[1]), None, unknown)
     if free:  # LIME counts the unperturbed volume, which loses nothing, among its samples; kernel SHAP: no intercept
         removed, weight = np.r_[removed, np.zeros((1, removed.shape[1]))], np.r_[weight, 1.0]
         known = np.r_[known, 0.0]

@@ -36,8 +36,18 @@ Array = NDArray[np.float64]
 CHECK_EVERY, EARLIEST = 50, 3
 """The error is looked at after this many patterns, and not before there are this many for each cell."""
 
+FEWEST = 5
+"""Patterns from which on their spread says something: before that there is no standard error."""
+
 RIDGES = np.logspace(-6, 2, 33)
 """Ridge strengths that are tried, in units of the mean variance of a cell."""
+
+FLATTEST = 0.05
+"""A voxel's variance over the patterns is taken for at least this share of that of a point: of two or three patterns
+that happen to hide a voxel alike, the slope would be in the thousands."""
+
+ROUNDING = 1e-12
+"""Where a fit leaves no more freedom than this, it is rounding."""
 
 
 def rise(
@@ -88,9 +98,11 @@ def rise(
     Notes
     -----
     The standard error is that of chance in the choice of patterns: for another seed the map would differ by so much. It
-    includes what comes from the model being linear and the network not. The findings are ``samples``, ``cells``,
-    ``estimator``, ``relative_error`` (reached), ``stopped`` (``converged``, ``samples`` or None while running) and for
-    ``ridge`` its ``ridge_strength`` and ``r2``.
+    includes what comes from the model being linear and the network not. Of the ridge it errs on the safe side where
+    patterns are few: measured on several rules, it is 0.9 to 1.8 times the spread over seeds with fewer patterns than
+    cells, up to three times with as many, 0.8 to 1.25 times with more than twice as many. There is none below `FEWEST`
+    patterns. The findings are ``samples``, ``cells``, ``estimator``, ``relative_error`` (reached), ``stopped``
+    (``converged``, ``samples`` or None while running) and for ``ridge`` its ``ridge_strength`` and ``r2``.
     """
     if not 0 < cell_mm < math.inf:
         raise InputError(f"Cells of {cell_mm:g} mm are none: give a length above zero.")
@@ -117,7 +129,7 @@ def rise(
             done if stopped else samples,
             lambda: _in_volume(running.saliency(), masks),
             lambda: region if done else torch.zeros_like(region),
-            lambda: _in_volume(running.standard_error(), masks),
+            (lambda: _in_volume(running.standard_error(), masks)) if done >= FEWEST else None,
             findings,
         )
 
@@ -128,9 +140,11 @@ def rise(
         if done >= due or done == samples:
             due = done + CHECK_EVERY
             largest = float(running.saliency().abs().max())
-            spread = float(running.standard_error().square().mean().sqrt())
-            error = spread / largest if largest else 0.0
-            stopped = "converged" if error < wanted_error else "samples" if done == samples else None
+            if done >= FEWEST:
+                spread = float(running.standard_error().square().mean().sqrt())
+                error = spread / largest if largest else 0.0
+            sure = error is not None and error < wanted_error
+            stopped = "converged" if sure else "samples" if done == samples else None
         yield estimate()
         if stopped:
             return
@@ -270,6 +284,8 @@ class _Regression:
         self._lost.append(lost)
 
     def saliency(self) -> Tensor:
+        if not self._lost:  # the first batch of a large network may finish no pattern
+            return torch.zeros(len(self._which))
         values = (self._weight * self._solution().coefficients[self._which]).sum(axis=1)
         return torch.from_numpy(values.astype(np.float32))
 
@@ -306,8 +322,8 @@ def ridge_regression(design: Array, values: Array) -> _Solution:
     Returns
     -------
     _Solution
-        With the covariance by the sandwich HC3: the misfit of a linear model to a network depends on the pattern, and
-        near N = J the residuals are smaller than the errors.
+        With the covariance by the sandwich HC3, which is the jackknife: the misfit of a linear model to a network
+        depends on the pattern, and where N is near J or below the residuals are far smaller than the errors.
     """
     x, y = design - design.mean(axis=0), values - values.mean()
     left, size, right = np.linalg.svd(x, full_matrices=False)
@@ -315,27 +331,25 @@ def ridge_regression(design: Array, values: Array) -> _Solution:
     left, size, right = left[:, there], size[there], right[there]
     seen = left.T @ y
     scale = max(float((x**2).sum()) / x.shape[1], 1e-12)
-    total = float(y @ y)
+    beyond = y - left @ seen  # what no linear model explains
 
     def shrink(strength: float) -> Array:
         return np.asarray(size**2 / (size**2 + strength * scale))
 
-    beyond = max(total - float(seen @ seen), 0.0)  # of the values, what no coefficients can explain
-
     def validation(strength: float) -> float:
         shrunk = strength * scale / (size**2 + strength * scale)  # not 1 - kept, which would cancel
-        residual = beyond + float((seen**2 * shrunk**2).sum())
+        residual = float(beyond @ beyond + (seen**2 * shrunk**2).sum())
         return residual / (len(y) - 1 - len(size) + float(shrunk.sum())) ** 2
 
     strength = float(min(RIDGES, key=validation))
     kept = shrink(strength)
     solver = right.T * (size / (size**2 + strength * scale))  # (J, r): of left.T @ y the coefficients
     residual = y - left @ (kept * seen)
-    leverage = np.minimum((left**2 * kept).sum(axis=1) + 1 / len(y), 0.99)
-    spread = left * (residual / (1 - leverage))[:, None]
+    leverage = (left**2 * kept).sum(axis=1) + 1 / len(y)
+    spread = left * (residual / np.maximum(1 - leverage, ROUNDING))[:, None]
     covariance = solver @ (spread.T @ spread) @ solver.T
-    told = total > 0 and len(y) > design.shape[1] + 1  # fewer patterns than cells can be fitted by anything
-    r2 = 1 - float(residual @ residual) / total if told else None
+    told = y.any() and len(y) > design.shape[1] + 1  # fewer patterns than cells can be fitted by anything
+    r2 = 1 - float(residual @ residual) / float(y @ y) if told else None
     return _Solution(solver @ seen, covariance, strength, r2)
 
 
@@ -385,7 +399,8 @@ class _Sums:
 
     def _variance(self) -> Tensor:
         """Of the masks, times the number of patterns."""
-        return (self._m2 - self._m**2 / max(self.count, 1)).clamp(min=1e-9)
+        least = FLATTEST * self.masks.keep * (1 - self.masks.keep) * max(self.count, 1)
+        return (self._m2 - self._m**2 / max(self.count, 1)).clamp(min=least)
 
     def _slope(self) -> Tensor:
         return (self._sm - self._s * self._m / max(self.count, 1)) / self._variance()
