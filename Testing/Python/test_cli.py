@@ -595,7 +595,7 @@ def test_without_stderr_stdout_stays_clean(
 # --- what a person reads -------------------------------------------------------------------------
 
 
-def explained(**measurements: Any) -> Any:
+def explained(method: str = "occlusion", **measurements: Any) -> Any:
     """As much of an explanation as the summary looks at."""
     found = {
         "target_volume_ml": 1500.4,
@@ -612,7 +612,7 @@ def explained(**measurements: Any) -> Any:
         measurements=found | measurements,
         region=types.SimpleNamespace(source="guided", volume_ml=2000.0, share_of_body=0.18, agreement=agreement),
         target={"name": "liver", "label": 1, "voxels": "predicted"},
-        record={"timings_s": {"read": 1.0, "explain": 41.0}, "parameters": {"device": "cpu"}},
+        record={"timings_s": {"read": 1.0, "explain": 41.0}, "parameters": {"device": "cpu", "method": method}},
         complete=True,
     )
 
@@ -622,6 +622,14 @@ def test_the_summary_has_the_numbers() -> None:
     for part in ("liver", "1500 ml", "18%", "97%", "0.950", "0.200", "73%", "41%", "4.0 times", "42 s on cpu"):
         assert part in text, part
     assert max(map(len, text.splitlines())) <= 140
+
+
+def test_the_summary_of_another_method_does_not_speak_of_cubes() -> None:
+    assert "random patterns" in cli.summary(explained("rise"))
+    assert "by hiding the cell around a place" in cli.summary(explained("rise"))
+    gradients = cli.summary(explained("seg-grad-cam"))
+    assert "nothing was hidden" in gradients and "lowers the score" not in gradients
+    assert "cube" not in cli.summary(explained("rise")) + gradients
 
 
 def test_the_summary_of_no_effect_claims_none() -> None:
@@ -634,7 +642,7 @@ def test_the_summary_of_no_effect_claims_none() -> None:
             patches_full_inference_would_compute=0,
         )
     )
-    assert "nothing that was hidden made any difference" in text
+    assert "nothing made any difference" in text
     assert "-0" not in text and "None" not in text and "times fewer" not in text
 
 
