@@ -126,6 +126,17 @@ def test_patterns_differ_in_points_and_in_shift_and_are_the_same_when_asked_agai
     assert not torch.equal(masks().strength(3, masks().box, CPU), masks(seed=1).strength(3, masks().box, CPU))
 
 
+def test_a_pattern_is_interpolated_between_its_shifted_points() -> None:
+    drawn = masks()
+    hidden, moved = drawn.hidden_points(5)
+    points = tuple(5.0 * np.arange(n) - m for n, m in zip(hidden.shape, moved, strict=True))
+    voxels = np.argwhere(drawn.region.numpy()).astype(float)
+    expected = RegularGridInterpolator(points, hidden.numpy().astype(float))(voxels)
+    found = drawn.strength(5, drawn.box, CPU)[drawn.region]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert expected.std() > 0.1
+
+
 def test_a_part_of_a_pattern_is_that_part_of_the_whole() -> None:
     drawn = masks()
     whole = drawn.strength(7, drawn.box, CPU)
@@ -237,6 +248,17 @@ def test_hiding_one_cell_costs_what_the_map_says_there() -> None:
     beyond = torch.ones(SHAPE, dtype=torch.bool)
     beyond[4:15, 5:16, 4:15] = False  # the neighbours' centres
     assert float(saliency[beyond].abs().max()) < 0.01
+
+
+def test_where_the_region_has_no_cell_none_takes_part() -> None:
+    """Every cell of an L costs 1: so does every voxel, those beside the corner that the region lacks as well."""
+    bent = torch.zeros(SHAPE, dtype=torch.bool)
+    bent[2:17, 3:18, 2:12] = True
+    bent[7:17, 8:18] = False
+    estimate = last(rise(Rule(float, bent / 5**3), bent, (1, 1, 1), cell_mm=5, samples=80, wanted_error=0))
+    assert estimate.findings()["cells"] == 10
+    np.testing.assert_allclose(estimate.saliency()[bent], 1.0, atol=2e-3)
+    assert float(estimate.saliency()[~bent].abs().max()) == 0
 
 
 # Chance
@@ -416,14 +438,7 @@ def test_with_fewer_patterns_than_cells_the_noise_is_not_taken_for_a_map() -> No
 
 
 def test_before_anything_is_known_the_map_is_empty_and_nothing_breaks() -> None:
-    class Slow(Rule):
-        """A scorer whose first batch finishes no pattern."""
-
-        def lost(self, perturbations: Iterable[Perturbation]) -> Iterator[list[tuple[int, float]]]:
-            yield []
-            yield from super().lost(perturbations)
-
-    estimates = rise(Slow(curved), region(), (1, 1, 1), cell_mm=5, samples=8)
+    estimates = rise(Rule(curved, slow=True), region(), (1, 1, 1), cell_mm=5, samples=8)
     first = next(estimates)
     assert first.done == 0
     assert float(first.saliency().abs().max()) == 0
