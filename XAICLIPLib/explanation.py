@@ -127,9 +127,8 @@ class Explanation:
         from XAICLIPLib.figure import save_figure  # matplotlib only when a picture is drawn
 
         folder = Path(folder)
-        with suppress(
-            OSError
-        ):  # written last: if anything fails before, no record of another map stays beside this one
+        # The record is written last: whatever fails before, none of another map stays beside this one.
+        with suppress(OSError):
             (folder / "explanation.json").unlink(missing_ok=True)
         written = {
             name: imaging.write_volume(volume, folder / f"{name}.nrrd")
@@ -263,6 +262,7 @@ def explain(
         volume = _read(image)
         modality = modality or imaging.guess_modality(volume)
         drawn, area = read_mask("target", target, volume), read_mask("region", region, volume)
+        in_a_box = box_of(target) is not None
     with run.timed("load"):
         segmenter = _segmenter(model, where, trust)
         name, labels = class_of(prompt, target, segmenter)
@@ -276,12 +276,12 @@ def explain(
     with run.timed("segment"):
         prediction = predict(segmenter, volume, where, batch_size, lambda d, t: run.advance("segment", d, t))
         segmentation = prediction.label_map(volume)
-        explained = make_target(name, labels, drawn, prediction, box=box_of(target) is not None)
+        explained = make_target(name, labels, drawn, prediction, box=in_a_box)
         decision = prediction.decision().cpu()
         prepared, tiling, network_input = prediction.prepared, prediction.tiling, prediction.volume
         del prediction  # the logits of a hundred classes are larger than all the rest
         structure = drawn
-        if structure is None or box_of(target) is not None:
+        if structure is None or in_a_box:
             structure = imaging.resample_labels(prepared.as_image(explained.reference), volume)
 
     with run.timed("localize"):
@@ -313,7 +313,7 @@ def explain(
             segmenter.activation,
             score,
             batch_size,
-            "full" if isinstance(wanted, (methods.IntegratedGradients, methods.SegGradCam)) else precision,
+            precision,
         )
         ground = Ground(
             scorer,
@@ -336,7 +336,7 @@ def explain(
     target_record: dict[str, Any] = {
         "name": name,
         "label": own[0] if len(own) == 1 else own,
-        "voxels": "predicted" if drawn is None else "given" if box_of(target) is None else "predicted in a box",
+        "voxels": "predicted" if drawn is None else "predicted in a box" if in_a_box else "given",
     }
     measurements = measure(saliency, perturbed, structure, scorer, last, len(tiling.patches))
     run.warnings += cautions(name, prompt, structure, roi, scorer.full_score, score != "logit margin")

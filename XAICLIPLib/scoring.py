@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -166,7 +167,7 @@ class Scorer:
     full_score
         Score of the unperturbed volume, in full precision.
     reduced
-        Whether perturbed patches are run in half precision.
+        Whether perturbed patches are run in half precision; known once a perturbation was scored.
     forwards
         Patches computed for perturbations so far (without the target's own).
     warnings
@@ -218,8 +219,8 @@ class Scorer:
                 "The network's output is not finite on this volume, so that it cannot be scored: check that its "
                 "weights and its preprocessing belong together."
             )
-        if self.precision == "reduced" or (self.precision == "auto" and device.type == "cuda"):
-            self._try_reduced()
+        # Found out with the first perturbations: gradients are taken in full precision and need not pay for it.
+        self._undecided = self.precision == "reduced" or (self.precision == "auto" and device.type == "cuda")
 
     @property
     def _exact(self) -> torch.dtype:
@@ -253,6 +254,9 @@ class Scorer:
         no patch of the target loses nothing and costs nothing. The perturbations are drawn as they are needed. Close
         the iterator to cancel.
         """
+        if self._undecided:
+            self._undecided = False
+            self._try_reduced()
         queue: list[tuple[_Pending, int]] = []
         ready: list[tuple[int, Tensor | float]] = []
         for index, perturbation in enumerate(perturbations):
@@ -280,8 +284,7 @@ class Scorer:
     def _rows(self, voxels: Tensor) -> Tensor:
         """For each voxel of the padded volume its row of the target, -1 for others."""
         rows = torch.full(self._volume.shape[1:], -1, dtype=torch.long, device=voxels.device)
-        inner = tuple(slice(o, o + s) for o, s in zip(self.tiling.offset, self.tiling.shape, strict=True))
-        rows[inner][voxels] = torch.arange(len(self._reference), device=voxels.device)
+        rows[self.tiling.inner][voxels] = torch.arange(len(self._reference), device=voxels.device)
         return rows
 
     def _target_patches(self, rows: Tensor) -> list[_Patch]:
@@ -304,18 +307,8 @@ class Scorer:
     @torch.inference_mode()
     def _run_unperturbed(self, patches: list[_Patch]) -> None:
         """Fill in what the patches say."""
-        for patch, logits in self._read(patches, self._volume):
+        for patch, logits in _read(patches, self._volume, self._batches):
             patch.logits = logits
-
-    def _read(self, patches: list[_Patch], padded: Tensor) -> Iterator[tuple[_Patch, Tensor]]:
-        """Each patch with its target voxels' logits in a padded volume; the logits of all would fill the memory."""
-        done = 0
-        while done < len(patches):
-            size = self._batches.size_for(padded[(slice(None), *patches[done].box)])
-            part = patches[done : done + size]
-            output = self._batches.run([padded[(slice(None), *patch.box)] for patch in part])
-            yield from ((patch, patch.read(logits)) for patch, logits in zip(part, output, strict=True))
-            done += len(part)
 
     def _bounds(self) -> Box:
         """The box, in the volume's indices, that holds all that the target's patches see of the volume."""
@@ -412,8 +405,10 @@ class Scorer:
             self._batches.reduced = True
             self._run_unperturbed(self._patches)
             ((_, reduced),) = [pair for batch in self.lost(hidden) for pair in batch]
-            self.reduced = abs(reduced - full) <= PRECISION_ERROR * abs(full)  # false for NaN
+            self.reduced = abs(reduced - full) <= PRECISION_ERROR * abs(full)
             said = "" if self.reduced else f"it gets {reduced:.3f} where full precision gets {full:.3f}"
+        except InputError:  # it reaches farther than half precision does
+            said = "the network's output is not finite in it"
         except RuntimeError as error:  # an operator that has no half precision
             said = f"the network does not run in it ({(str(error).splitlines() or ['unknown'])[0][:80]})"
         self.forwards = 0
@@ -454,14 +449,12 @@ class Scorer:
             The network cannot be differentiated.
         """
         gradient = torch.zeros(self._volume.shape, device=self._volume.device)
-        waiting: list[tuple[Box, Tensor, Tensor]] = []
-        for number, following in enumerate(self.cotangents(volume), 1):
-            waiting.append(following)
-            if len(waiting) == TOGETHER or number == len(self._patches):
-                found = vector_jacobian_product(self.forward, [p for _, p, _ in waiting], [c for _, _, c in waiting])
-                for n, (box, _, _) in enumerate(waiting):
-                    gradient[(slice(None), *box)] += found[n]
-                waiting.clear()
+        following = self.cotangents(volume)
+        while waiting := list(islice(following, TOGETHER)):
+            boxes, patches, cotangents = zip(*waiting, strict=True)
+            found = vector_jacobian_product(self.forward, patches, cotangents)
+            for box, own in zip(boxes, found, strict=True):
+                gradient[(slice(None), *box)] += own
         return gradient[(slice(None), *self.tiling.inner)]
 
     def cotangents(self, volume: Tensor | None = None) -> Iterator[tuple[Box, Tensor, Tensor]]:
@@ -505,17 +498,22 @@ class Scorer:
         """Blended logits (K, n) of the target's voxels in a volume (C, X, Y, Z); None: the unperturbed one."""
         if volume is None:
             return self._logits
-        padded = self.tiling.pad(volume.to(self._volume))
         blended = torch.zeros_like(self._logits)
-        batches = Batches(self.forward, self._volume.device, self.batch_in_use)
-        done = 0
-        while done < len(self._patches):
-            part = self._patches[done : done + batches.size_for(padded)]  # the size may shrink on the way
-            output = batches.run([padded[(slice(None), *patch.box)] for patch in part])
-            for patch, logits in zip(part, output, strict=True):
-                blended[:, patch.rows] += patch.read(logits) * patch.weight
-            done += len(part)
+        full = Batches(self.forward, self._volume.device, self.batch_in_use)
+        for patch, logits in _read(self._patches, self.tiling.pad(volume.to(self._volume)), full):
+            blended[:, patch.rows] += logits * patch.weight
         return blended
+
+
+def _read(patches: list[_Patch], padded: Tensor, batches: Batches) -> Iterator[tuple[_Patch, Tensor]]:
+    """Each patch with its target voxels' logits in a padded volume; the logits of all would fill the memory."""
+    done = 0
+    while done < len(patches):
+        size = batches.size_for(padded[(slice(None), *patches[done].box)])  # it may shrink on the way
+        part = patches[done : done + size]
+        output = batches.run([padded[(slice(None), *patch.box)] for patch in part])
+        yield from ((patch, patch.read(logits)) for patch, logits in zip(part, output, strict=True))
+        done += len(part)
 
 
 def union_of_rows(rows: Mapping[int, Tensor]) -> tuple[Tensor, dict[int, Tensor]]:

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from monai.inferers import sliding_window_inference
-from test_scoring import CASES, Case, make_case, segresnet, unet
+from test_scoring import CASES, Case, convolutions_of_two_channels, make_case, segresnet, unet
 from torch import Tensor, nn
 
 from XAICLIPLib.errors import InputError
@@ -21,23 +20,10 @@ SHAPE = (24, 20, 13)
 def full_gradient(case: Case, volume: Tensor) -> tuple[float, Tensor]:
     """The oracle: MONAI segments the whole volume, autograd follows all of it."""
     inputs = volume.clone().requires_grad_()
-    if case.window is None:
-        logits = case.network(inputs[None])
-    else:
-        window = case.window
-        logits = sliding_window_inference(
-            inputs[None],
-            window.roi_size,
-            4,
-            case.network,
-            overlap=window.overlap,
-            mode=window.mode,
-            sigma_scale=window.sigma_scale,
-            cval=window.padding_value,
-        )
+    logits = case.full_logits(inputs)
     voxels = case.target.voxels
     kind: Score = "soft dice" if case.kind == "hard dice" else case.kind
-    score = target_score(kind, logits[0][:, voxels], case.target.reference[voxels], case.target.label, case.activation)
+    score = target_score(kind, logits[:, voxels], case.target.reference[voxels], case.target.label, case.activation)
     (gradient,) = torch.autograd.grad(score, inputs)
     return float(score.detach()), gradient
 
@@ -72,13 +58,7 @@ def test_every_score_and_activation_has_its_gradient_at_any_volume(kind: Score, 
 
 
 def test_several_channels_each_have_their_gradient() -> None:
-    def two_channels() -> nn.Module:
-        torch.manual_seed(3)
-        return nn.Sequential(nn.Conv3d(2, 6, 3, padding=1), nn.ELU(), nn.Conv3d(6, 2, 3, padding=1)).requires_grad_(
-            False
-        )
-
-    case = make_case(two_channels, SHAPE, (12, 10, 6), channels=2)
+    case = make_case(convolutions_of_two_channels, SHAPE, (12, 10, 6), channels=2)
     assert_same(case.scorer().gradient(), full_gradient(case, case.volume)[1])
 
 

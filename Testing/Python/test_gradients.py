@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 import torch
 from captum.attr import IntegratedGradients, LayerGradCam
-from monai.inferers import sliding_window_inference
 from monai.networks.nets import SegResNet, SwinUNETR, UNet
 from planted import CUE, SHAPE, Blind, Planted, last, planted_scorer
-from test_scoring import Case, make_case, segresnet, unet
+from test_scoring import Case, convolutions_of_two_channels, make_case, segresnet, unet
 from torch import Tensor, nn
 
 from XAICLIPLib.errors import InputError
@@ -78,13 +77,7 @@ def test_integrated_gradients_add_up_to_the_change_of_the_score(kind: Score) -> 
 
 
 def test_channels_are_added() -> None:
-    def two_channels() -> nn.Module:
-        torch.manual_seed(3)
-        return nn.Sequential(nn.Conv3d(2, 6, 3, padding=1), nn.ELU(), nn.Conv3d(6, 2, 3, padding=1)).requires_grad_(
-            False
-        )
-
-    case = make_case(two_channels, SMALL, (12, 10, 6), channels=2)
+    case = make_case(convolutions_of_two_channels, SMALL, (12, 10, 6), channels=2)
     case.baseline = torch.tensor([-1.0, 2.0]).reshape(2, 1, 1, 1).expand_as(case.volume)
     estimate = last(integrated_gradients(case.scorer(), steps=8))
     assert estimate.saliency().shape == SMALL
@@ -134,21 +127,10 @@ def cam_by_hand(case: Case, layer: nn.Module) -> Tensor:
         outputs.append(output)
 
     hook = layer.register_forward_hook(keep)
-    window = case.window
-    assert window is not None
-    logits = sliding_window_inference(
-        case.volume[None].clone().requires_grad_(),
-        window.roi_size,
-        1,
-        case.network,
-        overlap=window.overlap,
-        mode=window.mode,
-        sigma_scale=window.sigma_scale,
-        cval=window.padding_value,
-    )
+    logits = case.full_logits(case.volume.clone().requires_grad_(), 1)
     hook.remove()
-    score_of(case, logits[0]).backward()
-    tiling = Tiling.of(case.volume.shape[1:], window)
+    score_of(case, logits).backward()
+    tiling = Tiling.of(case.volume.shape[1:], case.window)
     total = torch.zeros(tiling.padded_shape)
     for box, output in zip(tiling.patches, outputs, strict=True):
         assert output.grad is not None

@@ -53,6 +53,11 @@ def swin() -> nn.Module:
     return Stretched(SwinUNETR(in_channels=1, out_channels=3, feature_size=12, depths=(1, 1, 1, 1)))
 
 
+def convolutions_of_two_channels() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Conv3d(2, 6, 3, padding=1), nn.ELU(), nn.Conv3d(6, 2, 3, padding=1)).requires_grad_(False)
+
+
 def box(*bounds: tuple[int, int]) -> Box:
     return tuple(slice(start, stop) for start, stop in bounds)
 
@@ -104,22 +109,27 @@ class Case:
             strength = torch.zeros(volume.shape[1:])
             strength[perturbation.box] = perturbation.strength
             volume = (1 - strength) * volume + strength * self.baseline
+        inside = self.full_logits(volume)[:, self.target.voxels]
+        reference = self.target.reference[self.target.voxels]
+        return float(target_score(self.kind, inside, reference, self.target.label, self.activation))
+
+    def full_logits(self, volume: Tensor, batch: int = 4) -> Tensor:
+        """(C, X, Y, Z) to (K, X, Y, Z) as MONAI infers it; gradients follow."""
         if self.window is None:
-            logits = self.network(volume[None])
-        else:
-            logits = sliding_window_inference(
-                volume[None],
-                self.window.roi_size,
-                4,
-                self.network,
-                overlap=self.window.overlap,
-                mode=self.window.mode,
-                sigma_scale=self.window.sigma_scale,
-                cval=self.window.padding_value,
-            )
-        voxels = self.target.voxels
-        inside = logits[0][:, voxels]
-        return float(target_score(self.kind, inside, self.target.reference[voxels], self.target.label, self.activation))
+            logits: Tensor = self.network(volume[None])[0]
+            return logits
+        found = sliding_window_inference(
+            volume[None],
+            self.window.roi_size,
+            batch,
+            self.network,
+            overlap=self.window.overlap,
+            mode=self.window.mode,
+            sigma_scale=self.window.sigma_scale,
+            cval=self.window.padding_value,
+        )
+        assert isinstance(found, Tensor)
+        return found[0]
 
     def full_losses(self, perturbations: list[Perturbation]) -> list[float]:
         whole = self.full_score()
@@ -403,3 +413,64 @@ def test_a_scorer_that_is_let_go_frees_its_tensors() -> None:
         assert gone() is None, "nothing but the garbage collector would free it"
     finally:
         gc.enable()
+
+
+# Half precision
+
+
+class Steps(nn.Module):
+    """A network of operators that half precision leaves alone; told to, it misbehaves where that is on."""
+
+    def __init__(self, misbehave: str = "") -> None:
+        super().__init__()
+        self.misbehave, self.autocast = misbehave, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = torch.cat([-x, x, 0 * x], 1) * 6
+        if torch.is_autocast_enabled("cpu"):
+            self.autocast += 1
+            if self.misbehave == "raises":
+                raise RuntimeError('"step_kernel" not implemented for BFloat16')
+            if self.misbehave == "overflows":
+                return values * float("inf")
+        return values
+
+
+def halved(build: Callable[[], nn.Module]) -> tuple[Case, Scorer]:
+    case = make_case(build, (30, 26, 21), (12, 12, 10))
+    return case, dataclasses.replace(case.scorer(), precision="reduced")
+
+
+def test_half_precision_is_used_where_it_gives_the_same() -> None:
+    case, scorer = halved(Steps)
+    perturbations = mixed_perturbations((30, 26, 21))
+    assert losses(scorer, perturbations) == pytest.approx(losses(case.scorer(), perturbations), abs=1e-6)
+    assert scorer.reduced
+    assert scorer.warnings == []
+    assert isinstance(case.network, Steps) and case.network.autocast > 0
+
+
+@pytest.mark.parametrize(
+    ("build", "why"),
+    [
+        (segresnet, "where full precision gets"),
+        (lambda: Steps("raises"), "does not run in it"),
+        (lambda: Steps("overflows"), "not finite in it"),
+    ],
+    ids=["inexact", "not implemented", "out of range"],
+)
+def test_half_precision_is_not_used_where_it_does_not_and_the_scores_are_those_of_full_precision(
+    build: Callable[[], nn.Module], why: str
+) -> None:
+    case, scorer = halved(build)
+    perturbations = mixed_perturbations((30, 26, 21))
+    assert losses(scorer, perturbations) == losses(case.scorer(), perturbations)
+    assert not scorer.reduced
+    (warning,) = scorer.warnings
+    assert why in warning
+
+
+def test_half_precision_is_not_tried_for_gradients() -> None:
+    case, scorer = halved(Steps)
+    assert scorer.gradient().abs().max() > 0
+    assert isinstance(case.network, Steps) and case.network.autocast == 0
