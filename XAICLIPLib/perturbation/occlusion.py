@@ -222,9 +222,8 @@ def occlusion(
     # A window that no patch of the target sees loses nothing, which is known at no cost.
     known = _Known(found, np.zeros(len(found.all)), np.array([not scorer.touched(w) for w in found.all], dtype=bool))
     free = int(known.evaluated.sum())
-    everything = exhaustive or tolerance == 0
     # Windows that overlap by less than half have nothing between them to interpolate.
-    sparse = not everything and all(2 * step <= width for step, width in zip(stride, size, strict=True))
+    sparse = not exhaustive and tolerance > 0 and all(2 * step <= n for step, n in zip(stride, size, strict=True))
     planned, done, surprise, rounds, finished = 0, 0, math.nan, 0, False
 
     def measured() -> tuple[Tensor, Tensor]:
@@ -258,28 +257,24 @@ def occlusion(
     chosen = chosen[_spread_out(found.overlap[chosen])]
     step = max(8, len(chosen) // 2)
     planned = min(len(chosen) + (2 * step if sparse else 0), len(found.all) - free)
-    if not len(chosen):
-        finished = True
-        yield estimate()
+    expected = known.interpolated()
     while len(chosen):
-        expected = known.interpolated()[chosen]
         for batch in scorer.lost([found.all[n] for n in chosen]):
             for number, value in batch:
                 known.lost[chosen[number]], known.evaluated[chosen[number]] = value, True
             done += len(batch)
             yield estimate()
-        surprise = float(np.sqrt(np.mean((known.lost[chosen] - expected) ** 2))) / max(known.largest, 1e-12)
+        off = known.lost[chosen] - expected[chosen]
+        surprise = float(np.sqrt(np.mean(off**2))) / max(known.largest, 1e-12)
         left = np.flatnonzero(~known.evaluated)
         if not sparse or not len(left) or known.largest == 0 or (rounds > 0 and surprise <= tolerance):
-            planned, finished = done, True
             break
         rounds += 1
-        now = known.interpolated()
-        chosen = left[np.argsort(-np.abs(now[left]), kind="stable")][:step]
+        expected = known.interpolated()
+        chosen = left[np.argsort(-np.abs(expected[left]), kind="stable")][:step]
         planned = max(planned, done + len(chosen))
-    if planned != done or done:
-        planned = done
-        yield estimate()
+    planned, finished = done, True
+    yield estimate()
 
 
 def _spread_out(overlap: Array) -> NDArray[np.int64]:

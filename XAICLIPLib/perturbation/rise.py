@@ -284,8 +284,6 @@ class _Regression:
         self._lost.append(lost)
 
     def saliency(self) -> Tensor:
-        if not self._lost:  # the first batch of a large network may finish no pattern
-            return torch.zeros(len(self._which))
         values = (self._weight * self._solution().coefficients[self._which]).sum(axis=1)
         return torch.from_numpy(values.astype(np.float32))
 
@@ -301,7 +299,7 @@ class _Regression:
         return {"ridge_strength": self._solution().strength, "r2": self._solution().r2}
 
     def _solution(self) -> _Solution:
-        if len(self._lost) < 2:
+        if len(self._lost) < 2:  # the first batch of a large network may finish no pattern
             cells = len(self.cells)
             return _Solution(np.zeros(cells), np.zeros((cells, cells)), 0.0, None)
         if self._solved is None or self._solved[0] != len(self._lost):
@@ -333,17 +331,14 @@ def ridge_regression(design: Array, values: Array) -> _Solution:
     scale = max(float((x**2).sum()) / x.shape[1], 1e-12)
     beyond = y - left @ seen  # what no linear model explains
 
-    def shrink(strength: float) -> Array:
-        return np.asarray(size**2 / (size**2 + strength * scale))
-
     def validation(strength: float) -> float:
         shrunk = strength * scale / (size**2 + strength * scale)  # not 1 - kept, which would cancel
         residual = float(beyond @ beyond + (seen**2 * shrunk**2).sum())
         return residual / (len(y) - 1 - len(size) + float(shrunk.sum())) ** 2
 
     strength = float(min(RIDGES, key=validation))
-    kept = shrink(strength)
-    solver = right.T * (size / (size**2 + strength * scale))  # (J, r): of left.T @ y the coefficients
+    kept = size**2 / (size**2 + strength * scale)
+    solver = right.T * (kept / size)  # (J, r): of left.T @ y the coefficients
     residual = y - left @ (kept * seen)
     leverage = (left**2 * kept).sum(axis=1) + 1 / len(y)
     spread = left * (residual / np.maximum(1 - leverage, ROUNDING))[:, None]
