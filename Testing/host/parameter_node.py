@@ -11,6 +11,7 @@ import pathlib
 import sys
 import types
 import typing
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -49,11 +50,11 @@ class SingleStep:
     value: float
 
 
-class Validator:
+class Validator(ABC):
     """Refuses values that a parameter may not have."""
 
-    def validate(self, value: Any) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def validate(self, value: Any) -> None: ...
 
 
 @dataclass

@@ -382,8 +382,8 @@ class Choices(VTKObservationMixin):
             return Segment(getattr(parameters, f"{kind}Segmentation"), getattr(parameters, f"{kind}Segment"))
         return Box(getattr(parameters, f"{kind}Box")) if source == "box" else None
 
-    def missing(self) -> list[str]:
-        """All that is still missing before Apply can be clicked, a sentence each."""
+    def missingForAny(self) -> list[str]:
+        """What is missing for any request, a sentence each."""
         parameters = self.parameters
         if parameters is None:
             return [_("The scene is being loaded.")]
@@ -394,6 +394,13 @@ class Choices(VTKObservationMixin):
             found.append(_("Choose a scan: what is chosen is a map of this module."))
         if not parameters.prompt.strip():
             found.append(_("Type what to explain, such as liver."))
+        return found
+
+    def missing(self) -> list[str]:
+        """All that is still missing before Apply can be clicked, a sentence each."""
+        parameters, found = self.parameters, self.missingForAny()
+        if parameters is None:
+            return found
         for kind, where in (("region", _("Region")), ("target", _("Target"))):
             drawn = self._drawn(kind)
             if isinstance(drawn, Segment) and (drawn.node is None or not drawn.segmentId):
@@ -403,14 +410,6 @@ class Choices(VTKObservationMixin):
         if parameters.targetSource == "structure" and not self.ui.targetStructureComboBox.currentData:
             found.append(_("The structures of this network are not known: choose something else as the target."))
         return found
-
-    def basics(self) -> Iterable[str]:
-        """What any request needs."""
-        return (
-            _("The scene is being loaded."),
-            _("Load a scan and choose it."),
-            _("Type what to explain, such as liver."),
-        )
 
     def setModels(self, hello: protocol.Greeting) -> None:
         """The worker knows its models better than the shipped list does."""

@@ -82,7 +82,7 @@ class Panel:
             ui.applyButton.setToolTip(
                 "\n".join(absent) or _("Explain why the network drew the structure where it did.")
             )
-            base = [text for text in absent[:2] if text in self.choices.basics()]
+            base = self.choices.missingForAny()
             ui.showRegionButton.setEnabled(not base)
             ui.showRegionButton.setToolTip(
                 "\n".join(base) or _("Find the words in the scan and show where, without explaining yet.")
