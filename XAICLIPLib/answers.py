@@ -6,20 +6,19 @@ PyTorch is imported when the first thing is computed or the devices are asked fo
 from __future__ import annotations
 
 import json
-import platform
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import XAICLIPLib
 from XAICLIPLib import methods, protocol
 from XAICLIPLib.doctor import NEEDED
 from XAICLIPLib.errors import Cancelled, InputError
+from XAICLIPLib.files import try_folder
 from XAICLIPLib.protocol import Box, Explain, Localize, Mask, Named, Reply, Request
+from XAICLIPLib.versions import versions
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -69,7 +68,7 @@ class Answers:
         return protocol.Greeting(
             id=id,
             protocol=protocol.PROTOCOL,
-            versions=_versions(),
+            versions=versions(NEEDED),
             devices=("cpu",),
             device_names={"cpu": "CPU"},
             folder=str(self.folder),
@@ -277,17 +276,6 @@ def _stamp(kind: str, name: str | None) -> tuple[Any, ...]:
 # --- what is told -------------------------------------------------------------------------------------------------
 
 
-def _versions() -> dict[str, str]:
-    """Versions of all that matters for a result; empty where a package is missing."""
-    found = {"xaiclip": XAICLIPLib.__version__, "python": platform.python_version()}
-    for package in NEEDED:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = ""
-    return found
-
-
 def _described(entry: Entry, default: bool) -> dict[str, Any]:
     told = ("name", "title", "modality", "licence", "source")
     return {
@@ -342,9 +330,7 @@ def _place(value: str | Mask | Box | Named) -> str | Path | tuple[float, ...]:
 def _writable(folder: Path) -> Path:
     """The folder, made and tried before the work, not after it."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder, prefix=".writing-"):
-            pass
+        try_folder(folder)
     except OSError as error:
         raise InputError(
             f"The results cannot be written to {folder} ({error.strerror or error}): choose another folder."

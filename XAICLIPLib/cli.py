@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 import textwrap
 import unicodedata
 import warnings
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import XAICLIPLib
 from XAICLIPLib import methods
 from XAICLIPLib.errors import Cancelled, InputError
+from XAICLIPLib.files import try_folder
 from XAICLIPLib.terminal import Bars, Interrupt, drop_output, say
 
 if TYPE_CHECKING:
@@ -349,8 +349,7 @@ def _results(wanted: Path | None, prompt: str) -> Iterator[Path]:
         folder = wanted or new_folder(parent, prompt)
         if wanted is None:
             made.insert(0, folder)
-        with tempfile.TemporaryFile(dir=folder, prefix=".writing-"):
-            pass
+        try_folder(folder)
     except OSError as error:
         _remove_empty(made)
         raise InputError(

@@ -11,11 +11,11 @@ import platform
 import re
 import shutil
 from dataclasses import dataclass
-from importlib import metadata
 from importlib.util import find_spec
 
 from XAICLIPLib import __version__
 from XAICLIPLib.errors import InputError
+from XAICLIPLib.versions import installed
 
 NEEDED = {
     "torch": ("torch", "2.8"),
@@ -76,7 +76,7 @@ def examine() -> list[Check]:
     for name, purpose in EXTRAS.items():
         there = find_spec(name) is not None
         remedy = f"pip install {name}, needed {purpose}"
-        checks.append(Check(name, _version(name) or "installed" if there else "not installed", there, remedy, True))
+        checks.append(Check(name, installed(name) or "installed" if there else "not installed", there, remedy, True))
     if all(check.ok for check in checks if check.name in ("torch", "numpy")):
         checks.append(device())
     if all(check.ok for check in checks if check.name in NEEDED):
@@ -88,7 +88,7 @@ def examine() -> list[Check]:
 
 def package(name: str, module: str, oldest: str) -> Check:
     """Whether a package is installed, recent enough, and can be imported."""
-    version = _version(name)
+    version = installed(name)
     if not version:
         return Check(name, "not installed", False, f'pip install "{name}>={oldest}"')
     if _numbers(version) < _numbers(oldest):
@@ -150,14 +150,6 @@ def models() -> list[Check]:
         except InputError as error:  # says the way out
             checks.append(Check(entry.name, str(error), False))
     return checks
-
-
-def _version(package: str) -> str:
-    """The installed version; empty where there is none."""
-    try:
-        return metadata.version(package) or ""
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Writing files all or nothing."""
+"""Writing files all or nothing, and into folders that were tried."""
 
 from __future__ import annotations
 
@@ -34,3 +34,16 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def try_folder(folder: Path) -> None:
+    """Make a folder where there is none, and try that it can be written: before the work, not after it.
+
+    Raises
+    ------
+    OSError
+        It cannot be made or written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder, prefix=".writing-"):
+        pass

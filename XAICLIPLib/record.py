@@ -5,34 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
-from XAICLIPLib import __version__
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.files import whole_file
 from XAICLIPLib.localization.region import Region
+from XAICLIPLib.versions import versions
 
 PACKAGES = ("torch", "monai", "open_clip_torch", "SimpleITK", "numpy", "scipy", "scikit-image")
 """What a result depends on."""
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python, this library and the packages that a result depends on; empty where one is missing."""
-    found = {"xaiclip": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = ""
-    return found
 
 
 def build(
@@ -76,7 +63,7 @@ def build(
         "measurements": dict(measurements),
         "models": dict(models),
         "parameters": dict(parameters),
-        "versions": versions(),
+        "versions": versions(PACKAGES),
         "timings_s": dict(timings),
         "warnings": list(warnings),
         "complete": complete,

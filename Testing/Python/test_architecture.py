@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = {
     "errors": 0,
     "resources": 0,
+    "versions": 0,
     "checksums": 0,
     "files": 0,
     "methods": 0,

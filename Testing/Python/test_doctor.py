@@ -100,7 +100,7 @@ def test_the_doctor_comes_without_pytorch() -> None:
 def test_a_package_is_judged(
     installed: str, module: str, found: str, remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "_version", lambda name: installed)
+    monkeypatch.setattr(doctor, "installed", lambda name: installed)
     check = doctor.package("some", module, "1.5")
     assert found in check.found
     assert remedy in check.remedy

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from XAICLIPLib import __version__, record
+from XAICLIPLib import record
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.localization.region import Agreement, Region
 
@@ -126,12 +126,3 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(InputError, match="cannot be written"):
         record.write({}, tmp_path / "file" / "explanation.json")
-
-
-def test_versions_are_those_of_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = record.versions()
-    assert found["xaiclip"] == __version__
-    assert found["numpy"] == np.__version__
-    assert all(found.values())
-    monkeypatch.setattr(record, "PACKAGES", ("numpy", "no-such-package"))
-    assert record.versions()["no-such-package"] == ""

@@ -9,16 +9,15 @@ from pathlib import Path
 
 import SimpleITK as sitk
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 from XAICLIPLib import anatomy, catalog, imaging
 from XAICLIPLib.localization.region import guided_region
 from XAICLIPLib.perturbation.baselines import baseline_for
 from XAICLIPLib.perturbation.perturbation import Perturbation
-from XAICLIPLib.scoring import Scorer, Target, decided
+from XAICLIPLib.scoring import Scorer
 from XAICLIPLib.segmentation.prediction import Prediction, predict
-from XAICLIPLib.target import RIM_MM
+from XAICLIPLib.target import make_target
 
 CPU = torch.device("cpu")
 
@@ -56,9 +55,9 @@ class Setting:
     def of(cls, image: sitk.Image, prediction: Prediction, name: str, guided: bool = True) -> Setting:
         """The structure as the shipped network draws it, in the region that the shipped localizer finds."""
         segmenter, structure, prepared = prediction.segmenter, anatomy.structure(name), prediction.prepared
-        label = anatomy.match_label(structure, segmenter.labels)[0]
-        reference = decided(prediction.logits, label, segmenter.activation)
-        mask = imaging.resample_labels(prepared.as_image(reference.to(torch.uint8)), image)
+        target = make_target(name, tuple(anatomy.match_label(structure, segmenter.labels)), None, prediction)
+        reference = target.reference
+        mask = imaging.resample_labels(prepared.as_image(reference), image)
         region = torch.ones(reference.shape, dtype=torch.bool)
         if guided:
             localizer = catalog.load_localizer(None, CPU)
@@ -67,8 +66,6 @@ class Setting:
             region = prepared.mask_from(found.mask)
         body = prepared.mask_from(imaging.body_mask(image))
         baseline, changeable = baseline_for("air", prediction.volume, region, prepared.spacing_mm, body)
-        rim = ndimage.distance_transform_edt(~reference.numpy(), sampling=prepared.spacing_mm) <= RIM_MM
-        target = Target(name, label, reference, torch.from_numpy(rim))
         scorer = Scorer(segmenter.logits, prediction.volume, baseline, prediction.tiling, target, segmenter.activation)
         return cls(image, prediction, name, reference, region, changeable, scorer, imaging.volume_ml(mask))
 
