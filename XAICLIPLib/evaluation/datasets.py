@@ -134,16 +134,16 @@ def _find_nnunet(root: Path) -> Iterator[Case | InputError]:
     about = _read_json(path)
     names = _label_names(about.get("labels"), path)
     channels = about.get("channel_names") or about.get("modality") or {"0": ""}
-    if not isinstance(channels, dict):
-        raise InputError(f"{path} gives its channels as no object: write them as {{'0': 'CT'}}.")
-    listed = [str(name) for _, name in sorted(channels.items(), key=lambda item: int(item[0]))]
+    if not isinstance(channels, dict) or not all(key.isdecimal() for key in channels):
+        raise InputError(f'{path} does not number its channels: write them as "channel_names": {{"0": "CT"}}.')
+    listed = [str(channels[key]) for key in sorted(channels, key=int)]
     modality = _modality(listed)
     sequence = ", ".join(listed) if modality == "MR" else None
     ending = str(about.get("file_ending", ".nii.gz"))
+    yield from _unnamed(names, path)
     for folder in ("imagesTr", "labelsTr"):
         if not (root / folder).is_dir():
             raise InputError(f"The folder {root} lacks {folder}, which goes with its dataset.json: complete the copy.")
-    yield from _unnamed(names, path)
     yield from _channel_cases(root / "imagesTr", root / "labelsTr", ending, len(listed), names, modality, sequence)
 
 
