@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -376,7 +377,8 @@ def test_wrong_rows_of_a_manifest_are_named_by_their_number(tmp_path: Path) -> N
         ("Row 2", 'Row 3 .* "PET"', 'Row 4 .* as "liver"', 'given: "blob"', "labels.json", "nothing.nii.gz", "a twice"),
         strict=True,
     ):
-        refused(lambda problem=problem: (_ for _ in ()).throw(InputError(problem)), words)
+        assert re.search(words, problem)
+        assert problem.endswith(".")
 
 
 def test_a_manifest_without_its_columns_is_refused(tmp_path: Path) -> None:
