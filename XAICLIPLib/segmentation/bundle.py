@@ -51,7 +51,8 @@ _ARRAYS: list[Any] = [
     *(type(np.dtype(name)) for name in ("bool", "u1", "i1", "i2", "i4", "i8", "f2", "f4", "f8")),
     # Files name it by where it was in the NumPy that wrote them.
     *(
-        (np.zeros(1).__reduce__()[0], f"numpy.{core}.multiarray._reconstruct")
+        (maker, f"numpy.{core}.multiarray.{name}")
+        for maker, name in ((np.zeros(1).__reduce__()[0], "_reconstruct"), (np.float64().__reduce__()[0], "scalar"))
         for core in ("core", "_core")
     ),
 ]

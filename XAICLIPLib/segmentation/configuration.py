@@ -16,6 +16,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -235,7 +236,8 @@ class Configuration:
         if isinstance(plan, _Component):
             if plan not in self._built:
                 arguments = {name: self._make(value) for name, value in plan.arguments.items()}
-                self._built[plan] = plan.kind(**arguments)
+                with redirect_stdout(sys.stderr):  # some print as they are made: stdout is for results
+                    self._built[plan] = plan.kind(**arguments)
             return self._built[plan]
         if isinstance(plan, dict):
             return {name: self._make(value) for name, value in plan.items()}

@@ -199,11 +199,10 @@ def _refuse_padding(
     most = {"reflect": -1, "circular": 0}.get(mode)
     short = most is not None and any(max(p) > s + most for p, s in zip(padding, shape, strict=True))
     if any(max(p) > 0 for p in padding) and (mode not in PADDING_MODES or short):
-        why = "for a volume so small " if short else ""
+        why = f"it is too small to pad it by {mode}" if short else f"to pad by {mode} is not supported"
         raise InputError(
             f"The volume, {' × '.join(map(str, shape))} voxels on the network's grid, is smaller than its "
-            f"window, {' × '.join(map(str, roi))}, and to pad by {mode} is not supported {why}: give a "
-            "larger part of the scan.".replace(" :", ":")
+            f"window, {' × '.join(map(str, roi))}, and {why}: give a larger part of the scan."
         )
 
 
