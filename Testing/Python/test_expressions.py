@@ -94,7 +94,9 @@ def test_types_of_numbers_have_names(package: str, name: str) -> None:
     assert (found if package == "torch" else np.dtype(found)) == expected
 
 
-@pytest.mark.parametrize("text", ["torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')", "torch.device('cuda')"])
+@pytest.mark.parametrize(
+    "text", ["torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')", "torch.device('cuda')"]
+)
 def test_every_device_is_the_cpu(text: str) -> None:
     assert ask(text) == torch.device("cpu")
 

@@ -134,9 +134,9 @@ def swin_unetr() -> Layout:
 
     network = {"_target_": "SwinUNETR", "spatial_dims": 3, "img_size": 32, "in_channels": 1, "out_channels": 14}
     content = {
-        "network_def": {**network, "feature_size": 12, "use_checkpoint": False},
-        "preprocessing": steps([1.5, 1.5, 2.0], scaled(-175, 250), reader="ITKReader"),
-        "inferer": window(32, 32, 32, overlap=0.5),
+        "network_def": {**network, "feature_size": 12, "depths": [1, 1, 1, 1], "use_checkpoint": False},
+        "preprocessing": steps([1.5, 3.0, 2.0], scaled(-175, 250), reader="ITKReader"),
+        "inferer": window(32, 32, 64, overlap=0.5),
         "postprocessing": ending(softmax=True),
         "handlers": [loader(), {"_target_": "StatsHandler", "iteration_log": False}],
     }
@@ -204,7 +204,10 @@ def brats() -> Layout:
     normalised = {"_target_": "NormalizeIntensityd", "keys": "image", "nonzero": True, "channel_wise": True}
     content = {
         "network_def": {**network, "blocks_down": [1, 1, 1], "blocks_up": [1, 1]},
-        "preprocessing": {"_target_": "Compose", "transforms": [{"_target_": "LoadImaged", "keys": "image"}, normalised]},
+        "preprocessing": {
+            "_target_": "Compose",
+            "transforms": [{"_target_": "LoadImaged", "keys": "image"}, normalised],
+        },
         "inferer": window(32, 32, 24, overlap=0.5),
         "postprocessing": ending(sigmoid=True),
         "handlers": [loader(), {"_target_": "StatsHandler", "iteration_log": False}],
@@ -224,7 +227,8 @@ def deepedit() -> Layout:
             "out_channels": "$len(@label_names)",
         },
         "first": steps([2, 2, 2])["transforms"],
-        "then": [scaled(-175, 250)],
+        "size": [32, 32, 24],
+        "then": [scaled(-175, 250), {"_target_": "Resized", "keys": "image", "spatial_size": "@size", "mode": "area"}],
         "preprocessing": {"_target_": "Compose", "transforms": "$@first + @then"},
         "inferer": {"_target_": "SimpleInferer"},
         "postprocessing": ending(softmax=True),

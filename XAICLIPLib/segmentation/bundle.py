@@ -91,7 +91,7 @@ class BundleSegmenter:
         preprocessing_key = self._first_key(content, _PREPROCESSING_KEYS, "its preprocessing")
         configuration = Configuration(content, str(self.folder), self._load_from_bundle)
         needed = [key for key in (network_key, preprocessing_key, "inferer") if key in content]
-        make = configuration.build
+        make: Callable[[str], Any] = configuration.build
         try:
             for key in needed:
                 configuration.refuse_code(key)
@@ -165,9 +165,8 @@ class BundleSegmenter:
             ) from error
         if not isinstance(prepared, MetaTensor) or prepared.ndim != 4 or len(prepared) != wanted:
             raise InputError(
-                f"The preprocessing of the bundle {self.folder} does not give "
-                f"{'one 3D image' if wanted == 1 else f'{wanted} 3D images'} with {'its' if wanted == 1 else 'their'} geometry: "
-                "choose another network."
+                f"The preprocessing of the bundle {self.folder} does not give {_images(wanted, '3D image')} with its "
+                "geometry: choose another network."
             )
         affine = prepared.affine.cpu().numpy().astype(np.float64)
         return Prepared(prepared.as_tensor().to("cpu", torch.float32).contiguous(), affine)
@@ -348,8 +347,8 @@ class BundleSegmenter:
         return "softmax" if self._labels.get(0, "").lower() in ("background", "bg") else "sigmoid"
 
 
-def _images(count: int) -> str:
-    return "one image" if count == 1 else f"{count} images"
+def _images(count: int, what: str = "image") -> str:
+    return f"one {what}" if count == 1 else f"{count} {what}s"
 
 
 def _says_so(flag: Any) -> bool:

@@ -185,8 +185,8 @@ class _Reading:
             case ast.JoinedStr(values=parts) if not any(isinstance(n, ast.Call) for n in ast.walk(node)):
                 written = [self._formatted(part, depth + 1) for part in parts]
                 return lambda: _bounded("".join(part() for part in written))
-            case ast.Attribute() if (name := _dotted(node)) in _TYPES:
-                return lambda: _TYPES[name]
+            case ast.Attribute() if (dotted := _dotted(node) or "") in _TYPES:
+                return lambda: _TYPES[dotted]
             case ast.Call(func=function, args=arguments, keywords=keywords):
                 given = {k.arg: inner(k.value) for k in keywords}
                 return self._call(function, [inner(a) for a in arguments], given, depth + 1)
@@ -202,9 +202,10 @@ class _Reading:
         )
         if not _FORMAT.fullmatch(spec):
             raise CodeError
-        value, convert = self.thunk(part.value, depth), {-1: lambda v: v, 115: str, 114: repr}.get(part.conversion)
-        if convert is None:
+        conversions: dict[int, Callable[[Any], Any]] = {-1: lambda v: v, ord("s"): str, ord("r"): repr}
+        if part.conversion not in conversions:
             raise CodeError
+        value, convert = self.thunk(part.value, depth), conversions[part.conversion]
         return lambda: format(convert(_plain(value())), spec)
 
     def _call(self, function: ast.AST, given: list[_Thunk], named: Mapping[str | None, _Thunk], depth: int) -> _Thunk:
