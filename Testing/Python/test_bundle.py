@@ -588,6 +588,7 @@ def changed(path: str, value: Any = None) -> dict[str, Any]:
         (changed("network_data_format/outputs/pred/channel_def", {"liver": "1"}), "correct network_data_format"),
         (changed("network_data_format/outputs/pred/channel_def", ["liver"]), "correct network_data_format"),
         (changed("network_data_format/inputs/image/num_channels", "many"), "correct network_data_format"),
+        (changed("network_data_format/inputs/image/num_channels", -1), "correct network_data_format .*is -1"),
     ],
 )
 def test_metadata_that_lacks_something_is_refused(tmp_path: Path, metadata: Any, complaint: str) -> None:

@@ -204,6 +204,8 @@ class BundleSegmenter:
             labels = {int(channel): str(name) for channel, name in channels.items()}
             named = {int(channel): str(name) for channel, name in (image.get("channel_def") or {}).items()}
             count = int(image.get("num_channels") or max(1, len(named)))
+            if not 1 <= count <= 1000:
+                raise ValueError(f"num_channels is {count}")
             modality = image.get("modality")
         except (AttributeError, TypeError, ValueError) as error:
             raise InputError(
