@@ -23,6 +23,7 @@ from monai.bundle import ConfigParser
 from XAICLIPLib import imaging
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.segmentation.bundle import BundleSegmenter
+from XAICLIPLib.segmentation.configuration import Configuration
 from XAICLIPLib.segmentation.prediction import predict
 
 CPU = torch.device("cpu")
@@ -350,6 +351,14 @@ def test_a_file_that_a_configuration_loads_runs_no_code(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"code\.pt is damaged or holds more than tensors and arrays"):
         BundleSegmenter(folder, CPU)
     assert not (tmp_path / "witness").exists()
+
+
+def test_a_configuration_without_a_folder_loads_nothing(tmp_path: Path) -> None:
+    layout = multi_organ()
+    save(tmp_path, layout)
+    content = {**COMMON, **layout.content, "bundle_root": str(tmp_path)}
+    with pytest.raises(InputError, match=r"run code from its configuration \(arch_ckpt: .*--trust"):
+        Configuration(content, "organs").build("network_def")
 
 
 @pytest.mark.parametrize("where", ["absolute", "dots", "link"])

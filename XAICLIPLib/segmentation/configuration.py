@@ -85,13 +85,13 @@ class Configuration:
     bundle
         The bundle's name for messages.
     load
-        The content of a file of the bundle, for the expression ``torch.load``.
+        The content of a file of the bundle, for the expression ``torch.load``, which is code where this is left out.
     """
 
-    def __init__(self, content: Mapping[str, Any], bundle: str, load: Callable[[str], Any]) -> None:
+    def __init__(self, content: Mapping[str, Any], bundle: str, load: Callable[[str], Any] | None = None) -> None:
         self._content = content
         self._bundle = bundle
-        self._load = load
+        self._load = load or _load_nothing
         self._made = 0
         self._plans: dict[str, Any] = {}
         self._built: dict[_Component, Any] = {}
@@ -250,6 +250,10 @@ class Configuration:
 
     def _refusal(self, what: str) -> str:
         return f"The bundle {self._bundle} would {what}; read it, and if you trust it, say so with --trust."
+
+
+def _load_nothing(path: str) -> Any:
+    raise CodeError
 
 
 def _short(text: str) -> str:
