@@ -10,10 +10,11 @@ from __future__ import annotations
 import copy
 import json
 import multiprocessing
-import multiprocessing.dummy
 import os
 import sys
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -85,13 +86,17 @@ def plan(number: int) -> dict[str, Any]:
     )
 
     # Threads instead of processes, each of which would import all of nnU-Net again.
-    multiprocessing.get_context = lambda method=None: multiprocessing.dummy  # type: ignore[assignment,return-value]
-    DatasetFingerprintExtractor(number, 1).run()
+    multiprocessing.get_context = lambda method=None: SimpleNamespace(Pool=ThreadPool)
+    extractor = DatasetFingerprintExtractor(number, 1)
+    extractor.num_foreground_voxels_for_intensitystats = 3000
+    extractor.run()
     planner = (ResEncUNetPlanner if number == 902 else ExperimentPlanner)(number)
     planner.UNet_base_num_features = 4
     planner.UNet_max_features_2d = planner.UNet_max_features_3d = 8
     planner.UNet_blocks_per_stage_encoder = (1,) * 14
-    plans: dict[str, Any] = planner.plan_experiment()
+    planner.plan_experiment()
+    saved = Path(os.environ["nnUNet_preprocessed"]) / planner.dataset_name / f"{planner.plans_identifier}.json"
+    plans: dict[str, Any] = json.loads(saved.read_text())
     return plans
 
 

@@ -128,7 +128,8 @@ class NnUNetSegmenter:
             "name": self.name,
             "kind": "nnU-Net",
             "version": str(dataset.get("release", "unknown")),
-            "licence": str(dataset.get("licence", dataset.get("license", "unknown"))),
+            "licence": "unknown",  # what dataset.json says is the licence of the images
+            "data_licence": str(dataset.get("licence", dataset.get("license", "unknown"))),
             "sha256": self._sha256,
             "fold": self.folder.fold,
             "checkpoint": self.folder.checkpoint.name,
@@ -211,18 +212,24 @@ class NnUNetSegmenter:
         self._flat = len(self._configuration.patch_size) == 2
 
     def _build(self, trust: bool) -> torch.nn.Module:
-        trainer = find_trainer(self.folder, trust)
-        inputs, outputs = len(self._channels), self._label_manager.num_segmentation_heads
+        from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
         configuration = self._configuration
-        if "plans_manager" in inspect.signature(trainer.build_network_architecture).parameters:
-            described: tuple[Any, ...] = (self._plans, configuration)
-        else:  # as before nnU-Net 2.7
-            described = (
-                configuration.network_arch_class_name,
-                configuration.network_arch_init_kwargs,
-                configuration.network_arch_init_kwargs_req_import,
+        architecture = (
+            configuration.network_arch_class_name,
+            configuration.network_arch_init_kwargs,
+            configuration.network_arch_init_kwargs_req_import,
+        )
+        channels = len(self._channels), self._label_manager.num_segmentation_heads
+        trainer = find_trainer(self.folder, trust)
+        if trainer is None:
+            network = get_network_from_plans(*architecture, *channels, deep_supervision=False)
+        elif "plans_manager" in inspect.signature(trainer.build_network_architecture).parameters:
+            network = trainer.build_network_architecture(
+                self._plans, configuration, *channels, enable_deep_supervision=False
             )
-        network = trainer.build_network_architecture(*described, inputs, outputs, enable_deep_supervision=False)
+        else:  # as before nnU-Net 2.7
+            network = trainer.build_network_architecture(*architecture, *channels, enable_deep_supervision=False)
         try:
             network.load_state_dict(self.folder.weights)
         except RuntimeError as error:

@@ -30,12 +30,23 @@ CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth")
 
 _HOMES = ("dynamic_network_architectures", "nnunetv2", "torch.nn")
 
-_TRAINING_ALONE = (
-    "nnUNetTrainer_MOSAIC_1k_QuarterLR_NoMirroring",
-    "nnUNetTrainerDiceTopK10Loss_2000epochs",
-    "nnUNetTrainerSkeletonRecall",
+_TRAINING_ALONE = frozenset(
+    (
+        "nnUNetTrainer",
+        "nnUNetTrainerNoMirroring",
+        "nnUNetTrainer_DASegOrd0",
+        "nnUNetTrainer_DASegOrd0_NoMirroring",
+        "nnUNetTrainer_2000epochs_NoMirroring",
+        "nnUNetTrainer_4000epochs_NoMirroring",
+        "nnUNetTrainer_onlyMirror01",
+        # of TotalSegmentator, unknown to nnU-Net
+        "nnUNetTrainer_MOSAIC_1k_QuarterLR_NoMirroring",
+        "nnUNetTrainerDiceTopK10Loss_2000epochs",
+        "nnUNetTrainerSkeletonRecall",
+    )
 )
-"""TotalSegmentator's trainers, unknown to nnU-Net, that change how a network is trained but not the network."""
+"""Trainers that change how a network is trained but not the network: nothing need be imported to know what they build,
+which for nnU-Net's trainers takes longer than all the rest of loading."""
 
 
 def is_nnunet(path: Path) -> bool:
@@ -195,23 +206,25 @@ def refuse_foreign_classes(folder: TrainedFolder, configuration: Mapping[str, An
 
 
 def find_trainer(folder: TrainedFolder, trust: bool) -> Any:
-    """The trainer's class, which says how the network is built.
+    """The trainer's class where it may build another network than that of the plans, None where it does not.
 
-    A trainer that nnU-Net does not have is taken for its standard one where it is known to build the same network, or
-    where the user trusts the folder: the weights would not fit most others.
+    A trainer that is unknown here is taken for one that does not where the user trusts the folder: the weights would
+    not fit most other networks.
 
     Raises
     ------
     InputError
-        Another trainer.
+        It is unknown and not trusted.
     """
+    if folder.trainer in _TRAINING_ALONE:
+        return None
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
     found = find_class(folder.trainer, "training.nnUNetTrainer")
     if isinstance(found, type) and issubclass(found, nnUNetTrainer) and _at_home(found.__module__):
         return found
-    if trust or folder.trainer in _TRAINING_ALONE:
-        return nnUNetTrainer
+    if trust:
+        return None
     raise _refusal(folder, folder.trainer)
 
 
