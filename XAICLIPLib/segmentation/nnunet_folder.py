@@ -15,6 +15,7 @@ import importlib
 import io
 import json
 import pickle
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -218,11 +219,10 @@ def find_trainer(folder: TrainedFolder, trust: bool) -> Any:
     """
     if folder.trainer in _TRAINING_ALONE:
         return None
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-
-    found = find_class(folder.trainer, "training.nnUNetTrainer")
-    if isinstance(found, type) and issubclass(found, nnUNetTrainer) and _at_home(found.__module__):
-        return found
+    module = _defining(folder.trainer)
+    if module is not None:
+        with quiet():
+            return getattr(importlib.import_module(module), folder.trainer)
     if trust:
         return None
     raise _refusal(folder, folder.trainer)
@@ -244,6 +244,22 @@ def reason(error: BaseException) -> str:
     """What an error says, on one line of bounded length."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:200] + "…"
+
+
+def _defining(trainer: str) -> str | None:
+    """The module of nnU-Net that defines a trainer.
+
+    Its source is searched: nnU-Net itself imports one trainer after the other until it has found it, and some of them
+    need packages that need not be there.
+    """
+    import nnunetv2
+
+    root = Path(nnunetv2.__path__[0])
+    definition = re.compile(rf"^class {re.escape(trainer)}\(", re.MULTILINE)
+    for path in sorted((root / "training" / "nnUNetTrainer").rglob("*.py")):
+        if definition.search(path.read_text(encoding="utf-8")):
+            return ".".join(("nnunetv2", *path.relative_to(root).with_suffix("").parts))
+    return None
 
 
 def _is_layer(name: Any) -> bool:
