@@ -1,8 +1,8 @@
 """Makes trained folders with nnU-Net's own planner and trainer: run as a program, ``nnunet_training.py FOLDER``.
 
 A process of its own, because nnU-Net reads where its folders are from the environment once, when it is imported.
-The weights are random: what is tested is how they are used. ``FOLDER/results`` then holds one trained folder for each of
-`VARIANTS`.
+The weights are random: what is tested is how they are used. ``FOLDER/results`` then holds one trained folder for each
+of `VARIANTS`.
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ def write(values: np.ndarray, path: Path) -> None:
 
 def plan(number: int) -> dict[str, Any]:
     """The plans of nnU-Net's planner, for networks of few channels."""
+    from nnunetv2 import paths
     from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
     from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
     from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
@@ -95,7 +96,7 @@ def plan(number: int) -> dict[str, Any]:
     planner.UNet_max_features_2d = planner.UNet_max_features_3d = 8
     planner.UNet_blocks_per_stage_encoder = (1,) * 14
     planner.plan_experiment()
-    saved = Path(os.environ["nnUNet_preprocessed"]) / planner.dataset_name / f"{planner.plans_identifier}.json"
+    saved = Path(paths.nnUNet_preprocessed) / planner.dataset_name / f"{planner.plans_identifier}.json"
     plans: dict[str, Any] = json.loads(saved.read_text())
     return plans
 
@@ -112,12 +113,15 @@ def train(plans: dict[str, Any], description: dict[str, Any], configuration: str
     (Path(trainer.preprocessed_dataset_folder)).mkdir(parents=True, exist_ok=True)
     (Path(trainer.preprocessed_dataset_folder) / "case0.b2nd").touch()  # by which it finds out how data are stored
     trainer.initialize()
-    with torch.no_grad():  # so that every class is found somewhere
-        for name, weight in trainer.network.named_parameters():
-            if name.endswith("bias"):
-                weight.normal_(0, 0.1)
+    with torch.no_grad():  # kernels that mostly blur, so that label maps have structures of some size, as trained ones
+        for weight in trainer.network.parameters():
+            if weight.ndim > 3 and weight[0, 0].numel() > 1:
+                dims = tuple(range(2, weight.ndim))
+                weight.mul_(0.1).add_(weight.abs().mean(dims, keepdim=True))
     trainer.optimizer.zero_grad()
-    output = trainer.network(torch.rand(2, len(description["channel_names"]), *trainer.configuration_manager.patch_size))
+    output = trainer.network(
+        torch.rand(2, len(description["channel_names"]), *trainer.configuration_manager.patch_size)
+    )
     sum(o.square().mean() for o in output).backward()
     trainer.optimizer.step()  # so that there is an optimizer's state
     trainer.logger.log("mean_fg_dice", np.float64(0.5), 0)

@@ -56,7 +56,7 @@ class Scan:
     def channel(self, number: int) -> sitk.Image:
         generator = np.random.default_rng(number)
         shape = self.size[::-1]
-        smooth = ndimage.gaussian_filter(generator.normal(size=shape), 3)
+        smooth = ndimage.gaussian_filter(generator.normal(size=shape), 5)
         values = 180 + 60 * smooth / smooth.std()
         inside = np.zeros(shape, bool)
         inside[1:-2, 3:-5, 6:-2] = True
@@ -127,19 +127,16 @@ def run(network: NnUNetSegmenter, image: sitk.Image) -> Prediction:
 
 def preprocessed(oracle: Any, paths: list[str]) -> Tensor:
     preprocessor = oracle.configuration_manager.preprocessor_class(verbose=False)
-    data = preprocessor.run_case(
-        paths, None, oracle.plans_manager, oracle.configuration_manager, oracle.dataset_json
-    )[0]
+    data = preprocessor.run_case(paths, None, oracle.plans_manager, oracle.configuration_manager, oracle.dataset_json)[
+        0
+    ]
     return torch.from_numpy(np.asarray(data, np.float32))
 
 
 def agreement(drawn: np.ndarray, expected: np.ndarray) -> float:
-    """Share of equal voxels among those within a structure: on a border, nnU-Net and `label_map` interpolate another way.
-
-    Networks of random weights have borders nearly everywhere, unlike trained ones.
-    """
-    within = ndimage.maximum_filter(expected, 5) == ndimage.minimum_filter(expected, 5)
-    assert within.mean() > 0.1
+    """Share of equal voxels, less those at a border, where nnU-Net and `label_map` interpolate in two ways."""
+    within = ndimage.maximum_filter(expected, 3) == ndimage.minimum_filter(expected, 3)
+    assert within.mean() > 0.4
     return float((drawn == expected)[within].mean())
 
 
@@ -185,7 +182,9 @@ def test_label_map_is_that_of_nnunet_in_the_geometry_of_the_input(
     drawn = sitk.GetArrayFromImage(found.label_map(channels[0]))
     assert len(np.unique(expected)) > 1
     assert agreement(drawn, expected) > 0.99
-    assert agreement(np.roll(drawn, 2, 2), expected) < 0.99
+    share, moved = (drawn == expected).mean(), (np.roll(drawn, 2, 2) == expected).mean()
+    assert share > 0.96
+    assert moved < share - 0.03
     if name == "spacing of the plans":
         assert (drawn == expected).all()
 
@@ -318,7 +317,9 @@ def change_checkpoint(folder: Path, **changes: Any) -> None:
     torch.save({**_read_checkpoint(path), **changes}, path)
 
 
-def test_the_first_fold_with_a_checkpoint_is_taken_unless_one_is_given(trained: dict[str, Path], tmp_path: Path) -> None:
+def test_the_first_fold_with_a_checkpoint_is_taken_unless_one_is_given(
+    trained: dict[str, Path], tmp_path: Path
+) -> None:
     folder = copied(trained["plain"], tmp_path)
     (folder / "fold_0").rename(folder / "fold_2")
     (folder / "fold_0").mkdir()
@@ -329,7 +330,7 @@ def test_the_first_fold_with_a_checkpoint_is_taken_unless_one_is_given(trained: 
     best = load(folder / "fold_10").provenance
     assert (best["fold"], best["checkpoint"]) == ("fold_10", "checkpoint_best.pth")
     assert is_nnunet(folder) and is_nnunet(folder / "fold_10") and not is_nnunet(folder / "fold_0")
-    with pytest.raises(InputError, match="fold_0 holds no checkpoint_final.pth"):
+    with pytest.raises(InputError, match=r"fold_0 holds no checkpoint_final\.pth"):
         load(folder / "fold_0")
 
 
@@ -496,10 +497,10 @@ def test_unreadable_files_are_refused_in_a_sentence(trained: dict[str, Path], tm
         load(folder)
     shutil.copy(trained["plain"] / "plans.json", folder)
     checkpoint.write_bytes(checkpoint.read_bytes()[:3000])
-    with pytest.raises(InputError, match="The checkpoint .* cannot be read|is damaged"):
+    with pytest.raises(InputError, match=r"The checkpoint .* (cannot be read|is damaged)"):
         load(folder)
     torch.save({"state_dict": {}}, checkpoint)
-    with pytest.raises(InputError, match="was not saved by nnU-Net's trainer .'network_weights' is missing"):
+    with pytest.raises(InputError, match=r"was not saved by nnU-Net's trainer .'network_weights' is missing"):
         load(folder)
     shutil.rmtree(folder / "fold_0")
     with pytest.raises(InputError, match="has no trained fold"):
@@ -510,7 +511,7 @@ def test_other_than_the_channels_of_the_network_are_refused(trained: dict[str, P
     scan = Scan("regions", (30, 26, 16), (1.5, 1.5, 2.5))
     with pytest.raises(InputError, match=r"takes 2 images at once \(T1, FLAIR\), and 1 came"):
         segmenter(trained["regions"]).prepare(scan.channel(0))
-    with pytest.raises(InputError, match="takes 1 images? at once"):
+    with pytest.raises(InputError, match="takes 1 image at once"):
         segmenter(trained["plain"]).prepare(joined(scan.channels(2)))
 
 

@@ -161,7 +161,7 @@ class NnUNetSegmenter:
         """Preprocess an array (C, X, Y, Z) that lies as ``affine`` says and has, for nnU-Net, ``spacing_mm``."""
         if len(values) != len(self._channels):
             raise InputError(
-                f"The network {self.name} takes {len(self._channels)} images at once ({', '.join(self._channels)}), "
+                f"The network {self.name} takes {_images(len(self._channels))} at once ({', '.join(self._channels)}), "
                 f"and {len(values)} came: give one for each, on one grid."
             )
         properties: dict[str, Any] = {"spacing": [float(s) for s in spacing_mm][::-1]}
@@ -291,6 +291,10 @@ def channels_first(image: sitk.Image) -> NDArray[np.float32]:
     if image.GetNumberOfComponentsPerPixel() == 1 and values.ndim == 3:
         values = values[..., None]
     return values.transpose(3, 2, 1, 0)
+
+
+def _images(number: int) -> str:
+    return "1 image" if number == 1 else f"{number} images"
 
 
 def _names(labels: Mapping[str, Any], manager: Any) -> dict[int, str]:

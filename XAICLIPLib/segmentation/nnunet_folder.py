@@ -1,7 +1,7 @@
 """A folder that nnU-Net trained, read without running anything that it names or holds.
 
-nnU-Net imports classes by names from ``plans.json`` and the checkpoint, and unpickles the checkpoint. Here names must be
-those of nnU-Net's own packages, and checkpoints are read as weights and numbers only.
+nnU-Net imports classes by names from ``plans.json`` and the checkpoint, and unpickles the checkpoint. Here names must
+be those of nnU-Net's own packages, and checkpoints are read as weights and numbers only.
 
 References
 ----------

@@ -93,7 +93,7 @@ TASKS: Mapping[str, Task] = {
     "face_mr": Task(856, "MR", licence=LICENSED),
     "thigh_shoulder_muscles": Task(857, "CT, MR", licence=LICENSED),
 }
-"""Tasks of TotalSegmentator 2 that run on the whole image. Of the open task total, every part is a network by itself."""
+"""Tasks of TotalSegmentator 2 that run on the whole image. Of the task total, every part is a network by itself."""
 
 
 def available() -> list[str]:
@@ -247,7 +247,7 @@ class TotalSegmenter:
 def resampled(
     values: NDArray[np.float32], affine: NDArray[np.float64], spacing_mm: float
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Resample (C, X, Y, Z) as TotalSegmentator does: cubic splines, whole numbers, first and last voxels kept in place.
+    """Resample (C, X, Y, Z) as TotalSegmentator does: cubic splines, whole numbers, first and last voxels in place.
 
     The size is that for ``spacing_mm``; as the ends stay in place, the voxels are a little off that size, which the
     affine that is returned says and TotalSegmentator's does not.
