@@ -1,0 +1,1 @@
+"""Whether a saliency map is true: metrics with their controls, datasets, experiments."""
