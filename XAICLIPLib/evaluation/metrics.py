@@ -1,8 +1,8 @@
 """What a saliency map says by itself, and how it lies to a mask; no network is asked.
 
-A map that lies on the organ is not therefore true: the network may lean on what is beside it. Metrics that compare with a
-mask tell the truth only where the mask is the evidence (Arras et al. plant it). Each is therefore returned with
-what chance would get, and the overlap, which the region alone can win, with maps that know nothing.
+A map that lies on the organ is not therefore true: the network may lean on what is beside it. Metrics that compare with
+a mask tell the truth only where the mask is the evidence (Arras et al. plant it). Each is therefore returned with what
+chance would get, and the overlap, which the region alone can win, with maps that know nothing.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.evaluation.controls import Spacing, random_map, smooth_noise
+from XAICLIPLib.evaluation.controls import Spacing, centre_map, random_map, smooth_noise
 
 HALF = 0.5
 """Threshold of the paper: what of a map, divided by its maximum, counts as marked."""
@@ -76,8 +77,8 @@ class Overlap:
     saliency
         Of the map within the region. High is called good, and is so only above the controls.
     controls
-        Of ``uniform`` (the region itself), ``white noise`` and ``smooth noise``, each times the region and treated
-        exactly as the map.
+        Of ``uniform`` (the region itself), ``centre`` (how deep a voxel lies in the region), ``white noise`` and
+        ``smooth noise``, each times the region and treated exactly as the map.
     """
 
     saliency: Agreed
@@ -230,7 +231,7 @@ def overlap(
     threshold: float = HALF,
     seed: int = 0,
 ) -> Overlap:
-    """Dice and IoU of a thresholded map with an organ, as the XAI-CLIP paper reports, beside what the region alone gets.
+    """Dice and IoU of a thresholded map with an organ, the XAI-CLIP paper's, beside what the region alone gets.
 
     Within the region, negative values are set to 0 and all are divided by the maximum; outside it nothing is marked.
     The network is not asked, so that this is no measure of truth: a map of nothing times a good region wins. For a map
@@ -260,7 +261,12 @@ def overlap(
     _, allowed = _pair(saliency, region)
     white = random_map(values.shape, spacing_mm, seed, grain_mm=0)
     smooth = smooth_noise(values.shape, spacing_mm, seed)
-    nothing = {"uniform": np.ones(values.shape), "white noise": white.numpy(), "smooth noise": smooth.numpy()}
+    nothing = {
+        "uniform": np.ones(values.shape),
+        "centre": centre_map(torch.from_numpy(allowed), spacing_mm).numpy(),
+        "white noise": white.numpy(),
+        "smooth noise": smooth.numpy(),
+    }
 
     def agreed(array: NDArray[np.floating]) -> Agreed:
         positive = np.where(allowed, np.maximum(array, 0), 0)
