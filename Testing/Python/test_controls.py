@@ -58,13 +58,13 @@ def test_centre_of_nothing_is_refused() -> None:
 
 
 def test_edge_map_is_highest_at_the_steepest_border_of_any_channel() -> None:
-    volume = torch.zeros((2, 30, 12, 12))
-    volume[0, :10] = 1
-    volume[1, 20:] = 5
+    volume = torch.zeros((2, 60, 12, 12))
+    volume[0, :20] = 1
+    volume[1, 40:] = 5
     found = edge_map(volume, (1.0, 1.0, 1.0))
     profile = found[:, 6, 6]
-    assert int(profile.argmax()) in (19, 20)
-    assert profile[10] > 3 * profile[15]
+    assert int(profile.argmax()) in (39, 40)
+    assert profile[20] > 10 * profile[30], "the weaker border of the other channel counts as well"
 
 
 def test_controls_are_all_there() -> None:

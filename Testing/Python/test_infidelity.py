@@ -13,7 +13,7 @@ from XAICLIPLib.errors import InputError
 from XAICLIPLib.evaluation.infidelity import infidelity
 from XAICLIPLib.perturbation.perturbation import Perturbation
 
-EDGE = 5
+EDGE = 12
 SAMPLES = 12
 
 

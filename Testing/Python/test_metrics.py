@@ -219,8 +219,8 @@ def test_occlusion_leads_all_controls_and_noise_leads_none(place: str) -> None:
     case = planted_case(place)
     maps = case.maps()
     nothing = {name: maps[name] for name in ("random", "smooth noise", "centre", "edges")}
-    found = faithfulness(case.scorer(), maps["occlusion"], SPACING, controls=nothing)
-    empty = replace(found, saliency=removal_curves(case.scorer(), smooth_noise(SHAPE, SPACING, 7), SPACING))
+    found = faithfulness(case.scorer(), maps["occlusion"], SPACING, controls=nothing, count=10)
+    empty = replace(found, saliency=removal_curves(case.scorer(), smooth_noise(SHAPE, SPACING, 7), SPACING, count=10))
     for way in ("deletion", "insertion"):
         lead, none = found.lead(way), empty.lead(way)
         assert lead is not None

@@ -27,9 +27,10 @@ def test_sensitivity_is_that_of_captum() -> None:
         noise = [(2 * torch.rand(VOLUME.shape, generator=generator) - 1) * radius for _ in range(len(given))]
         return given + torch.stack(noise)
 
-    def explain(inputs: Tensor | tuple[Tensor, ...]) -> Tensor:
-        given = inputs[0] if isinstance(inputs, tuple) else inputs
-        return torch.stack([steep(volume) for volume in given])
+    def explain(inputs: Tensor | tuple[Tensor]) -> Tensor | tuple[Tensor]:
+        if isinstance(inputs, tuple):  # as captum hands over what is not noisy, and wants it back
+            return (torch.stack([steep(volume) for volume in inputs[0]]),)
+        return torch.stack([steep(volume) for volume in inputs])
 
     expected = sensitivity_max(explain, VOLUME[None], perturb, perturb_radius=0.05, n_perturb_samples=5)
     found = stability(steep, VOLUME, radius=0.05, samples=5, seed=4)
