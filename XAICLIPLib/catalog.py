@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from XAICLIPLib.localization.localizer import ClipLocalizer
-    from XAICLIPLib.segmentation.bundle import BundleSegmenter
+    from XAICLIPLib.segmentation.segmenter import Segmenter
 
 Kind = Literal["segmenter", "localizer"]
 
@@ -102,8 +102,8 @@ def entries() -> tuple[Entry, ...]:
     )
 
 
-def load_segmenter(name: str | Path | None, device: torch.device, trust: bool = False) -> BundleSegmenter:
-    """A segmentation network by its name in the catalogue or the folder of a MONAI bundle.
+def load_segmenter(name: str | Path | None, device: torch.device, trust: bool = False) -> Segmenter:
+    """A segmentation network by its name in the catalogue, its path, or the name under which a package offers it.
 
     Parameters
     ----------
@@ -117,20 +117,18 @@ def load_segmenter(name: str | Path | None, device: torch.device, trust: bool = 
     InputError
         There is no such model, or it does not load.
     """
-    from XAICLIPLib.segmentation.bundle import BundleSegmenter, is_bundle
+    from XAICLIPLib.segmentation import formats
 
     entry = _find("segmenter", name)
     if entry is not None and entry.folder is not None:
         entry.check()
-        return BundleSegmenter(entry.folder, device, trust=True)
-    folder = Path(str(name))
-    if not (os.path.isdir(folder) and is_bundle(folder)):  # false, not an error, for what is too long for a path
-        known = ", ".join(e.name for e in entries() if e.kind == "segmenter")
-        raise InputError(
-            f"There is no model {name}: give the folder of a MONAI bundle (it has configs/metadata.json), or one of "
-            f"{known}."
-        )
-    return BundleSegmenter(folder, device, trust)
+        found = formats.load(entry.folder, device, trust=True)
+    else:
+        found = formats.load(Path(str(name)), device, trust) or formats.load_registered(str(name), device)
+    if found is None:
+        known = ", ".join([e.name for e in entries() if e.kind == "segmenter"] + formats.registered())
+        raise InputError(f"There is no model {name}: give {formats.what_to_give()}; or one of {known}.")
+    return found
 
 
 def load_localizer(name: str | Path | None, device: torch.device) -> ClipLocalizer:

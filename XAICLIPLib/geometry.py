@@ -84,18 +84,19 @@ def as_metatensor(image: sitk.Image) -> MetaTensor:
     Parameters
     ----------
     image : SimpleITK.Image
-        Scalar, 3D.
+        3D, with one or several components per pixel.
 
     Returns
     -------
     monai.data.MetaTensor
-        float32 of shape (1, X, Y, Z) with an RAS affine, as ``LoadImage`` with a channel added.
+        float32 of shape (C, X, Y, Z), a channel for each component, with an RAS affine, as ``LoadImage`` gives it.
     """
     import torch
     from monai.data.meta_tensor import MetaTensor
     from monai.utils.enums import MetaKeys, SpaceKeys
 
-    array = sitk.GetArrayViewFromImage(image).astype(np.float32).transpose(2, 1, 0)
+    array = sitk.GetArrayViewFromImage(image).astype(np.float32)
+    channels = array.transpose(3, 2, 1, 0) if array.ndim == 4 else array.transpose(2, 1, 0)[None]
     affine = torch.from_numpy(ras_affine(image))
     meta: dict[Any, Any] = {
         MetaKeys.SPACE: SpaceKeys.RAS,
@@ -103,7 +104,7 @@ def as_metatensor(image: sitk.Image) -> MetaTensor:
         MetaKeys.SPATIAL_SHAPE: np.array(image.GetSize()),
         MetaKeys.ORIGINAL_CHANNEL_DIM: 0,
     }
-    return MetaTensor(torch.from_numpy(np.ascontiguousarray(array))[None], affine=affine, meta=meta)
+    return MetaTensor(torch.from_numpy(np.ascontiguousarray(channels)), affine=affine, meta=meta)
 
 
 def image_from_array(array_xyz: np.ndarray, affine_ras: np.ndarray) -> sitk.Image:

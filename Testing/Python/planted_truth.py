@@ -136,7 +136,7 @@ def measured(case: Case, saliency: Tensor) -> dict[str, float]:
     scorer = case.scorer()
     curves = removal_curves(scorer, saliency, SPACING)
     overlapping = overlap(saliency, case.organ, case.region, SPACING)
-    relative = infidelity(scorer, saliency, SPACING, edge_mm=15, samples=40).relative
+    relative = infidelity(scorer, saliency, SPACING, edge_mm=21, samples=40).relative
     assert relative is not None
     return {
         "deletion, Dice": curves.deletion["soft dice"].area,

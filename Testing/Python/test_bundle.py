@@ -648,7 +648,7 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, torch.Tensor], Path], object], str]
     "empty": (lambda state, folder: (folder / "model.pt").touch(), "cannot be read|damaged"),
     "text": (lambda state, folder: (folder / "model.pt").write_text("no weights"), "cannot be read|damaged"),
     "damaged safetensors": (lambda state, folder: (folder / "model.safetensors").write_bytes(b"x" * 99), "cannot be"),
-    "no state": (lambda state, folder: torch.save([1, 2], folder / "model.pt"), "holds no state"),
+    "no state": (lambda state, folder: torch.save([1, 2], folder / "model.pt"), "holds? no state"),
     "other keys": (lambda state, folder: torch.save({"a": torch.zeros(1)}, folder / "model.pt"), "do not belong"),
     "other shapes": (
         lambda state, folder: torch.save({k: v[:1] if v.ndim else v for k, v in state.items()}, folder / "model.pt"),

@@ -44,6 +44,7 @@ class Network:
 
     labels: Mapping[int, str] = field(default_factory=lambda: dict(LABELS))
     activation: Activation = "softmax"
+    inputs: tuple[str, ...] = ("image",)
     window: SlidingWindow | None = field(default_factory=lambda: SlidingWindow((16, 16, 16), 0.25, "gaussian"))
     modality: str | None = "CT"
     grid_mm: float | None = None  # None: the input's own grid

@@ -29,6 +29,7 @@ class Network:
     grid_mm: float = 2.0
     activation: Activation = "softmax"
     labels: Mapping[int, str] = field(default_factory=lambda: {0: "background", 1: "liver", 2: "spleen"})
+    inputs: tuple[str, ...] = ("image",)
     window: SlidingWindow | None = field(default_factory=lambda: SlidingWindow((8, 8, 8), 0.5, "gaussian"))
     name: str = "tiny"
     modality: str | None = "CT"

@@ -1,1 +1,1 @@
-"""Whether a saliency map is true: metrics with their controls, datasets, experiments."""
+"""Evidence: is a saliency map true? Datasets with labels, metrics and their controls."""

@@ -12,7 +12,6 @@ MONAI bundle specification, https://docs.monai.io/en/stable/mb_specification.htm
 from __future__ import annotations
 
 import json
-import pickle
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -34,6 +33,7 @@ from XAICLIPLib.checksums import sha256
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.segmentation.configuration import READING, Configuration
 from XAICLIPLib.segmentation.segmenter import Activation, Prepared, SlidingWindow
+from XAICLIPLib.segmentation.weights import load_into
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -97,6 +97,11 @@ class BundleSegmenter:
     def labels(self) -> Mapping[int, str]:
         """Structure of each output channel, as ``channel_def`` says."""
         return self._labels
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of its input channels."""
+        return ("image",) if self.channels == 1 else tuple(f"image {n + 1}" for n in range(self.channels))
 
     @property
     def activation(self) -> Activation:
@@ -235,24 +240,7 @@ class BundleSegmenter:
     def _load_weights(self, network: Any) -> torch.nn.Module:
         if not isinstance(network, torch.nn.Module):
             raise InputError(f"The bundle {self.folder} does not define a network, but {type(network).__name__}.")
-        try:
-            state = _read_weights(self.weights)
-        except pickle.UnpicklingError as error:  # its own message advises to load without safety
-            raise InputError(
-                f"The weights {self.weights} are damaged or hold more than weights: get the file again."
-            ) from error
-        except Exception as error:  # a damaged or hostile file fails in many ways
-            raise InputError(
-                f"The weights {self.weights} cannot be read ({_reason(error)}): get the file again."
-            ) from error
-        try:
-            network.load_state_dict(state)
-        except Exception as error:  # keys or shapes of another network, or no state at all
-            raise InputError(
-                f"The weights {self.weights} do not belong to the bundle's network ({_reason(error)})."
-            ) from error
-        # Nothing is trained: without this, inference outside no_grad would keep every patch's graph in memory.
-        return network.requires_grad_(False)
+        return load_into(network, self.weights, "the bundle's network")
 
     def _sliding_window(self, inferer: Any) -> SlidingWindow | None:
         if inferer is None or isinstance(inferer, SimpleInferer):
@@ -295,24 +283,6 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError("it holds no mapping")
     return content
-
-
-def _read_weights(path: Path) -> dict[str, Any]:
-    """The state of a network, taken out of what training scripts wrap around it."""
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        state: Any = load_file(path)
-    else:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    for key in ("state_dict", "model", "network"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not state:
-        raise ValueError("it holds no state of a network")
-    if all(str(name).startswith("module.") for name in state):  # as DataParallel saves it
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-    return dict(state)
 
 
 def _without_reading(transform: Any) -> Callable[[Any], Any]:

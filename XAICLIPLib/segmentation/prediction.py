@@ -25,7 +25,7 @@ class Prediction:
     prepared
         Its input and grid.
     volume
-        (C, X, Y, Z), the same input on the device.
+        (C + H, X, Y, Z), the same input on the device, with what is held.
     tiling
         The patches that were run.
     logits
@@ -76,7 +76,7 @@ def predict(
         Called with the patches done and in all.
     """
     prepared = segmenter.prepare(image)
-    volume = prepared.tensor.to(device)
+    volume = prepared.network_input.to(device)
     tiling = Tiling.of(volume.shape[1:], segmenter.window)
     with torch.inference_mode():
         logits = predict_logits(segmenter.logits, volume, tiling, batch_size, advance)

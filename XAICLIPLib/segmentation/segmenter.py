@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import SimpleITK as sitk
@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from XAICLIPLib import imaging
+
+if TYPE_CHECKING:
+    from XAICLIPLib.segmentation.sliding_window import Tiling
 
 Activation = Literal["softmax", "sigmoid"]
 
@@ -37,11 +40,18 @@ class SlidingWindow:
 class Prepared:
     """A volume in a network's input space: resampled, normalised, on the CPU.
 
-    ``tensor`` is (C, X, Y, Z) float32; ``affine`` (4, 4) maps its voxel indices to RAS millimetres.
+    ``tensor`` is (C, X, Y, Z) float32; ``affine`` (4, 4) maps its voxel indices to RAS millimetres. ``held``,
+    (H, X, Y, Z), are further channels of the network's input that no perturbation touches, such as a box prompt.
     """
 
     tensor: Tensor
     affine: NDArray[np.float64]
+    held: Tensor | None = None
+
+    @property
+    def network_input(self) -> Tensor:
+        """(C + H, X, Y, Z): what the network is given."""
+        return self.tensor if self.held is None else torch.cat([self.tensor, self.held])
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -62,11 +72,17 @@ class Prepared:
         return imaging.image_from_array(values.cpu().numpy(), self.affine)
 
 
+Window = SlidingWindow | Callable[[tuple[int, ...]], "Tiling"]
+"""How a network is moved over a volume: as MONAI does it, or a function that lays the patches for a spatial shape."""
+
+
 class Segmenter(Protocol):
     """A segmentation network with all that belongs to it.
 
     ``labels`` maps each output channel to the structure's name; with ``softmax`` channel 0 is the background, with
-    ``sigmoid`` every channel is a structure of its own. ``window`` is None where the network takes whole volumes.
+    ``sigmoid`` every channel is a structure of its own. ``window`` is None where the network takes whole volumes; then
+    it may have an attribute ``reach``, voxels along each axis: the distance beyond which no voxel of its input changes
+    a voxel of its output, which spares a fully convolutional network most of the volume.
     """
 
     @property
@@ -90,7 +106,12 @@ class Segmenter(Protocol):
         ...
 
     @property
-    def window(self) -> SlidingWindow | None:
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the images that it takes at once, one for each channel: ("image",) for most."""
+        ...
+
+    @property
+    def window(self) -> Window | None:
         """The network's sliding window."""
         ...
 
@@ -100,9 +121,17 @@ class Segmenter(Protocol):
         ...
 
     def prepare(self, image: sitk.Image) -> Prepared:
-        """Bring an image into the network's input space."""
+        """Bring an image, with one component per pixel for each of ``inputs``, into the network's input space."""
         ...
 
     def logits(self, patches: Tensor) -> Tensor:
-        """Run the network: (N, C, *size) to (N, K, *size), float32, on the device of ``patches``."""
+        """Run the network: (N, C + H, *size) to (N, K, *size), float32, on the device of ``patches``."""
+        ...
+
+
+class Promptable(Protocol):
+    """A network that draws what it is pointed at: only with a prompt does it become a `Segmenter`."""
+
+    def prompted(self, name: str, mask: sitk.Image) -> Segmenter:
+        """The segmenter of one structure, pointed at by a mask (uint8) in the geometry of the image to come."""
         ...

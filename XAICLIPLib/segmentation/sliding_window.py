@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.segmentation.batching import Batches
-from XAICLIPLib.segmentation.segmenter import SlidingWindow
+from XAICLIPLib.segmentation.segmenter import Window
 
 Box = tuple[slice, ...]
 """Bounds along each spatial axis, in voxels; every slice has a start and a stop."""
@@ -59,12 +59,14 @@ class Tiling:
     padding_value: float = 0.0
 
     @classmethod
-    def of(cls, shape: Sequence[int], window: SlidingWindow | None) -> Tiling:
+    def of(cls, shape: Sequence[int], window: Window | None) -> Tiling:
         """Patches of ``window`` over a volume of spatial ``shape``; one patch, the volume, where it is None."""
         shape = tuple(int(s) for s in shape)
         if window is None:
             whole = tuple(slice(0, s) for s in shape)
             return cls(shape, tuple((0, 0) for _ in shape), (whole,), torch.ones(shape))
+        if callable(window):
+            return window(shape)
         roi = fall_back_tuple(window.roi_size, shape)
         missing = [max(r - s, 0) for r, s in zip(roi, shape, strict=True)]
         if any(missing) and window.padding_mode != "constant":

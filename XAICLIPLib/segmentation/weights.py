@@ -1,0 +1,87 @@
+"""Weights from files that need not be trusted: tensors alone are read, no objects and no code."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from XAICLIPLib.errors import InputError
+
+_WRAPPERS = ("state_dict", "model_state_dict", "network_weights", "model", "network", "net")
+"""Keys under which training scripts keep the state of the network."""
+
+_PREFIXES = ("module.", "_orig_mod.")
+"""What DataParallel and torch.compile put before every name."""
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The state of a network, taken out of what training scripts wrap around it.
+
+    Parameters
+    ----------
+    path
+        A ``.safetensors`` file, or one of ``torch.save`` that holds nothing but tensors and plain values.
+
+    Raises
+    ------
+    InputError
+        The file is damaged, holds more than weights, or no state of a network.
+    """
+    try:
+        state = _read(path)
+    except pickle.UnpicklingError as error:  # its own message advises to load without safety
+        raise InputError(f"The weights {path} are damaged or hold more than weights: get the file again.") from error
+    except Exception as error:  # a damaged or hostile file fails in many ways
+        told = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"The weights {path} cannot be read ({told}): get the file again.") from error
+    for key in _WRAPPERS:
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"The weights {path} hold no state of a network: give the file that holds its parameters.")
+    named = {str(name): value for name, value in state.items()}
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in named):
+            named = {name.removeprefix(prefix): value for name, value in named.items()}
+    return named
+
+
+def _read(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def load_into(network: torch.nn.Module, path: Path, what: str) -> torch.nn.Module:
+    """Give a network the weights of a file; nothing of it is trained from then on.
+
+    Parameters
+    ----------
+    network
+        Changed in place and returned, in evaluation mode.
+    path
+        See `read_state`.
+    what
+        What the message calls the network: "the bundle's network".
+
+    Raises
+    ------
+    InputError
+        As `read_state`, or the weights are those of another network.
+    """
+    try:
+        network.load_state_dict(read_state(path))
+    except InputError:
+        raise
+    except Exception as error:  # keys or shapes of another network, or no state at all
+        told = " ".join(str(error).split())[:200]
+        raise InputError(f"The weights {path} do not belong to {what} ({told}…).") from error
+    # Nothing is trained: without this, inference outside no_grad would keep every patch's graph in memory.
+    return network.requires_grad_(False).eval()
