@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from XAICLIPLib.evaluation.controls import controls, random_map, smooth_noise
 from XAICLIPLib.evaluation.curves import DIRECTIONS, faithfulness, removal_curves
-from XAICLIPLib.evaluation.infidelity import infidelity
+from XAICLIPLib.evaluation.infidelity import Hidden, hide_cubes, infidelity
 from XAICLIPLib.evaluation.metrics import gini, outside_share, overlap, pointing_game, relevance_mass, relevance_rank
 from XAICLIPLib.perturbation.occlusion import occlusion
 from XAICLIPLib.scoring import Scorer, Target
@@ -131,12 +131,11 @@ LOW_IS_GOOD = {"deletion, Dice", "deletion, probability", "infidelity", "effect 
 NOTHING_KNOWN = ("random voxels", "random", "smooth noise", "centre", "edges")
 
 
-def measured(case: Case, saliency: Tensor) -> dict[str, float]:
+def measured(case: Case, saliency: Tensor, hidden: Hidden) -> dict[str, float]:
     """What every metric of a single map says of it."""
-    scorer = case.scorer()
-    curves = removal_curves(scorer, saliency, SPACING)
+    curves = removal_curves(case.scorer(), saliency, SPACING)
     overlapping = overlap(saliency, case.organ, case.region, SPACING)
-    relative = infidelity(scorer, saliency, SPACING, edge_mm=21, samples=40).relative
+    relative = infidelity(saliency, hidden).relative
     assert relative is not None
     return {
         "deletion, Dice": curves.deletion["soft dice"].area,
@@ -156,7 +155,8 @@ def measured(case: Case, saliency: Tensor) -> dict[str, float]:
 
 def study(case: Case) -> dict[str, dict[str, float]]:
     """By metric and map."""
-    by_map = {name: measured(case, saliency) for name, saliency in case.maps().items()}
+    hidden = hide_cubes(case.scorer(), SPACING, edge_mm=15)
+    by_map = {name: measured(case, saliency, hidden) for name, saliency in case.maps().items()}
     metrics = next(iter(by_map.values()))
     return {metric: {name: values[metric] for name, values in by_map.items()} for metric in metrics}
 

@@ -11,15 +11,40 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.stats.qmc import Halton
 from torch import Tensor
 
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.evaluation.controls import Spacing
 from XAICLIPLib.perturbation.perturbation import Perturbation
 from XAICLIPLib.scoring import Scorer
+from XAICLIPLib.segmentation.sliding_window import Box
 
-SAMPLES = 64
-"""Cubes that are hidden."""
+SAMPLES = 128
+"""Cubes that are hidden. Most miss the evidence, where it is small, and tell little."""
+
+DRAWS = 64
+"""Points drawn for each cube: enough where the mask fills a few hundredths of the box around it."""
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """Cubes, and what the target's score loses without each; the same serve every map of this target.
+
+    Attributes
+    ----------
+    shape
+        X, Y, Z of the volume.
+    boxes
+        Bounds of each cube.
+    lost
+        Score lost by each.
+    """
+
+    shape: tuple[int, ...]
+    boxes: tuple[Box, ...]
+    lost: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -34,57 +59,90 @@ class Infidelity:
     relative
         The same over the mean squared loss, from 0 (the map foretells every loss) to 1 (no better than a map of
         zeros, or the wrong way round). None where hiding costs nothing.
-    samples
-        Cubes that were hidden.
     """
 
     mean_squared_error: float
     relative: float | None
-    samples: int
 
 
-def infidelity(
-    scorer: Scorer, saliency: Tensor, spacing_mm: Spacing, *, edge_mm: float, samples: int = SAMPLES, seed: int = 0
-) -> Infidelity:
-    """Hide random cubes, and compare what each costs with the sum of the map over it.
+def hide_cubes(
+    scorer: Scorer,
+    spacing_mm: Spacing,
+    *,
+    edge_mm: float,
+    samples: int = SAMPLES,
+    where: Tensor | None = None,
+    seed: int = 0,
+) -> Hidden:
+    """Hide cubes, one after another, at random places that are spread evenly: independent ones miss small evidence.
 
     Parameters
     ----------
     scorer
-        Of the target that the map explains. Cubes are drawn within all that its patches see.
-    saliency
-        (X, Y, Z), on the scorer's grid.
+        Of the target.
     spacing_mm
         Voxel size along X, Y and Z.
     edge_mm
         Of a cube.
     samples
         How many cubes, at least 2.
+    where
+        (X, Y, Z) bool: where their centres lie, by default everywhere. At the volume's border cubes are cut.
     seed
-        Of where they lie.
+        Of the places.
 
     Raises
     ------
     InputError
-        The map is not on the scorer's grid, or there are too few cubes.
+        There are too few cubes, or there is no place for them.
     """
     shape = tuple(scorer.volume.shape[1:])
-    if tuple(saliency.shape) != shape:
-        raise InputError("The saliency does not lie on the network's grid: give the map as it was computed.")
     if samples < 2:
         raise InputError(f"samples is {samples}: give at least 2.")
-    generator = np.random.default_rng(seed)
-    edges = [min(n, max(1, round(edge_mm / s))) for n, s in zip(shape, spacing_mm, strict=True)]
-    hidden = []
-    for _ in range(samples):
-        starts = [int(generator.integers(n - e + 1)) for n, e in zip(shape, edges, strict=True)]
-        hidden.append(Perturbation(tuple(slice(a, a + e) for a, e in zip(starts, edges, strict=True))))
-    lost = dict(pair for batch in scorer.lost(hidden) for pair in batch)
-    cost = [lost[n] for n in range(samples)]
-    foretold = [float(saliency[p.box].double().sum()) for p in hidden]
-    product = math.fsum(a * b for a, b in zip(foretold, cost, strict=True))
-    squared, losses = math.fsum(a * a for a in foretold), math.fsum(b * b for b in cost)
+    allowed = np.ones(shape, bool) if where is None else where.cpu().numpy().astype(bool)
+    if not allowed.any():
+        raise InputError("No cube may be hidden anywhere: give a mask that is not empty.")
+    edges = [max(1, round(edge_mm / s)) for s in spacing_mm]
+    boxes = tuple(
+        tuple(slice(max(0, c - e // 2), min(n, c - e // 2 + e)) for c, e, n in zip(centre, edges, shape, strict=True))
+        for centre in _spread(allowed, samples, seed)
+    )
+    lost = dict(pair for batch in scorer.lost(Perturbation(box) for box in boxes) for pair in batch)
+    return Hidden(shape, boxes, tuple(lost[n] for n in range(samples)))
+
+
+def infidelity(saliency: Tensor, hidden: Hidden) -> Infidelity:
+    """Compare what each hidden cube costs with the sum of a map over it.
+
+    Parameters
+    ----------
+    saliency
+        (X, Y, Z), on the scorer's grid.
+    hidden
+        By `hide_cubes`.
+
+    Raises
+    ------
+    InputError
+        The map is not on that grid.
+    """
+    if tuple(saliency.shape) != hidden.shape:
+        raise InputError("The saliency does not lie on the network's grid: give the map as it was computed.")
+    foretold = [float(saliency[box].double().sum()) for box in hidden.boxes]
+    product = math.fsum(a * b for a, b in zip(foretold, hidden.lost, strict=True))
+    squared, losses = math.fsum(a * a for a in foretold), math.fsum(b * b for b in hidden.lost)
     # A negative multiple would make of the opposite of the truth a perfect map.
     explained = product**2 / squared if product > 0 else 0.0
     left = max(0.0, losses - explained)
-    return Infidelity(left / samples, left / losses if losses else None, samples)
+    return Infidelity(left / len(foretold), left / losses if losses else None)
+
+
+def _spread(allowed: NDArray[np.bool_], count: int, seed: int) -> list[list[int]]:
+    """Voxels of a mask by a scrambled Halton sequence; by chance where the mask is too thin to be met by one."""
+    places = np.argwhere(allowed)
+    low, size = places.min(axis=0), np.ptp(places, axis=0) + 1
+    points = low + (Halton(allowed.ndim, seed=seed).random(DRAWS * count) * size).astype(int)
+    met = points[allowed[tuple(points.T)]][:count]
+    drawn = np.random.default_rng(seed).choice(places, count - len(met))
+    found: list[list[int]] = np.concatenate([met, drawn]).tolist()
+    return found
