@@ -248,6 +248,19 @@ def test_every_score_and_activation_is_exact(kind: Score, activation: Activation
     assert losses(case.scorer(), perturbations) == pytest.approx(expected, abs=5e-3 if kind == "hard dice" else 1e-5)
 
 
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_several_scores_come_from_the_same_network_calls(activation: Activation) -> None:
+    case = dataclasses.replace(make_case(segresnet, (30, 26, 21), (12.0, 12.0, 10.0)), activation=activation)
+    perturbations = mixed_perturbations((30, 26, 21))
+    together = case.scorer()
+    found = dict(pair for batch in together.lost_by(perturbations, SCORES) for pair in batch)
+    for number, kind in enumerate(SCORES):
+        own = dataclasses.replace(case, kind=kind).scorer()
+        assert together.full_score_by(kind) == own.full_score
+        assert [found[n][number] for n in range(len(found))] == pytest.approx(losses(own, perturbations), abs=1e-9)
+        assert together.forwards == own.forwards
+
+
 @pytest.mark.parametrize("kind", SCORES)
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 def test_a_group_of_structures_is_scored_exactly(kind: Score, activation: Activation) -> None:
