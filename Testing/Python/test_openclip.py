@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.localization import openclip
+from XAICLIPLib import torchvision_operators
 from XAICLIPLib.localization.openclip import import_open_clip, load_model
 
 CPU = torch.device("cpu")
@@ -102,7 +102,7 @@ def test_missing_operators_of_torchvision_are_declared_one_by_one(monkeypatch: p
             declared.append(schema.partition("(")[0])
 
     monkeypatch.setattr(torch.library, "Library", Library)
-    monkeypatch.setattr(openclip, "_kept_alive", [])
+    monkeypatch.setattr(torchvision_operators, "_kept_alive", [])
     messages = ["operator torchvision::nms does not exist", "operator torchvision::qnms does not exist"]
     monkeypatch.setattr(importlib, "import_module", failing(messages))
     assert import_open_clip() is sys.modules[__name__]
