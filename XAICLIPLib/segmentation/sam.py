@@ -321,7 +321,7 @@ class PromptedSam:
         if imaging.guess_modality(image) == "CT":
             low, high = CT_WINDOW_HU
         else:
-            body = sitk.GetArrayViewFromImage(imaging.body_mask(axial)) != 0
+            body = sitk.GetArrayFromImage(imaging.body_mask(axial)) != 0  # a view would outlive its image
             low, high = np.percentile(sitk.GetArrayViewFromImage(axial)[body], PERCENTILES)
         values = sitk.GetArrayFromImage(axial).transpose(2, 1, 0)
         grey = np.clip((values - low) / max(float(high - low), 1e-6), 0, 1).astype(np.float32)
