@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -531,6 +532,12 @@ def test_unusable_folders_are_refused_in_one_sentence(folder: Path, tmp_path: Pa
     with pytest.raises(InputError, match=told) as caught:
         SamSegmenter(make(folder, tmp_path / "made"), CPU)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+def test_a_missing_package_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers.models.sam.modeling_sam", None)
+    with pytest.raises(InputError, match=r"SAM needs the package transformers .* pip install 'xaiclip\[sam\]'"):
+        SamSegmenter(folder, CPU)
 
 
 def test_the_preprocessing_may_lie_in_the_file_of_the_processor(folder: Path, tmp_path: Path) -> None:

@@ -384,7 +384,7 @@ def _transformers(module: str) -> Any:
         return import_without_operators(f"transformers.{module}")
     except ImportError as error:
         raise InputError(
-            f"SAM needs the package transformers ({_reason(error)}): pip install 'transformers>=5'."
+            f"SAM needs the package transformers ({_reason(error)}): pip install 'xaiclip[sam]'."
         ) from error
 
 
