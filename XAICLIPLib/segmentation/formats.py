@@ -46,9 +46,14 @@ def formats() -> tuple[Format, ...]:
     """All formats, in the order in which they are tried."""
     from XAICLIPLib.segmentation.bundle import BundleSegmenter, is_bundle
     from XAICLIPLib.segmentation.described import is_described, load_described
+    from XAICLIPLib.segmentation.nnunet import NnUNetSegmenter
+    from XAICLIPLib.segmentation.nnunet_folder import is_nnunet
+    from XAICLIPLib.segmentation.sam import SamSegmenter, is_sam
 
     return (
         Format("bundle", "the folder of a MONAI bundle (it has configs/metadata.json)", is_bundle, BundleSegmenter),
+        Format("nnunet", "a trained folder of nnU-Net v2 (it has plans.json and fold_0)", is_nnunet, NnUNetSegmenter),
+        Format("sam", "the folder of a SAM of transformers (it has config.json)", is_sam, SamSegmenter),
         Format(
             "network",
             "a network with a description beside it (net.yaml with net.pt, .safetensors or .ts)",
@@ -81,16 +86,28 @@ def load(path: Path, device: torch.device, trust: bool = False) -> Segmenter | N
     return None if found is None else found.load(path, device, trust)
 
 
-def load_registered(name: str, device: torch.device) -> Segmenter | None:
+def load_registered(name: str, device: torch.device, trust: bool = False) -> Segmenter | None:
     """A network that an installed package offers under this name; None where none does.
+
+    Parameters
+    ----------
+    name
+        ``totalsegmentator:TASK``, ``hf-hub:OWNER/NAME`` (a SAM), or what an entry point is called.
+    device, trust
+        As for `load`.
 
     Raises
     ------
     InputError
-        The package fails to make it.
+        The package is missing or fails to make it.
     """
+    from XAICLIPLib.segmentation import sam, totalsegmentator
     from XAICLIPLib.segmentation.described import from_object
 
+    if name.partition(":")[0] == totalsegmentator.PREFIX.rstrip(":"):
+        return totalsegmentator.load(name, device, trust)
+    if name.startswith(sam.HUB):
+        return sam.SamSegmenter(name, device)
     for offered in entry_points(group=ENTRY_POINTS):
         if offered.name == name:
             try:
@@ -106,8 +123,10 @@ def load_registered(name: str, device: torch.device) -> Segmenter | None:
 
 
 def registered() -> list[str]:
-    """Names that installed packages offer."""
-    return sorted({offered.name for offered in entry_points(group=ENTRY_POINTS)})
+    """Names that installed packages offer, whose weights are here."""
+    from XAICLIPLib.segmentation import totalsegmentator
+
+    return [*totalsegmentator.available(), *sorted({offered.name for offered in entry_points(group=ENTRY_POINTS)})]
 
 
 def what_to_give() -> str:
