@@ -112,7 +112,7 @@ def test_networks_that_are_not_there_are_refused_in_a_sentence(name: str, words:
 
 @pytest.mark.parametrize(("name", "spacing"), [("total_fast", 3.0), ("total/organs", 1.5)])
 def test_image_is_brought_to_the_network_as_by_totalsegmentator(
-    name: str, spacing: float, weights: Path, tmp_path: Path
+    name: str, spacing: float, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its steps, written out with nibabel and SciPy; then nnU-Net reads the file and predicts."""
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
@@ -137,18 +137,17 @@ def test_image_is_brought_to_the_network_as_by_totalsegmentator(
         predictor.configuration_manager,
         predictor.dataset_json,
     )[0]
-    expected = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data))
+    with monkeypatch.context() as single:
+        # nnU-Net sums tiles in half precision, which at the corners, of tiny weight, leaves few digits
+        single.setattr(torch, "half", torch.float32)
+        expected = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data))
 
     prepared = network.prepare(image)
     assert prepared.tensor.shape == data.shape
     # Numbers are cut off to whole ones: one that lies just beside a whole one may fall to either side.
     assert (np.abs(prepared.tensor.numpy() - data) < 1e-4).mean() > 0.999
-    d = np.abs(prepared.tensor.numpy() - data)
-    print("DD", d.max(), (d > 1e-4).sum(), d.size, data.std(), expected.std(), expected.abs().max())
-    l2 = predict_logits(network.logits, torch.from_numpy(data), network.window(tuple(data.shape[1:])))
-    print("LL", (l2 - expected).abs().max())
     logits = predict_logits(network.logits, prepared.tensor, network.window(tuple(prepared.tensor.shape[1:])))
-    assert (logits - expected).abs().max() < 0.02  # nnU-Net sums in half precision
+    assert (logits - expected).abs().mean() < 1e-3
 
 
 @pytest.mark.parametrize("name", ["total_fast", "Dataset258"])
