@@ -58,7 +58,9 @@ def shipped(kind: Kind) -> list[Model]:
     """The models of the library's own list, the default first; no worker is needed."""
     listed = json.loads(resource_path("models.json").read_text(encoding="utf-8"))["models"]
     return [
-        fromReply({**entry, "installed": entry["source"] == "shipped"}) for entry in listed if entry["kind"] == kind
+        fromReply({**entry, "source": _origin(entry["source"]), "installed": entry["source"] == "shipped"})
+        for entry in listed
+        if entry["kind"] == kind
     ]
 
 
@@ -67,3 +69,11 @@ def fromReply(entry: Mapping[str, Any]) -> Model:
     known = {field.name for field in fields(Model)}
     given = {key: value for key, value in entry.items() if key in known}
     return Model(**{**given, "structures": tuple(entry.get("structures") or ())})
+
+
+def _origin(source: str | Mapping[str, Any]) -> str:
+    """Where a model comes from in words, until the worker says it better: files are listed by their addresses."""
+    if isinstance(source, str):
+        return source
+    remotes = [source["archive"]] if "archive" in source else list(source.get("files", {}).values())
+    return str(remotes[0]["url"]) if remotes else ""
