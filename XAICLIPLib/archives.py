@@ -97,6 +97,8 @@ def unpack(archive: Path, folder: Path, most_bytes: int = MOST_BYTES, most_membe
             inner.mkdir()  # with the rights of any new folder, which one of mkdtemp has not
             for member in members:
                 _write(opened, member, inner / member.path)
+            if isinstance(opened, tarfile.TarFile) and opened.fileobj is not None:
+                _read_to_the_end(opened.fileobj)
         inner.rename(folder)
     except OSError as error:  # gzip's for damaged data is one of them, without a number
         reason = error.strerror or "it is damaged"
@@ -234,6 +236,14 @@ def _collision(members: list[_Member]) -> str:
                 return f"it has {path[:200]!r} twice"
             kinds[key] = is_folder
     return ""
+
+
+def _read_to_the_end(stream: Any) -> None:
+    """Let gzip come to its checksum, which stands behind a little padding."""
+    for _ in range(LARGEST_READ // BLOCK):
+        if not stream.read(BLOCK):
+            return
+    raise tarfile.ReadError("much more than the members")
 
 
 def _write(opened: zipfile.ZipFile | tarfile.TarFile, member: _Member, path: Path) -> None:

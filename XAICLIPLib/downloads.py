@@ -29,7 +29,8 @@ CONNECT_S, READ_S = 15.0, 60.0
 FRUITLESS = 3
 """Attempts in a row that bring no byte, after which a download is given up."""
 
-BLOCK = 1 << 18
+BLOCK = 1 << 14
+"""urllib3 gives whole blocks alone: less than one is lost with the connection."""
 
 
 @dataclass(frozen=True)
@@ -159,8 +160,8 @@ class _Resuming:
                     if isinstance(error, (requests.exceptions.SSLError, requests.exceptions.ProxyError)):
                         raise
                     fruitless = fruitless + 1 if self._have() <= before else 0
-                    if fruitless >= FRUITLESS or (before == self._have() == 0):
-                        raise  # a server that gave nothing at all will not do so now
+                    if fruitless >= FRUITLESS or (isinstance(error, requests.Timeout) and not self._have()):
+                        raise
                     time.sleep(0.2 * fruitless)
         shutil.move(self._wanted.part, output_file)
 
@@ -172,7 +173,8 @@ class _Resuming:
 
     def _attempt(self, session: requests.Session) -> None:
         """Ask for what is missing, and write it down; returns when the file is whole."""
-        have, seen = self._have(), self._version_of_part()
+        seen = self._version_of_part()
+        have = self._have()
         headers = {"Accept-Encoding": "identity"}
         if have:
             headers |= {"Range": f"bytes={have}-"} | ({"If-Range": seen} if seen else {})
