@@ -111,7 +111,7 @@ def install(entry: Entry, given: Path) -> Path:
         )
     if given.is_dir():
         return _settle(entry, given)
-    if archives.is_archive(given):
+    if isinstance(entry.source, Remote) or archives.is_archive(given):
         with _work_folder() as work:
             return _settle(entry, archives.only_folder(archives.unpack(given, work / "unpacked")))
     with _work_folder() as work:  # one file: with those that came before it, perhaps all

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from XAICLIPLib.catalog import Entry
     from XAICLIPLib.explanation import Progress
     from XAICLIPLib.localization.localizer import ClipLocalizer
-    from XAICLIPLib.segmentation.bundle import BundleSegmenter
+    from XAICLIPLib.segmentation.segmenter import Segmenter
 
 PROGRESS_EVERY_S = 0.1
 
@@ -160,7 +160,7 @@ class Answers:
             places["localizer"] = self._models.localizer(request.localizer, device)
         options = ("method", "score", "baseline", "threshold", "margin_mm", "modality", "precision", "batch_size")
         found = explain(
-            request.volume,
+            [request.volume, *(request.further_volumes or ())],
             request.prompt,
             model=self._models.segmenter(request.model, device, bool(request.trust)),
             device=str(device),
@@ -235,12 +235,12 @@ class Models:
     def __init__(self) -> None:
         self._loaded: dict[tuple[Any, ...], Any] = {}
 
-    def segmenter(self, name: str | None, device: torch.device, trust: bool) -> BundleSegmenter:
+    def segmenter(self, name: str | None, device: torch.device, trust: bool) -> Segmenter:
         """The segmenter of this name or folder; see `catalog.load_segmenter`."""
         from XAICLIPLib import catalog
 
         key = ("segmenter", name, str(device), trust, _stamp("segmenter", name))
-        segmenter: BundleSegmenter = self._keep(key, lambda: catalog.load_segmenter(name, device, trust))
+        segmenter: Segmenter = self._keep(key, lambda: catalog.load_segmenter(name, device, trust))
         return segmenter
 
     def localizer(self, name: str | None, device: torch.device) -> ClipLocalizer:

@@ -23,6 +23,7 @@ from typing import IO, Any
 
 from XAICLIPLib.errors import InputError
 
+ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz")
 MOST_MEMBERS = 10_000
 MOST_BYTES = 20_000_000_000
 LARGE, MOST_RATIO = 100_000_000, 200
@@ -49,7 +50,9 @@ class _Member:
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is one that `unpack` reads, by its contents."""
+    """Whether a file is one that `unpack` reads, by its name and contents: PyTorch's own files are zip files too."""
+    if not path.name.lower().endswith(ENDINGS):
+        return False
     try:
         with _opened(path):
             return True

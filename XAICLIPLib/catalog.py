@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from XAICLIPLib.localization.localizer import ClipLocalizer
-    from XAICLIPLib.segmentation.bundle import BundleSegmenter
+    from XAICLIPLib.segmentation.segmenter import Segmenter
 
 __all__ = ["Entry", "entries", "find", "load_localizer", "load_segmenter", "shipped_entries"]
 
@@ -65,39 +65,50 @@ def find(name: str) -> Entry:
     raise InputError(f"There is no model {name} in the catalogue: `xaiclip models` lists those that there are.")
 
 
-def load_segmenter(name: str | Path | None, device: torch.device, trust: bool = False) -> BundleSegmenter:
-    """A segmentation network by its name in the catalogue, or by its folder or archive.
+def load_segmenter(name: str | Path | None, device: torch.device, trust: bool = False) -> Segmenter:
+    """A segmentation network by its name in the catalogue, its path, or the name under which a package offers it.
 
     Parameters
     ----------
     name
         None for the default. An archive is unpacked once, into the models folder under its SHA-256.
     trust
-        Run the code in the configuration of a bundle that the catalogue does not vouch for (see `BundleSegmenter`).
+        Run the code that a network brings which the catalogue does not vouch for (see `BundleSegmenter`).
 
     Raises
     ------
     InputError
         There is no such model, it is not on this machine, was changed, or does not load.
     """
-    from XAICLIPLib.segmentation.bundle import BundleSegmenter, is_bundle
+    from XAICLIPLib.segmentation import formats
 
     entry = _find("segmenter", name)
-    if entry is not None:
+    if entry is None:
+        path = Path(str(name))
+        found = _load_path(path, device, trust) or formats.load_registered(str(name), device)
+    elif package := entry.fetched_as("package"):
+        found = formats.load_registered(entry.name, device)
+        if found is None:
+            raise InputError(
+                f"The model {entry.name} needs the package {package}, whose network is not found here: `xaiclip models "
+                f"download {entry.name}` says what to install."
+            )
+    else:
         path = _here(entry)
         entry.check()
-        trust = trust or (entry.trust and bool(entry.files))
-    else:
-        path = Path(str(name))
-    if os.path.isfile(path) and is_archive(path):  # false, not an error, for what is too long for a path
-        path = _unpacked(path)
-    if not (os.path.isdir(path) and is_bundle(path)):
-        known = ", ".join(e.name for e in entries() if e.kind == "segmenter")
-        raise InputError(
-            f"There is no model {name}: give the folder or zip file of a MONAI bundle (it has configs/metadata.json), "
-            f"or one of {known}."
-        )
-    return BundleSegmenter(path, device, trust)
+        found = _load_path(path, device, trust or (entry.trust and bool(entry.files)))
+        if found is None:
+            raise InputError(f"The model {entry.name} at {path} is none that is known: give {formats.what_to_give()}.")
+    if found is None:
+        known = ", ".join([e.name for e in entries() if e.kind == "segmenter"] + formats.registered())
+        raise InputError(f"There is no model {name}: give {formats.what_to_give()}; or one of {known}.")
+    return found
+
+
+def _load_path(path: Path, device: torch.device, trust: bool) -> Segmenter | None:
+    from XAICLIPLib.segmentation import formats
+
+    return formats.load(_unpacked(path) if is_archive(path) else path, device, trust)
 
 
 def load_localizer(name: str | Path | None, device: torch.device) -> ClipLocalizer:

@@ -97,6 +97,13 @@ def files(value: Any) -> dict[str, str]:
     return {key: path(place) for key, place in mapping(value).items()}
 
 
+def paths(value: Any) -> tuple[str, ...]:
+    """A list of paths."""
+    if not isinstance(value, (list, tuple)):
+        raise ValueError("a list of paths")
+    return tuple(path(item) for item in value)
+
+
 def texts(value: Any) -> tuple[str, ...]:
     """A list of texts."""
     if not isinstance(value, (list, tuple)):

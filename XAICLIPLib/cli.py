@@ -96,7 +96,11 @@ def _parser() -> argparse.ArgumentParser:
         "be used, 2 a wrong option, 130 interrupted.",
     )
     explain.add_argument(
-        "volume", metavar="VOLUME", help="the scan: a NIfTI, NRRD or MetaImage file, or a folder with a DICOM series"
+        "volume",
+        nargs="+",
+        metavar="VOLUME",
+        help="the scan: a NIfTI, NRRD or MetaImage file, or a folder with a DICOM series; several, in the network's "
+        "order, where it takes several images of one patient at once",
     )
     explain.add_argument(
         "--prompt", required=True, type=_text, metavar="TEXT", help='what to explain, such as "liver" or "left kidney"'
@@ -144,8 +148,8 @@ def _parser() -> argparse.ArgumentParser:
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
-        metavar="NAME|FOLDER",
-        help="the segmentation network: a name from `xaiclip models`, or the folder or zip file of a MONAI bundle",
+        metavar="NAME|PATH",
+        help="the segmentation network: a name from `xaiclip models`, or the path of a network of your own (README)",
     )
     parser.add_argument(
         "--localizer",
@@ -318,7 +322,7 @@ def _parameter_names() -> set[str]:
 
 
 def _run(
-    volume: str | Path, prompt: str, folder: Path, interrupt: Interrupt, **options: Any
+    volume: str | Path | list[str], prompt: str, folder: Path, interrupt: Interrupt, **options: Any
 ) -> tuple[Explanation, dict[str, Path]]:
     """Explain and save, with progress bars on stderr and nothing on stdout, whatever the packages have to say."""
     import torch

@@ -6,9 +6,8 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ import SimpleITK as sitk
 import torch
 
 from XAICLIPLib import anatomy, catalog, imaging, methods, record
+from XAICLIPLib.channels import Volume, read_images, stack
 from XAICLIPLib.devices import choose_device
 from XAICLIPLib.errors import Cancelled, InputError
 from XAICLIPLib.explainers import Ground, estimates, in_words, name_of, with_defaults
@@ -30,8 +30,10 @@ from XAICLIPLib.methods import BASELINES, PRECISIONS, SCORES, Baseline, Precisio
 from XAICLIPLib.perturbation.baselines import baseline_for
 from XAICLIPLib.perturbation.perturbation import Estimate
 from XAICLIPLib.scoring import Scorer
+from XAICLIPLib.segmentation.described import Predictor, from_object
 from XAICLIPLib.segmentation.prediction import label_values, predict
 from XAICLIPLib.segmentation.segmenter import Prepared, Segmenter
+from XAICLIPLib.suitability import mismatches
 from XAICLIPLib.target import RIM_MM, Place, box_of, class_of, is_mask, make_target, read_mask
 
 Stage = Literal["localize", "segment", "explain"]
@@ -164,10 +166,10 @@ class Explanation:
 
 
 def explain(
-    image: sitk.Image | str | Path,
+    image: Volume | Sequence[Volume],
     prompt: str,
     *,
-    model: str | Path | Segmenter | None = None,
+    model: str | Path | Segmenter | Predictor | None = None,
     localizer: str | Path | Localizer | None = None,
     method: str = "occlusion",
     region: Place = "guided",
@@ -192,11 +194,15 @@ def explain(
     Parameters
     ----------
     image
-        A scalar 3D volume, or the path of one (NIfTI, NRRD, MetaImage, a folder with a DICOM series).
+        A scalar 3D volume, or the path of one (NIfTI, NRRD, MetaImage, a folder with a DICOM series); all of them, in
+        the network's order, where it takes several at once. The grid of the first is that of the result, and in it the
+        prompt is looked for.
     prompt
         The structure in words: "liver", "left kidney", "renal, left".
     model
-        A segmenter, its name in the catalogue (default: the first), or the folder of a MONAI bundle.
+        A segmenter, an object with ``predict(batch)`` and a ``description``
+        (`XAICLIPLib.segmentation.described.from_object`), a name in the catalogue (default: the first), or the path of
+        a network in any of the formats of `XAICLIPLib.segmentation.formats`.
     localizer
         A localizer, its name in the catalogue (default: the first), a folder, ``hf-hub:ID`` or ``NAME:TAG``.
     method
@@ -259,22 +265,20 @@ def explain(
     where = choose_device(device)
 
     with run.timed("read"):
-        volume = _read(image)
+        images = read_images(image)
+        volume = images[0]
         modality = modality or imaging.guess_modality(volume)
         drawn, area = read_mask("target", target, volume), read_mask("region", region, volume)
         in_a_box = box_of(target) is not None
     with run.timed("load"):
         segmenter = _segmenter(model, where, trust)
+        network_sees, told = stack(images, segmenter.inputs, segmenter.name)
+        run.warnings += told
         name, labels = class_of(prompt, target, segmenter)
         guide = finding.load(where) if isinstance(region, str) and region == "guided" else None
-    if modality and modality not in (_modalities(segmenter.modality) or {modality}):
-        run.warnings.append(
-            f"The network {segmenter.name} is for {segmenter.modality}, and this volume looks like {modality}: "
-            "do not rely on its segmentation."
-        )
-
     with run.timed("segment"):
-        prediction = predict(segmenter, volume, where, batch_size, lambda d, t: run.advance("segment", d, t))
+        prediction = predict(segmenter, network_sees, where, batch_size, lambda d, t: run.advance("segment", d, t))
+        run.warnings += mismatches(volume, modality, segmenter, prediction.prepared)
         segmentation = prediction.label_map(volume)
         explained = make_target(name, labels, drawn, prediction, box=in_a_box)
         decision = prediction.decision().cpu()
@@ -381,6 +385,7 @@ def explain(
             timings=run.timings,
             warnings=run.warnings,
             complete=complete,
+            further_images=dict(zip(segmenter.inputs[1:], images[1:], strict=True)),
         ),
         complete=complete,
         standard_error=None if error is None else imaging.resample_like(prepared.as_image(error()), volume),
@@ -412,7 +417,7 @@ def localize(
     """
     finding = _Finding.checked(localizer, threshold, margin_mm, modality)
     run = _Run(on_progress, cancelled or (lambda: False))
-    volume = _read(image)
+    (volume,) = read_images([image])
     guide = finding.load(choose_device(device))
     with run.timed("localize"):
         return finding.region(guide, volume, prompt, modality or imaging.guess_modality(volume), None, run)
@@ -514,14 +519,11 @@ def _follow(
     return last, True
 
 
-def _read(image: sitk.Image | str | Path) -> sitk.Image:
-    volume = image if isinstance(image, sitk.Image) else imaging.read_volume(image)
-    imaging.check_volume(volume)
-    return volume
-
-
-def _segmenter(model: str | Path | Segmenter | None, device: torch.device, trust: bool) -> Segmenter:
-    return catalog.load_segmenter(model, device, trust) if model is None or isinstance(model, (str, Path)) else model
+def _segmenter(model: Any, device: torch.device, trust: bool) -> Segmenter:
+    if model is None or isinstance(model, (str, Path)):
+        return catalog.load_segmenter(model, device, trust)
+    segmenter: Segmenter = from_object(model) if hasattr(model, "predict") else model
+    return segmenter
 
 
 def _check_choices(**given: tuple[str, tuple[str, ...]]) -> None:
@@ -539,9 +541,3 @@ def _whole(what: str, value: Any, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value < 2**63:
         raise InputError(f"{what} is {value}: give a whole number from {least}.")
     return int(value)
-
-
-def _modalities(words: str | None) -> set[str]:
-    """Which of CT and MR a network's own words for its modality mean; empty where they mean neither."""
-    signs = {"CT": r"\bCT|computed tomography", "MR": r"\bMR|magnetic resonance|\bT[12]\b"}
-    return {name for name, pattern in signs.items() if re.search(pattern, words or "", re.IGNORECASE)}

@@ -89,7 +89,7 @@ def as_metatensor(image: sitk.Image) -> MetaTensor:
     Returns
     -------
     monai.data.MetaTensor
-        float32 of shape (C, X, Y, Z), a channel for each component, with an RAS affine, as ``LoadImage`` with a channel added.
+        float32 of shape (C, X, Y, Z), a channel for each component, with an RAS affine, as ``LoadImage`` gives it.
     """
     import torch
     from monai.data.meta_tensor import MetaTensor

@@ -13,7 +13,8 @@ request    keys                                                  answered by
 hello      protocol                                              hello, then devices
 localize   volume, prompt, localizer?, threshold?, margin_mm?,   progress ..., then region
            device?, modality?
-explain    volume, prompt, output?, model?, localizer?,          progress and estimate ..., then explanation
+explain    volume, further_volumes?, prompt, output?, model?,    progress and estimate ..., then explanation
+           localizer?,
            method?, parameters?, region?, target?, score?,
            baseline?, threshold?, margin_mm?, modality?,
            device?, precision?, batch_size?, seed?, trust?,
@@ -27,6 +28,7 @@ shutdown                                                         bye, and the wo
 - ``region`` is ``"guided"``, ``"whole"``, ``{"mask": PATH}`` or ``{"box_ras_mm": [...]}``; ``target`` is
   ``{"structure": NAME}``, ``{"mask": PATH}`` or ``{"box_ras_mm": [...]}``. What is left out is as in
   `XAICLIPLib.explain`; ``parameters`` are those of `XAICLIPLib.methods`.
+- ``further_volumes`` follow ``volume`` in the network's order, where it takes several images at once.
 - ``output`` is the folder for the results, by default a new one inside the worker's private folder. That folder, named
   by the reply to hello, is also for what the client hands over; the worker removes it when it ends.
 - ``hello`` is answered at once, with ``devices`` that may lack the GPUs; ``devices`` follows with all of them.
@@ -149,6 +151,7 @@ class Explain(Request):
 
     type = "explain"
     volume: str = _field(checks.path)
+    further_volumes: tuple[str, ...] | None = _field(checks.paths, None)
     prompt: str = _field(checks.text)
     output: str | None = _field(checks.path, None)
     model: str | None = _field(checks.path, None)

@@ -36,13 +36,14 @@ def build(
     timings: Mapping[str, float],
     warnings: list[str],
     complete: bool,
+    further_images: Mapping[str, sitk.Image] | None = None,
 ) -> dict[str, Any]:
     """The record, ready for JSON.
 
     Of the input it keeps the grid's size and spacing and a checksum of the voxels, by which the holder of the scan can
-    recognise it; no path, name, date or position.
+    recognise it; no path, name, date or position. So of the further images that the network took, by its names for
+    them.
     """
-    voxels = np.ascontiguousarray(sitk.GetArrayViewFromImage(image))
     kept = {
         "format": "XAI-CLIP explanation 1",
         "prompt": prompt,
@@ -52,7 +53,10 @@ def build(
             "size": list(image.GetSize()),
             "spacing_mm": [round(s, 4) for s in image.GetSpacing()],
             "modality": modality,
-            "voxels_sha256": hashlib.sha256(voxels.tobytes()).hexdigest(),
+            "voxels_sha256": _checksum(image),
+        },
+        "further_images": {
+            name: {"voxels_sha256": _checksum(further)} for name, further in (further_images or {}).items()
         },
         "region": {
             "source": region.source,
@@ -69,6 +73,10 @@ def build(
         "complete": complete,
     }
     return {key: _plain(value) for key, value in kept.items()}
+
+
+def _checksum(image: sitk.Image) -> str:
+    return hashlib.sha256(np.ascontiguousarray(sitk.GetArrayViewFromImage(image)).tobytes()).hexdigest()
 
 
 def write(record: Mapping[str, Any], path: Path) -> Path:

@@ -133,7 +133,7 @@ def test_what_a_request_leaves_out_is_for_the_library_to_choose(asked: list[dict
     (call,) = asked
     always = {"image", "prompt", "model", "localizer", "device", "on_progress", "on_estimate", "cancelled"}
     assert set(call) == always
-    assert (call["image"], call["prompt"], call["on_estimate"]) == ("v.nrrd", "liver", None)
+    assert (call["image"], call["prompt"], call["on_estimate"]) == (["v.nrrd"], "liver", None)
     assert reply.record == {"complete": True}
     assert Path(reply.files["explanation"]).parent.parent == tmp_path
 

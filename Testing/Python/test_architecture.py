@@ -41,6 +41,8 @@ LAYERS = {
     "imaging": 1,
     "anatomy": 1,
     "devices": 1,
+    "channels": 2,
+    "suitability": 3,
     "measurements": 5,
     "explainers": 5,
     "phantom": 2,

@@ -104,7 +104,8 @@ def test_a_file_that_is_no_archive_is_told_from_one(place: Path) -> None:
         (place / name).write_bytes(content)
         assert not is_archive(place / name)
         refused(place / name, place)
-    assert not is_archive(place) and not is_archive(place / "nosuch")
+    assert not is_archive(place) and not is_archive(place / "nosuch.zip")
+    assert not is_archive(zipped(place / "model.pt", CONTENTS)), "PyTorch saves zip files"
 
 
 def test_a_folder_that_exists_is_not_written_into(place: Path) -> None:

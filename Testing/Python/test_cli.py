@@ -213,7 +213,7 @@ def test_options_reach_the_explanation(here: Path, monkeypatch: pytest.MonkeyPat
     for name in ("on_progress", "cancelled"):
         assert callable(seen.pop(name))
     assert seen == {
-        "image": "scan",
+        "image": ["scan"],
         "prompt": "spleen",
         "model": "m",
         "localizer": "l",

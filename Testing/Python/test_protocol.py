@@ -32,6 +32,7 @@ from XAICLIPLib.protocol import (
 )
 
 FULL: dict[str, Any] = {
+    "further_volumes": ["t1.nrrd", "t2.nrrd"],
     "id": 7,
     "type": "explain",
     "volume": "/tmp/scan.nrrd",

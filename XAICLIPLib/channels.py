@@ -1,0 +1,98 @@
+"""Several images of one patient, as networks for MR take them: on one grid, in the order that the network wants."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from XAICLIPLib import imaging
+from XAICLIPLib.errors import InputError
+
+Volume = sitk.Image | str | Path
+"""A volume, or the path of one."""
+
+LEAST_OVERLAP = 0.5
+"""Share of the first image that another one must cover: less is another part of the body, or another patient."""
+
+
+def read_images(given: Volume | Sequence[Volume]) -> list[sitk.Image]:
+    """Read what a network shall see: one volume, or several of one patient, each on its own grid.
+
+    Raises
+    ------
+    InputError
+        A volume cannot be read or used.
+    """
+    several = [given] if isinstance(given, (sitk.Image, str, os.PathLike)) else list(given)
+    if not several:
+        raise InputError("No volume is given: give the scan.")
+    read = []
+    for number, image in enumerate(several):
+        volume = image if isinstance(image, sitk.Image) else imaging.read_volume(image)
+        imaging.check_volume(volume, "the volume" if len(several) == 1 else f"the volume {number + 1}")
+        read.append(volume)
+    return read
+
+
+def stack(images: Sequence[sitk.Image], inputs: Sequence[str], network: str) -> tuple[sitk.Image, list[str]]:
+    """One image with a component per pixel for each of the network's inputs, on the grid of the first.
+
+    Parameters
+    ----------
+    images
+        Scalar volumes.
+    inputs
+        What the network takes.
+    network
+        Its name, for the message.
+
+    Returns
+    -------
+    SimpleITK.Image
+        The image itself where there is one.
+    list of str
+        What the user should know: which images were resampled.
+
+    Raises
+    ------
+    InputError
+        More or fewer images than the network takes, or images that show different places.
+    """
+    if len(images) != len(inputs):
+        listing = f"{len(inputs)} images of one patient at once ({', '.join(inputs)}, in this order)"
+        takes = "one image" if len(inputs) == 1 else listing
+        was = "one was" if len(images) == 1 else f"{len(images)} were"
+        raise InputError(f"The network {network} takes {takes}, and {was} given: give as many, or choose another.")
+    if len(images) == 1:
+        return images[0], []
+    first, warnings = images[0], []
+    channels = [sitk.Cast(first, sitk.sitkFloat32)]
+    for image, name in zip(images[1:], inputs[1:], strict=True):
+        placed = sitk.Cast(image, sitk.sitkFloat32)
+        if imaging.same_geometry(image, first):
+            placed.CopyInformation(first)
+        else:
+            covered = _covered(image, first)
+            if covered < LEAST_OVERLAP:
+                raise InputError(
+                    f"The image {name} covers only {covered:.0%} of the image {inputs[0]}: give images of one patient "
+                    "and one place, registered to each other."
+                )
+            placed = imaging.resample_like(placed, first, "linear")
+            warnings.append(
+                f"The image {name} lies on another grid than {inputs[0]} and was resampled to it: check that the two "
+                "are registered."
+            )
+        channels.append(placed)
+    return sitk.Compose(channels), warnings
+
+
+def _covered(image: sitk.Image, reference: sitk.Image) -> float:
+    """Share of the reference's voxels that lie inside an image."""
+    inside = sitk.Image(image.GetSize(), sitk.sitkUInt8) + 1
+    inside.CopyInformation(image)
+    return float(np.mean(sitk.GetArrayViewFromImage(imaging.resample_like(inside, reference, "nearest")) != 0))
