@@ -5,16 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from misbehaving import Behaviour, serving
 
 from XAICLIPLib import downloads
 from XAICLIPLib.downloads import BLOCK, Wanted, fetch
@@ -27,89 +23,9 @@ OTHER = np.random.default_rng(1).bytes(1_000_000)
 WAY_OUT = "get it another way"
 
 
-@dataclass
-class Behaviour:
-    """How the server answers, and what it was asked."""
-
-    content: bytes = CONTENT
-    ranges: bool = True
-    etag: str = '"v1"'
-    modified: str = ""
-    if_range: bool = True
-    breaks_after: list[int] = field(default_factory=list)
-    """Bytes of each answer after which the connection breaks; then it holds."""
-    status: int = 200
-    hangs: bool = False
-    length: bool = True
-    changes_to: bytes | None = None
-    """What the file is after the first broken answer."""
-    asked: list[str | None] = field(default_factory=list)
-    """The Range of each request."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        behaviour: Behaviour = self.server.behaviour  # type: ignore[attr-defined]
-        wanted = self.headers.get("Range")
-        behaviour.asked.append(wanted)
-        if behaviour.hangs:
-            self.server.released.wait(5)  # type: ignore[attr-defined]
-            return
-        if behaviour.status != 200:
-            self.send_error(behaviour.status)
-            return
-        content, start = behaviour.content, 0
-        if wanted and behaviour.ranges:
-            condition = self.headers.get("If-Range")
-            if not behaviour.if_range or condition in (None, behaviour.etag, behaviour.modified):
-                start = int(wanted.removeprefix("bytes=").rstrip("-"))
-        if start >= len(content):
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(content)}")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        if behaviour.length:
-            self.send_header("Content-Length", str(len(content) - start))
-        else:
-            self.send_header("Connection", "close")
-        if behaviour.etag:
-            self.send_header("ETag", behaviour.etag)
-        if behaviour.modified:
-            self.send_header("Last-Modified", behaviour.modified)
-        self.end_headers()
-        rest = content[start:]
-        if behaviour.breaks_after:
-            rest = rest[: behaviour.breaks_after.pop(0)]
-            self.close_connection = True
-            if behaviour.changes_to is not None:
-                behaviour.content, behaviour.etag, behaviour.modified = behaviour.changes_to, '"v2"', ""
-        self.wfile.write(rest)
-        if not behaviour.length:
-            self.close_connection = True
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@contextmanager
-def serving(behaviour: Behaviour) -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    server.behaviour, server.released = behaviour, threading.Event()  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/weights.bin"
-    finally:
-        server.released.set()  # type: ignore[attr-defined]
-        server.shutdown()
-        server.server_close()
+def behaving(content: bytes = CONTENT, **ways: Any) -> Behaviour:
+    """A server of one file that is right, unless told otherwise."""
+    return Behaviour(content, **ways)
 
 
 @pytest.fixture
@@ -141,7 +57,7 @@ def sentence(error: pytest.ExceptionInfo[InputError]) -> str:
 
 def test_a_file_arrives_whole_with_its_progress(folder: Path) -> None:
     seen: list[tuple[int, int | None]] = []
-    with serving(Behaviour()) as url:
+    with serving(behaving()) as url:
         target = fetch(wanted(url, folder), lambda done, total: seen.append((done, total)))
     assert target.read_bytes() == CONTENT
     assert files(folder) == ["weights.bin"]
@@ -150,7 +66,7 @@ def test_a_file_arrives_whole_with_its_progress(folder: Path) -> None:
 
 
 def test_a_file_that_is_there_is_not_asked_for_again(folder: Path) -> None:
-    behaviour = Behaviour()
+    behaviour = behaving()
     with serving(behaviour) as url:
         fetch(wanted(url, folder))
         fetch(wanted(url, folder))
@@ -160,13 +76,13 @@ def test_a_file_that_is_there_is_not_asked_for_again(folder: Path) -> None:
 def test_a_wrong_file_in_its_place_is_replaced(folder: Path) -> None:
     folder.mkdir()
     (folder / "weights.bin").write_bytes(OTHER)
-    with serving(Behaviour()) as url:
+    with serving(behaving()) as url:
         assert fetch(wanted(url, folder)).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("breaks", [[1], [300_000, 300_000], [999_999], [20_000] * 8, [100_000, 0, 0, 50_000, 0, 0]])
 def test_a_broken_connection_goes_on_where_it_was(folder: Path, breaks: list[int]) -> None:
-    behaviour = Behaviour(breaks_after=list(breaks))
+    behaviour = behaving(breaks_after=list(breaks))
     with serving(behaviour) as url:
         assert fetch(wanted(url, folder)).read_bytes() == CONTENT
     assert files(folder) == ["weights.bin"]
@@ -179,14 +95,14 @@ def test_a_broken_connection_goes_on_where_it_was(folder: Path, breaks: list[int
 
 @pytest.mark.parametrize("ways", [{"etag": "", "modified": "Wed, 25 Nov 2026 12:00:00 GMT"}, {"etag": ""}])
 def test_it_goes_on_by_date_or_by_checksum_alone_where_there_is_no_etag(folder: Path, ways: dict[str, str]) -> None:
-    behaviour = Behaviour(breaks_after=[400_000], **ways)
+    behaviour = behaving(breaks_after=[400_000], **ways)
     with serving(behaviour) as url:
         assert fetch(wanted(url, folder)).read_bytes() == CONTENT
     assert len(behaviour.asked) == 2 and 400_000 - BLOCK < start(behaviour.asked[1]) <= 400_000
 
 
 def test_an_interrupted_download_goes_on_the_next_time(folder: Path) -> None:
-    behaviour = Behaviour()
+    behaviour = behaving()
     with serving(behaviour) as url:
         done = [0]
         with pytest.raises(Cancelled, match="next attempt goes on"):
@@ -200,7 +116,7 @@ def test_an_interrupted_download_goes_on_the_next_time(folder: Path) -> None:
 
 
 def test_a_part_that_is_already_whole_is_enough(folder: Path) -> None:
-    behaviour = Behaviour()
+    behaviour = behaving()
     with serving(behaviour) as url:
         folder.mkdir()
         want = wanted(url, folder)
@@ -211,7 +127,7 @@ def test_a_part_that_is_already_whole_is_enough(folder: Path) -> None:
 
 
 def test_a_part_of_another_address_is_not_gone_on_with(folder: Path) -> None:
-    behaviour = Behaviour()
+    behaviour = behaving()
     with serving(behaviour) as url:
         folder.mkdir()
         want = wanted(url, folder)
@@ -222,7 +138,7 @@ def test_a_part_of_another_address_is_not_gone_on_with(folder: Path) -> None:
 
 
 def test_without_ranges_it_starts_over(folder: Path) -> None:
-    behaviour = Behaviour(ranges=False, breaks_after=[300_000, 600_000])
+    behaviour = behaving(ranges=False, breaks_after=[300_000, 600_000])
     with serving(behaviour) as url:
         assert fetch(wanted(url, folder)).read_bytes() == CONTENT
     assert [start(asked) > 0 for asked in behaviour.asked] == [False, True, True], "asked for the rest, it gave all"
@@ -230,27 +146,27 @@ def test_without_ranges_it_starts_over(folder: Path) -> None:
 
 @pytest.mark.parametrize("if_range", [True, False])
 def test_a_file_that_changes_between_attempts_is_taken_anew(folder: Path, if_range: bool) -> None:
-    behaviour = Behaviour(content=OTHER, breaks_after=[300_000], changes_to=CONTENT, if_range=if_range)
+    behaviour = behaving(content=OTHER, breaks_after=[300_000], changes_to=CONTENT, if_range=if_range)
     with serving(behaviour) as url:
         assert fetch(wanted(url, folder)).read_bytes() == CONTENT
 
 
 def test_a_file_that_shrinks_between_attempts_is_taken_anew(folder: Path) -> None:
     small = CONTENT[:1000]
-    behaviour = Behaviour(content=OTHER, breaks_after=[300_000], changes_to=small, if_range=False)
+    behaviour = behaving(content=OTHER, breaks_after=[300_000], changes_to=small, if_range=False)
     with serving(behaviour) as url:
         assert fetch(wanted(url, folder, small)).read_bytes() == small
 
 
 def test_another_file_than_was_meant_is_refused_and_deleted(folder: Path) -> None:
-    with serving(Behaviour(content=OTHER)) as url, pytest.raises(InputError) as error:
+    with serving(behaving(content=OTHER)) as url, pytest.raises(InputError) as error:
         fetch(wanted(url, folder))
     assert "its SHA-256 differs" in sentence(error)
     assert files(folder) == []
 
 
 def test_a_wrong_mixture_is_deleted_so_that_the_next_attempt_starts_over(folder: Path) -> None:
-    behaviour = Behaviour(content=OTHER, etag="", breaks_after=[300_000])
+    behaviour = behaving(content=OTHER, etag="", breaks_after=[300_000])
     with serving(behaviour) as url:
         behaviour.changes_to = CONTENT
         behaviour.if_range = False
@@ -267,14 +183,14 @@ def test_a_wrong_mixture_is_deleted_so_that_the_next_attempt_starts_over(folder:
 
 @pytest.mark.parametrize("length", [True, False])
 def test_more_than_declared_is_refused_before_or_while_it_comes(folder: Path, length: bool) -> None:
-    with serving(Behaviour(length=length)) as url, pytest.raises(InputError) as error:
+    with serving(behaving(length=length)) as url, pytest.raises(InputError) as error:
         fetch(wanted(url, folder, most=500_000))
     assert "more than the 0.5 MB that the catalogue declares" in sentence(error)
     assert files(folder) == []
 
 
 def test_less_than_was_meant_is_refused(folder: Path) -> None:
-    with serving(Behaviour(content=CONTENT[:1000])) as url, pytest.raises(InputError) as error:
+    with serving(behaving(content=CONTENT[:1000])) as url, pytest.raises(InputError) as error:
         fetch(wanted(url, folder))
     assert "SHA-256" in sentence(error)
     assert files(folder) == []
@@ -282,20 +198,20 @@ def test_less_than_was_meant_is_refused(folder: Path) -> None:
 
 @pytest.mark.parametrize(("status", "told"), [(404, "404 Not Found"), (500, "500 Internal Server Error"), (403, "403")])
 def test_an_error_of_the_server_is_told(folder: Path, status: int, told: str) -> None:
-    with serving(Behaviour(status=status)) as url, pytest.raises(InputError) as error:
+    with serving(behaving(status=status)) as url, pytest.raises(InputError) as error:
         fetch(wanted(url, folder))
     assert f"the server answers {told}" in sentence(error)
     assert files(folder) == []
 
 
 def test_a_server_that_hangs_is_given_up(folder: Path) -> None:
-    with serving(Behaviour(hangs=True)) as url, pytest.raises(InputError) as error:
+    with serving(behaving(hangs=True)) as url, pytest.raises(InputError) as error:
         fetch(wanted(url, folder), timeouts_s=(0.2, 0.2))
     assert "does not answer in time" in sentence(error)
 
 
 def test_a_server_that_gives_no_more_bytes_is_given_up_and_the_part_kept(folder: Path) -> None:
-    behaviour = Behaviour(breaks_after=[2 * BLOCK, *[0] * 10])
+    behaviour = behaving(breaks_after=[2 * BLOCK, *[0] * 10])
     with serving(behaviour) as url, pytest.raises(InputError) as error:
         fetch(wanted(url, folder))
     assert "the connection broke" in sentence(error)
@@ -304,7 +220,7 @@ def test_a_server_that_gives_no_more_bytes_is_given_up_and_the_part_kept(folder:
 
 
 def test_no_server_at_all_is_told(folder: Path) -> None:
-    with serving(Behaviour()) as url:
+    with serving(behaving()) as url:
         pass
     with pytest.raises(InputError) as error:
         fetch(wanted(url, folder))
@@ -312,13 +228,13 @@ def test_no_server_at_all_is_told(folder: Path) -> None:
 
 
 def test_plain_http_where_tls_is_meant_is_told(folder: Path) -> None:
-    with serving(Behaviour()) as url, pytest.raises(InputError) as error:
+    with serving(behaving()) as url, pytest.raises(InputError) as error:
         fetch(wanted(url.replace("http://", "https://"), folder))
     assert "certificate" in sentence(error)
 
 
 def test_a_proxy_that_is_away_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with serving(Behaviour()) as url:
+    with serving(behaving()) as url:
         dead = re.sub("/weights.bin", "", url)
     for name in ("https_proxy", "HTTPS_PROXY"):
         monkeypatch.setenv(name, dead)
@@ -331,7 +247,7 @@ def test_a_proxy_that_is_away_is_told(folder: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_full_disk_is_told_before_the_first_byte(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))  # type: ignore[attr-defined]
-    with serving(Behaviour()) as url, pytest.raises(InputError) as error:
+    with serving(behaving()) as url, pytest.raises(InputError) as error:
         fetch(wanted(url, folder))
     assert "0.0 MB left and 1.0 MB are to come" in sentence(error)
     assert files(folder) == []
@@ -339,13 +255,13 @@ def test_a_full_disk_is_told_before_the_first_byte(folder: Path, monkeypatch: py
 
 def test_a_folder_that_cannot_be_made_is_told(folder: Path) -> None:
     folder.write_text("a file", encoding="utf-8")
-    with serving(Behaviour()) as url, pytest.raises(InputError) as error:
+    with serving(behaving()) as url, pytest.raises(InputError) as error:
         fetch(wanted(url, folder / "deeper"))
     assert str(folder) in sentence(error)
 
 
 def test_nothing_is_written_elsewhere(folder: Path) -> None:
-    with serving(Behaviour(breaks_after=[5000])) as url:
+    with serving(behaving(breaks_after=[5000])) as url:
         fetch(wanted(url, folder))
     assert files(folder.parent) == ["models", "outside"]
     assert (folder.parent / "outside").read_text(encoding="utf-8") == "mine"
