@@ -109,10 +109,10 @@ def test_more_than_the_declared_size_is_refused(mine: Path) -> None:
     name = "weights/model.bin"
     with serving(Behaviour(paths={f"/{name}": FILES[name] + b"more"})) as url:
         remote = {"url": url.rsplit("/", 1)[0] + f"/{name}", "sha256": SUMS[name], "size": len(FILES[name])}
-        with pytest.raises(InputError, match="more than the 0.5 MB that the catalogue declares"):
+        with pytest.raises(InputError, match=r"more than the 0\.5 MB that the catalogue declares"):
             download(entry(source={"files": {name: remote}}))
         del remote["size"]
-        with pytest.raises(InputError, match="more than the 0.1 MB"):
+        with pytest.raises(InputError, match=r"more than the 0\.1 MB"):
             download(entry(source={"files": {name: remote}}, size_mb=0.1))
     assert contents(mine) == {}
 

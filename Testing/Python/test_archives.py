@@ -24,8 +24,7 @@ CONTENTS = {"net/configs/metadata.json": b"{}", "net/models/model.pt": bytes(ran
 def snapshot(folder: Path) -> dict[str, bytes | None]:
     """All that is in a folder."""
     return {
-        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
-        for path in folder.rglob("*")
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")
     }
 
 

@@ -239,7 +239,14 @@ def test_open_clips_own_way_to_name_a_folder_does_not_go_round_the_checksums(res
 
 def own_catalogue(resources: Path, *given: dict[str, Any]) -> None:
     """Write the catalogue of a user."""
-    plain = {"kind": "segmenter", "format": "bundle", "title": "x", "modality": "CT", "structures": [], "licence": "MIT"}
+    plain = {
+        "kind": "segmenter",
+        "format": "bundle",
+        "title": "x",
+        "modality": "CT",
+        "structures": [],
+        "licence": "MIT",
+    }
     path = resources.parent / "mine" / "catalogue.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"models": [plain | entry for entry in given]}), encoding="utf-8")
@@ -339,5 +346,7 @@ def test_what_a_library_downloads_is_remembered_and_a_later_change_refused(
     (snapshot / "tokenizer.json").write_text("{}", encoding="utf-8")
     load_localizer("hub", CPU)
     (snapshot / "open_clip_model.safetensors").write_text("weightz", encoding="utf-8")
-    with pytest.raises(InputError, match=r"hub was changed, .*open_clip_model.safetensors .* `xaiclip models remove hub`"):
+    with pytest.raises(
+        InputError, match=r"hub was changed, .*open_clip_model.safetensors .* `xaiclip models remove hub`"
+    ):
         load_localizer("hub", CPU)

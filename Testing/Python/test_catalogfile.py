@@ -63,7 +63,10 @@ GOOD: list[dict[str, Any]] = [
 BAD: list[tuple[Any, str]] = [
     *[({k: v for k, v in ENTRY.items() if k != key}, f"has no {key}") for key in NO_FILES],
     (ENTRY | {"licence_url": "x"}, "not known, licence_url"),
-    *[(ENTRY | {"name": name}, "as name") for name in ("", "a/b", "..", ".a", "a.", "a b", "x" * 65, "é", 3, None, "a\n")],
+    *[
+        (ENTRY | {"name": name}, "as name")
+        for name in ("", "a/b", "..", ".a", "a.", "a b", "x" * 65, "é", 3, None, "a\n")
+    ],
     *[(ENTRY | {"kind": kind}, "as kind") for kind in ("detector", "Segmenter", "", None, ["segmenter"])],
     *[(ENTRY | {"format": word}, "as format") for word in ("pickle", "", None)],
     (ENTRY | {"format": "open_clip"}, "format open_clip"),
@@ -87,7 +90,22 @@ BAD: list[tuple[Any, str]] = [
             {"model.pt": None},
             *[
                 {path: SUM}
-                for path in ("../x", "/x", "a/../x", "a//b", "./x", "a\\b", "C:x", "", "a/", ".x", "x.", "x ", "é", "x\n")
+                for path in (
+                    "../x",
+                    "/x",
+                    "a/../x",
+                    "a//b",
+                    "./x",
+                    "a\\b",
+                    "C:x",
+                    "",
+                    "a/",
+                    ".x",
+                    "x.",
+                    "x ",
+                    "é",
+                    "x\n",
+                )
             ],
         )
     ],
@@ -172,12 +190,16 @@ def test_a_bad_entry_is_refused_in_a_sentence(given: Any, told: str) -> None:
 
 @pytest.mark.parametrize(("given", "told"), BAD, ids=range(len(BAD)))
 def test_the_schema_refuses_a_bad_entry(given: Any, told: str, valid: Callable[[Any], bool]) -> None:
-    ends_with_a_line = any(isinstance(text, str) and text.endswith("\n") for text in (given or {"": ""}).values()) if (
-        isinstance(given, dict)
-    ) else False
+    ends_with_a_line = (
+        any(isinstance(text, str) and text.endswith("\n") for text in (given or {"": ""}).values())
+        if (isinstance(given, dict))
+        else False
+    )
     in_files = isinstance(given, dict) and "x\n" in (given.get("files") or {})
     if ends_with_a_line or in_files:
-        pytest.skip("in Python's regular expressions, unlike those of JSON Schema, $ also stands before a last line end")
+        pytest.skip(
+            "in Python's regular expressions, unlike those of JSON Schema, $ also stands before a last line end"
+        )
     assert not valid(given)
 
 
@@ -188,7 +210,11 @@ def test_the_schema_has_the_same_patterns_and_words() -> None:
     assert SCHEMA["$defs"]["sha256"]["pattern"] == f"^{SHA256}$"
     assert SCHEMA["$defs"]["remote"]["properties"]["url"]["pattern"] == f"^{URL}$"
     assert entry["source"]["oneOf"][0]["pattern"] == f"^(?:{WORDS})$"
-    assert [entry[key]["enum"] for key in ("kind", "format", "modality")] == [list(KINDS), list(FORMATS), list(MODALITIES)]
+    assert [entry[key]["enum"] for key in ("kind", "format", "modality")] == [
+        list(KINDS),
+        list(FORMATS),
+        list(MODALITIES),
+    ]
 
 
 def test_the_catalogue_that_ships_agrees_with_the_schema_and_is_written_back_as_it_is(

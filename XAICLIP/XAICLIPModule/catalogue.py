@@ -27,7 +27,7 @@ class Model:
     licence
         SPDX identifier.
     source
-        ``shipped``, or where it is downloaded from.
+        ``shipped``, or where it comes from.
     installed
         Whether it can be used without a network.
     """
@@ -49,8 +49,11 @@ class Model:
             lines.append(_("Knows: {structures}.").format(structures=", ".join(self.structures)))
         if self.licence:
             lines.append(_("Licence: {licence}.").format(licence=self.licence))
-        if not self.installed:
+        if not self.installed and self.source.startswith("open_clip:"):
             lines.append(_("Not installed: downloaded from {source} on first use.").format(source=self.source))
+        elif not self.installed:
+            told = _("Not installed: `xaiclip models download {name}` gets it from {source}.")
+            lines.append(told.format(name=self.name, source=self.source))
         return "\n".join(lines)
 
 
