@@ -48,6 +48,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) (PyTorch and MONAI among others: some minutes, once) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[networks]' \
+	  || echo "No nnU-Net, SAM or deepbet here (nnunetv2, transformers, deepbet): their tests will be skipped."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 	  --only-binary slicer-core,vtk,PySide6-Essentials -e '.[host]' \
 	  || echo "No stand-in for 3D Slicer here (slicer-core, PySide6): the tests of its module will be skipped."

@@ -94,6 +94,17 @@ def read_series(folder: Path, series: int | None = None) -> sitk.Image:
         No or several series; slices that are missing, doubled, unevenly spaced, of several sizes
         or orientations, sheared (gantry tilt); multi-frame files; unreadable files.
     """
+    return _load(*_choose(folder, series), folder)
+
+
+def series_files(folder: Path, series: int | None = None) -> list[Path]:
+    """Files of the slices that `read_series` reads, in the order of the volume's slices; raises as it does."""
+    ordered, _ = _choose(folder, series)
+    return [item.path for item in ordered]
+
+
+def _choose(folder: Path, series: int | None) -> tuple[list[_Slice], _Geometry]:
+    """Read the headers in a folder and put the slices of one series in order."""
     every = _read_slices(folder)
     groups: dict[tuple[int, str], list[_Slice]] = {}
     for item in every:
@@ -113,8 +124,7 @@ def read_series(folder: Path, series: int | None = None) -> sitk.Image:
         raise InputError(
             f"There is no series {series} in the folder {folder}: it holds {len(candidates)}, numbered from 0."
         )
-    ordered, geometry = _arrange(candidates[series], folder)
-    return _load(ordered, geometry, folder)
+    return _arrange(candidates[series], folder)
 
 
 def _describe(group: list[_Slice]) -> str:

@@ -32,15 +32,19 @@ NEEDED = {
     "safetensors": ("safetensors", "0.4.3"),
     "tqdm": ("tqdm", "4.66"),
     "captum": ("captum", "0.8"),
-    "einops": ("einops", "0.7"),
     "pooch": ("pooch", "1.8"),
+    "einops": ("einops", "0.7"),
 }
 """Module and oldest version of each package that XAI-CLIP needs, as in pyproject.toml (a test compares them).
 
 open_clip is imported by `XAICLIPLib.localization.openclip` alone.
 """
 
-EXTRAS = {"transformers": "only for --localizer biomedclip and other models with a Hugging Face text tower"}
+EXTRAS = {
+    "transformers": "only for SAM and for localizers with a Hugging Face text tower, such as biomedclip",
+    "nnunetv2": "only for nnU-Net and TotalSegmentator",
+    "deepbet": "only for the network of this name",
+}
 """Modules that some models need, and for what."""
 
 

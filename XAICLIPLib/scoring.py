@@ -9,7 +9,7 @@ No assumption about the network is made: each patch is recomputed whole.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
@@ -124,6 +124,16 @@ class _Patch:
         return logits.flatten(1).index_select(1, self.inside)
 
 
+@dataclass(frozen=True)
+class _Unperturbed:
+    """A score before anything is perturbed."""
+
+    values: Tensor  # (n), of the target's voxels
+    inside: Tensor  # their sum over the reference
+    total: Tensor  # and over all
+    score: float
+
+
 @dataclass
 class _Pending:
     """A perturbation whose patches are under way."""
@@ -210,10 +220,9 @@ class Scorer:
         self._logits = torch.zeros((len(self._patches[0].logits), len(self._reference)), device=device)
         for patch in self._patches:
             self._logits[:, patch.rows] += patch.logits * patch.weight
-        self._kept = self._values(self._logits).to(self._exact)
-        self._inside, self._total = self._kept[self._reference].sum(), self._kept.sum()
         self._size = int(self._reference.sum())
-        self.full_score = float(score_of(self.kind, self._inside, self._total, self._size))
+        self._unperturbed: dict[Score, _Unperturbed] = {}
+        self.full_score = self.full_score_by(self.kind)
         if not math.isfinite(self.full_score):
             raise InputError(
                 "The network's output is not finite on this volume, so that it cannot be scored: check that its "
@@ -244,8 +253,7 @@ class Scorer:
 
     def touched(self, perturbation: Perturbation) -> list[int]:
         """Which of the target's patches a perturbation changes: what its evaluation costs."""
-        moved = shift(perturbation.box, self.tiling.offset)
-        return [n for n, patch in enumerate(self._patches) if intersect(patch.box, moved)]
+        return [n for n, patch in enumerate(self._patches) if self.tiling.sees(patch.box, perturbation.box)]
 
     def lost(self, perturbations: Iterable[Perturbation]) -> Iterator[list[tuple[int, float]]]:
         """Score lost by each perturbation, exactly as full inference on the perturbed volume would give it.
@@ -254,26 +262,38 @@ class Scorer:
         no patch of the target loses nothing and costs nothing. The perturbations are drawn as they are needed. Close
         the iterator to cancel.
         """
+        for batch in self.lost_by(perturbations, (self.kind,)):
+            yield [(index, values[0]) for index, values in batch]
+
+    def full_score_by(self, kind: Score) -> float:
+        """Score of the unperturbed volume, of any kind."""
+        return self._before(kind).score
+
+    def lost_by(
+        self, perturbations: Iterable[Perturbation], kinds: Sequence[Score]
+    ) -> Iterator[list[tuple[int, tuple[float, ...]]]]:
+        """As `lost`, by several scores from the same network calls: in the place of each number one for each kind."""
         if self._undecided:
             self._undecided = False
             self._try_reduced()
+        nothing = (0.0,) * len(kinds)
         queue: list[tuple[_Pending, int]] = []
-        ready: list[tuple[int, Tensor | float]] = []
+        ready: list[tuple[int, Tensor | tuple[float, ...]]] = []
         for index, perturbation in enumerate(perturbations):
             touched = tuple(self.touched(perturbation))
             box = intersect(perturbation.box, self._useful)
             if not touched or box is None:
-                ready.append((index, 0.0))
+                ready.append((index, nothing))
                 continue
             pending = _Pending(index, perturbation, touched, box)
             queue.extend((pending, patch) for patch in touched)
             while len(queue) >= (size := self.batch_in_use):
-                ready += self._advance(queue[:size])
+                ready += self._advance(queue[:size], kinds)
                 del queue[:size]
                 yield self._collect(ready)
         while queue:
             size = self.batch_in_use
-            ready += self._advance(queue[:size])
+            ready += self._advance(queue[:size], kinds)
             del queue[:size]
             yield self._collect(ready)
         if ready:
@@ -312,22 +332,19 @@ class Scorer:
 
     def _bounds(self) -> Box:
         """The box, in the volume's indices, that holds all that the target's patches see of the volume."""
-        ends = [(min(b.start for b in axis), max(b.stop for b in axis)) for axis in zip(*self._boxes(), strict=True)]
-        return tuple(slice(max(0, a), min(b, s)) for (a, b), s in zip(ends, self.tiling.shape, strict=True))
-
-    def _boxes(self) -> list[Box]:
-        return [shift(patch.box, [-o for o in self.tiling.offset]) for patch in self._patches]
+        boxes = [self.tiling.seen(patch.box) for patch in self._patches]
+        return tuple(slice(min(b.start for b in axis), max(b.stop for b in axis)) for axis in zip(*boxes, strict=True))
 
     # --- perturbed patches ------------------------------------------------------------------------
 
     @staticmethod
-    def _collect(ready: list[tuple[int, Tensor | float]]) -> list[tuple[int, float]]:
+    def _collect(ready: list[tuple[int, Tensor | tuple[float, ...]]]) -> list[tuple[int, tuple[float, ...]]]:
         """Fetch finished scores from the device, all at once, and empty the list."""
-        on_device = [value for _, value in ready if isinstance(value, Tensor)]
+        on_device = [values for _, values in ready if isinstance(values, Tensor)]
         fetched = iter(torch.stack(on_device).tolist() if on_device else [])
-        collected = [(n, next(fetched) if isinstance(value, Tensor) else value) for n, value in ready]
+        collected = [(n, tuple(next(fetched)) if isinstance(values, Tensor) else values) for n, values in ready]
         ready.clear()
-        if not all(math.isfinite(value) for _, value in collected):
+        if not all(math.isfinite(value) for _, values in collected for value in values):
             raise InputError(
                 "The network's output is not finite where a part of the volume is hidden: try another baseline, or "
                 "full precision."
@@ -335,16 +352,18 @@ class Scorer:
         return collected
 
     @torch.inference_mode()
-    def _advance(self, jobs: list[tuple[_Pending, int]]) -> list[tuple[int, Tensor | float]]:
+    def _advance(
+        self, jobs: list[tuple[_Pending, int]], kinds: Sequence[Score]
+    ) -> list[tuple[int, Tensor | tuple[float, ...]]]:
         """Run one batch of (perturbation, patch) jobs; returns the perturbations that it finishes."""
         output = self._batches.run([self._perturbed(self._patches[number].box, pending) for pending, number in jobs])
         self.forwards += len(jobs)
-        finished: list[tuple[int, Tensor | float]] = []
+        finished: list[tuple[int, Tensor | tuple[float, ...]]] = []
         for (pending, number), logits in zip(jobs, output, strict=True):
             patch = self._patches[number]
             pending.changes[number] = (patch.read(logits) - patch.logits) * patch.weight
             if len(pending.changes) == len(pending.patches):
-                finished.append((pending.index, self.full_score - self._changed_score(pending)))
+                finished.append((pending.index, self._losses(pending, kinds)))
                 pending.content = None
         return finished
 
@@ -353,10 +372,10 @@ class Scorer:
         if pending.content is None:
             pending.content = self._content(pending.perturbation, pending.box)
         patch = self._volume[(slice(None), *box)].clone()
-        common = intersect(box, shift(pending.box, self.tiling.offset))
-        if common is not None:  # the patch may meet the perturbation in the padding alone
-            source = shift(common, [-o - b.start for o, b in zip(self.tiling.offset, pending.box, strict=True)])
-            patch[(slice(None), *shift(common, [-s.start for s in box]))] = pending.content[(slice(None), *source)]
+        places = self.tiling.places(box, pending.box)
+        if places is not None:  # the patch may meet the perturbation where there is no volume
+            there, here = places
+            patch[(slice(None), *there)] = pending.content[(slice(None), *here)]
         return patch
 
     def _content(self, perturbation: Perturbation, box: Box) -> Tensor:
@@ -376,11 +395,19 @@ class Scorer:
 
     # --- scores -----------------------------------------------------------------------------------
 
-    def _values(self, logits: Tensor) -> Tensor:
-        return voxel_values(self.kind, logits, self.target.label, self.activation)
+    def _values(self, kind: Score, logits: Tensor) -> Tensor:
+        return voxel_values(kind, logits, self.target.label, self.activation).to(self._exact)
 
-    def _changed_score(self, pending: _Pending) -> Tensor:
-        """The score with the changes of a perturbation; only the rows that they hold are looked at."""
+    def _before(self, kind: Score) -> _Unperturbed:
+        if kind not in self._unperturbed:
+            values = self._values(kind, self._logits)
+            inside, total = values[self._reference].sum(), values.sum()
+            score = float(score_of(kind, inside, total, self._size))
+            self._unperturbed[kind] = _Unperturbed(values, inside, total, score)
+        return self._unperturbed[kind]
+
+    def _losses(self, pending: _Pending, kinds: Sequence[Score]) -> Tensor:
+        """What the changes of a perturbation cost, by each score; only the rows that they hold are looked at."""
         if len(pending.patches) == 1:
             (number,) = pending.patches
             rows = self._patches[number].rows
@@ -390,9 +417,13 @@ class Scorer:
             logits = self._logits.index_select(1, rows)
             for number, change in pending.changes.items():
                 logits.index_add_(1, places[number], change)
-        moved = self._values(logits).to(self._exact) - self._kept.index_select(0, rows)
-        inside = self._inside + (moved * self._reference.index_select(0, rows)).sum()
-        return score_of(self.kind, inside, self._total + moved.sum(), self._size)
+        reference, losses = self._reference.index_select(0, rows), []
+        for kind in kinds:
+            before = self._before(kind)
+            moved = self._values(kind, logits) - before.values.index_select(0, rows)
+            inside = before.inside + (moved * reference).sum()
+            losses.append(before.score - score_of(kind, inside, before.total + moved.sum(), self._size))
+        return torch.stack(losses)
 
     def _try_reduced(self) -> None:
         """Turn to half precision where it says of the most important perturbation what full precision says."""
@@ -455,7 +486,7 @@ class Scorer:
             found = vector_jacobian_product(self.forward, patches, cotangents)
             for box, own in zip(boxes, found, strict=True):
                 gradient[(slice(None), *box)] += own
-        return gradient[(slice(None), *self.tiling.inner)]
+        return self.tiling.gather(gradient)
 
     def cotangents(self, volume: Tensor | None = None) -> Iterator[tuple[Box, Tensor, Tensor]]:
         """Yield the target's patches, each with the derivative of the score by the patch's own logits.

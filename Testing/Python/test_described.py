@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ DYNUNET = {
 NETWORKS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "SegResNet": (
         SegResNet,
-        {"init_filters": 4, "in_channels": 1, "out_channels": 3, "blocks_down": [1, 1], "blocks_up": [1]},
+        {"init_filters": 8, "in_channels": 1, "out_channels": 3, "blocks_down": [1, 1], "blocks_up": [1]},
     ),
     "UNet": (UNet, {"spatial_dims": 3, "in_channels": 1, "out_channels": 3, "channels": [4, 8], "strides": [2]}),
     "DynUNet": (DynUNet, DYNUNET),
@@ -49,7 +49,7 @@ NETWORKS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
         {
             "in_channels": 1,
             "out_channels": 3,
-            "img_size": [32, 32, 32],
+            "img_size": [64, 64, 32],
             "feature_size": 4,
             "hidden_size": 24,
             "mlp_dim": 32,
@@ -72,7 +72,7 @@ def written(folder: Path, name: str, **changed: Any) -> Path:
         "modality": "CT",
         "spacing_mm": [6, 6, 6],
         "intensity": {"range": [-160, 240]},
-        "window": {"size": [32, 32, 32], "overlap": 0.5, "mode": "gaussian"},
+        "window": {"size": [64, 64, 32], "overlap": 0.5, "mode": "gaussian"},
     }
     (folder / "net.yaml").write_text(yaml.safe_dump({**content, **changed}))
     return folder / "net.yaml"
@@ -103,7 +103,7 @@ def test_a_monai_network_predicts_what_monai_predicts(tmp_path: Path, scan: sitk
         imaging.as_metatensor(scan)
     )
     with torch.inference_mode():
-        expected = sliding_window_inference(prepared.as_tensor()[None], (32, 32, 32), 2, theirs, 0.5, "gaussian")[0]
+        expected = sliding_window_inference(prepared.as_tensor()[None], (64, 64, 32), 2, theirs, 0.5, "gaussian")[0]
     torch.testing.assert_close(predict(segmenter, scan, CPU).logits, expected, atol=1e-4, rtol=1e-4)
     assert segmenter.provenance["kind"] == "MONAI network" and len(segmenter.provenance["sha256"]) == 64
 
@@ -137,7 +137,7 @@ def test_torchscript_predicts_what_it_was_traced_from(tmp_path: Path, scan: sitk
     network.load_state_dict(torch.load(tmp_path / "net.pt", weights_only=True))
     folder = tmp_path / "script"
     folder.mkdir()
-    torch.jit.trace(network, torch.zeros(1, 1, 32, 32, 32)).save(str(folder / "own.ts"))
+    torch.jit.trace(network, torch.zeros(1, 1, 64, 64, 32)).save(str(folder / "own.ts"))
     content = yaml.safe_load((tmp_path / "net.yaml").read_text())
     del content["network"], content["weights"]
     (folder / "own.yaml").write_text(yaml.safe_dump(content))
@@ -175,7 +175,7 @@ def test_safetensors_and_several_channels_load(tmp_path: Path, scan: sitk.Image)
 class Bright:
     """Calls liver what is brighter than a threshold: any object will do."""
 
-    description = {
+    description: ClassVar[dict[str, Any]] = {
         "labels": {0: "background", 1: "liver"},
         "modality": "CT",
         "spacing_mm": 6,
@@ -198,7 +198,7 @@ def test_any_object_with_predict_can_be_explained(scan: sitk.Image) -> None:
     }
     saliency = sitk.GetArrayFromImage(found.saliency)
     inside = sitk.GetArrayFromImage(found.prediction) != 0
-    assert inside.any() and saliency[inside].mean() > 4 * abs(saliency[~inside].mean())
+    assert inside.any() and saliency[inside].mean() > 1.5 * abs(saliency[~inside].mean())
 
 
 @pytest.mark.parametrize("given", [object(), lambda batch: batch, nn.Linear(1, 1)])
@@ -209,7 +209,10 @@ def test_an_object_that_is_no_network_is_told_what_it_lacks(given: Any) -> None:
 
 def test_an_output_that_is_not_what_the_description_says_is_told(scan: sitk.Image) -> None:
     class Wrong(Bright):
-        description = {**Bright.description, "labels": {0: "background", 1: "liver", 2: "spleen"}}
+        description: ClassVar[dict[str, Any]] = {
+            **Bright.description,
+            "labels": {0: "background", 1: "liver", 2: "spleen"},
+        }
 
     with pytest.raises(InputError, match="correct labels or window"):
         explain(scan, "liver", model=Wrong(), region="whole", device="cpu")
@@ -221,7 +224,7 @@ def test_an_output_that_is_not_what_the_description_says_is_told(scan: sitk.Imag
         ({"network": {"name": "os.system", "arguments": {}}}, "none of MONAI's"),
         (
             {"network": {"name": "SegResNet", "arguments": {"in_channels": "$__import__('os')"}}},
-            "none of MONAI's|plain",
+            "plain",
         ),
         ({"network": {"name": "SegResNet", "arguments": {"channels": 3}}}, "does not build"),
         ({"network": {"name": "SegResNet", "arguments": {"in_channels": 1, "out_channels": 9}}}, "do not belong"),

@@ -151,6 +151,16 @@ def test_an_oblique_series_lies_where_each_slice_says(folder: Path, upward: int)
             assert image[i, j, z] == STACK[k, j, i] - 1024
 
 
+def test_files_of_a_series_are_in_the_order_of_its_slices(folder: Path) -> None:
+    stack(folder)
+    write(folder / "scout", STACK[0], (0, 0, 0), rows=(*ROW, 0, 0, -1), series="1.2.3.5", number=0)
+    image = imaging.read_volume(folder)
+    files = dicom.series_files(folder)
+    assert len(files) == len(STACK)
+    for z, file in enumerate(files):
+        assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(file)))[0], sitk.GetArrayFromImage(image)[z])
+
+
 def test_slices_without_preamble_are_read(folder: Path) -> None:
     image = imaging.read_volume(stack(folder, preamble=False))
     assert np.array_equal(sitk.GetArrayFromImage(image), STACK.astype(int) - 1024)

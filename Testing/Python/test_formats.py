@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ class Offer:
 
 
 class Own:
-    description = {"labels": ["background", "liver"]}
+    description: ClassVar[dict[str, Any]] = {"labels": ["background", "liver"]}
 
     def predict(self, batch: torch.Tensor) -> torch.Tensor:
         return torch.cat([batch, batch], 1)

@@ -1,0 +1,1 @@
+"""Evidence: is a saliency map true? Datasets with labels, metrics and their controls."""

@@ -1,0 +1,339 @@
+"""Deletion and insertion: how fast a target is lost, or found again, when voxels go in the order of a saliency map.
+
+The only metrics here that ask the network and need no mask: a map cannot be made to look good on them by drawing the
+region into it. They ask about the baseline as well, though: what is hidden by air is not what is hidden by blur.
+
+References
+----------
+V. Petsiuk, A. Das, K. Saenko. "RISE: Randomized Input Sampling for Explanation of Black-box Models", BMVC 2018.
+W. Samek et al. "Evaluating the Visualization of What a Deep Neural Network Has Learned", IEEE TNNLS 2017.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from XAICLIPLib.errors import InputError
+from XAICLIPLib.evaluation.controls import Spacing, random_map
+from XAICLIPLib.methods import Score
+from XAICLIPLib.perturbation.perturbation import Perturbation
+from XAICLIPLib.scoring import Scorer
+from XAICLIPLib.segmentation.sliding_window import Box
+
+Direction = Literal["deletion", "insertion"]
+DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
+Steps = Literal["equal", "geometric"]
+
+SCORES: tuple[Score, ...] = ("soft dice", "mean probability")
+
+STEPS = 16
+
+SMALLEST_SHARE = 1 / 1000
+"""Of the volume that can be removed: the first of geometric steps."""
+
+RANDOM_ORDERS = 3
+"""How many random orders the control is the mean of."""
+
+SPAN = 0.02
+"""Where random and ideal order lie closer together than this, the score does not tell orders apart."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A score against the volume removed (deletion) or restored (insertion).
+
+    Attributes
+    ----------
+    direction
+        Deletion: low is good. Insertion: high is good.
+    volumes_mm3
+        What was removed or restored at each point, ascending. Equal steps begin with 0.
+    scores
+        At each point, in [0, 1] for Dice and probability.
+    ideal
+        The curve's area if the order were perfect: all is lost, or found, with the first step.
+    steps
+        How the volumes were chosen.
+    """
+
+    direction: Direction
+    volumes_mm3: tuple[float, ...]
+    scores: tuple[float, ...]
+    ideal: float
+    steps: Steps = "geometric"
+
+    @property
+    def area(self) -> float:
+        """Mean height of the curve, over the axis on which its steps are equal: volume, or logarithm of volume.
+
+        An organ is a hundredth of a body. Over the volume itself almost all of the area lies where the organ has long
+        been removed by any order; over its logarithm each doubling counts the same.
+        """
+        return _area(self.volumes_mm3, self.scores, self.steps)
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What removing and restoring voxels in one order does, by score."""
+
+    deletion: Mapping[Score, Curve]
+    insertion: Mapping[Score, Curve]
+
+    def of(self, direction: Direction) -> Mapping[Score, Curve]:
+        """The curves of a direction, by score."""
+        return self.deletion if direction == "deletion" else self.insertion
+
+    def gap(self, score: Score = "soft dice") -> float:
+        """Area of insertion less area of deletion, from -1 to 1; high is good, 0 is an order that tells nothing."""
+        return self.insertion[score].area - self.deletion[score].area
+
+
+@dataclass(frozen=True)
+class Faithfulness:
+    """The curves of a map beside those of random orders and of maps that know nothing of the network.
+
+    Attributes
+    ----------
+    saliency
+        Of the map.
+    random
+        Of random orders of cubes, one `Curves` for each.
+    controls
+        Of other maps, by name.
+    """
+
+    saliency: Curves
+    random: tuple[Curves, ...]
+    controls: Mapping[str, Curves]
+
+    def normalized_area(
+        self, direction: Direction, score: Score = "soft dice", control: str | None = None
+    ) -> float | None:
+        """How far the map (or a control) gets from the random order, 0, to the ideal one, 1; high is good.
+
+        Negative where it does worse than chance. The ideal order loses, or finds, everything at the first step; no
+        real order does, because evidence has a volume: compare values, do not wait for a 1. None where random and
+        ideal order can't be told apart (`SPAN`).
+        """
+        curve = (self.saliency if control is None else self.controls[control]).of(direction)[score]
+        chance = float(np.mean([c.of(direction)[score].area for c in self.random]))
+        span = curve.ideal - chance
+        # Deletion's ideal lies below chance and insertion's above; the other way round there is nothing to be found.
+        if (span if direction == "insertion" else -span) < SPAN:
+            return None
+        return (curve.area - chance) / span
+
+    def lead(self, direction: Direction, score: Score = "soft dice") -> float | None:
+        """The map's normalized area less that of the best control; at or below 0 the map is as good as none."""
+        own = self.normalized_area(direction, score)
+        others = [self.normalized_area(direction, score, name) for name in self.controls]
+        known = [value for value in others if value is not None]
+        return None if own is None or len(known) < len(others) else own - max([0.0, *known])
+
+
+def faithfulness(
+    scorer: Scorer,
+    saliency: Tensor,
+    spacing_mm: Spacing,
+    *,
+    controls: Mapping[str, Tensor] | None = None,
+    where: Tensor | None = None,
+    count: int = STEPS,
+    steps: Steps = "geometric",
+    random_orders: int = RANDOM_ORDERS,
+    seed: int = 0,
+) -> Faithfulness:
+    """Deletion and insertion curves of a map, of random orders, and of other maps.
+
+    It takes ``2 * count * (1 + random_orders + len(controls))`` perturbations.
+
+    Parameters
+    ----------
+    scorer, saliency, spacing_mm, where, count, steps, seed
+        As in `removal_curves`.
+    controls
+        Maps that know nothing of the network, by name: see `XAICLIPLib.evaluation.controls`.
+    random_orders
+        How many random orders of cubes chance is estimated from, at least 1.
+    """
+    if random_orders < 1:
+        raise InputError(f"random_orders is {random_orders}: chance needs at least 1 random order.")
+
+    def curves(order: Tensor) -> Curves:
+        return removal_curves(scorer, order, spacing_mm, where=where, count=count, steps=steps, seed=seed)
+
+    shape = tuple(saliency.shape)
+    random = tuple(curves(random_map(shape, spacing_mm, 1000 + seed * random_orders + n)) for n in range(random_orders))
+    return Faithfulness(curves(saliency), random, {name: curves(other) for name, other in (controls or {}).items()})
+
+
+def removal_curves(
+    scorer: Scorer,
+    saliency: Tensor,
+    spacing_mm: Spacing,
+    *,
+    where: Tensor | None = None,
+    count: int = STEPS,
+    steps: Steps = "geometric",
+    seed: int = 0,
+    scores: Sequence[Score] = SCORES,
+) -> Curves:
+    """Deletion and insertion curves in the order of a map, the highest values first.
+
+    Voxels are replaced by the scorer's baseline. All scores are read from the same network calls. Beside the map, one
+    int32 volume is kept.
+
+    Parameters
+    ----------
+    scorer
+        Of the target that the map explains.
+    saliency
+        (X, Y, Z), on the scorer's grid. Where values are equal, chance decides: an order by index would favour a flat
+        map whose target happens to lie at one end of the array.
+    spacing_mm
+        Voxel size along X, Y and Z.
+    where
+        (X, Y, Z) bool: the voxels that are removed at all, such as those of the body; by default all. Maps can be
+        compared only with the same ones.
+    count
+        Points of each curve (besides 0 with equal steps), the last of which removes everything.
+    steps
+        ``geometric``: each step removes so and so many times what the one before did, beginning with 1/1000;
+        ``equal``: always the same volume.
+    seed
+        Of how ties are broken.
+    scores
+        By what the target is scored.
+
+    Raises
+    ------
+    InputError
+        The map is not on the scorer's grid, or not finite, or nothing can be removed, or there is no step.
+    """
+    ranks, order = removal_order(saliency, tuple(scorer.volume.shape[1:]), where, seed)
+    voxel_mm3 = math.prod(spacing_mm)
+    amounts = step_sizes(len(order), count, steps)
+    known = _extents(order, ranks.shape, amounts)
+    everything = len(order)
+    device = scorer.volume.device
+    on_device = ranks.to(device)  # the scorer's: each perturbation reads it there
+
+    def perturbations() -> Iterator[Perturbation]:
+        for amount, (removed, kept) in zip(amounts, known, strict=True):
+            yield Perturbation(removed, _Between(on_device, 0, amount))
+            if amount < everything:
+                assert kept is not None
+                yield Perturbation(kept, _Between(on_device, amount, everything))
+
+    lost = dict(pair for batch in scorer.lost_by(perturbations(), scores) for pair in batch)
+    full = np.array([scorer.full_score_by(kind) for kind in scores])
+    values = np.stack([full - np.array(lost[n]) for n in range(len(lost))])  # alternating; the last removes all
+    deletion, insertion, bare = values[::2], np.concatenate([values[1::2], full[None]]), values[-1]
+    volumes = [amount * voxel_mm3 for amount in amounts]
+    if steps == "equal":
+        volumes = [0.0, *volumes]
+        deletion, insertion = np.concatenate([full[None], deletion]), np.concatenate([bare[None], insertion])
+
+    def curve(direction: Direction, points: NDArray[np.float64], number: int) -> Curve:
+        own = points[:, number]
+        best = np.full(len(own), bare[number] if direction == "deletion" else full[number])
+        if steps == "equal":
+            best[0] = own[0]  # nothing is removed yet
+        found = tuple(map(float, own))
+        return Curve(direction, tuple(volumes), found, _area(volumes, best.tolist(), steps), steps)
+
+    return Curves(
+        {kind: curve("deletion", deletion, n) for n, kind in enumerate(scores)},
+        {kind: curve("insertion", insertion, n) for n, kind in enumerate(scores)},
+    )
+
+
+def removal_order(
+    saliency: Tensor, shape: tuple[int, ...], where: Tensor | None = None, seed: int = 0
+) -> tuple[Tensor, NDArray[np.int64]]:
+    """In which order a map removes voxels: by falling value, ties by chance.
+
+    Returns
+    -------
+    Tensor
+        (X, Y, Z) int32, on the CPU: the rank of each voxel from 0; -1 for those that are never removed.
+    NDArray
+        (n,): flat indices of the voxels by rank.
+    """
+    if tuple(saliency.shape) != shape:
+        raise InputError(
+            f"The saliency has {' × '.join(map(str, saliency.shape))} voxels and the network's grid "
+            f"{' × '.join(map(str, shape))}: give the map on the grid that it was computed on."
+        )
+    values = saliency.detach().cpu().numpy().ravel()
+    allowed = np.arange(values.size) if where is None else np.flatnonzero(where.cpu().numpy())
+    if not len(allowed):
+        raise InputError("No voxel may be removed, so there is no curve: give a mask that is not empty.")
+    shuffled = np.random.default_rng(seed).permutation(allowed)
+    if not np.isfinite(values[shuffled]).all():
+        raise InputError("The saliency holds values that are not finite: no order follows from them.")
+    order = shuffled[np.argsort(-values[shuffled], kind="stable")]
+    ranks = np.full(values.size, -1, np.int32)
+    ranks[order] = np.arange(len(order), dtype=np.int32)
+    return torch.from_numpy(ranks.reshape(shape)), order
+
+
+def step_sizes(total: int, count: int, steps: Steps) -> list[int]:
+    """Voxels removed at each point, ascending; fewer points where there are not enough voxels."""
+    if count < 2:
+        raise InputError(f"A curve of {count} points tells nothing: ask for at least 2.")
+    if steps == "equal":
+        shares = np.arange(1, count + 1) / count
+    else:
+        shares = np.geomspace(SMALLEST_SHARE, 1, count)
+    sizes: list[int] = np.unique(np.maximum(1, np.round(shares * total)).astype(np.int64)).tolist()
+    return sizes
+
+
+@dataclass(frozen=True, eq=False)
+class _Between:
+    """A pattern (see `XAICLIPLib.perturbation.perturbation.Pattern`): the voxels whose rank lies in a range."""
+
+    ranks: Tensor
+    first: int
+    end: int
+
+    def __call__(self, box: Box, device: torch.device) -> Tensor:
+        here = self.ranks[box]
+        return ((here >= self.first) & (here < self.end)).to(device, torch.float32)
+
+
+def _extents(order: NDArray[np.int64], shape: Sequence[int], amounts: Sequence[int]) -> list[tuple[Box, Box | None]]:
+    """For each amount the boxes around the voxels up to it and from it on."""
+    starts = [0, *amounts[:-1]]
+    axes = []
+    for axis, size in enumerate(shape):
+        along = (order // math.prod(shape[axis + 1 :]) % size).astype(np.int32)
+        low, high = np.minimum.reduceat(along, starts), np.maximum.reduceat(along, starts) + 1
+        before = zip(np.minimum.accumulate(low).tolist(), np.maximum.accumulate(high).tolist(), strict=True)
+        after = zip(
+            np.minimum.accumulate(low[::-1])[::-1].tolist(),
+            np.maximum.accumulate(high[::-1])[::-1].tolist(),
+            strict=True,
+        )
+        axes.append(([slice(a, b) for a, b in before], [slice(a, b) for a, b in after]))
+    removed = zip(*(first for first, _ in axes), strict=True)
+    kept = [*zip(*(second[1:] for _, second in axes), strict=True), None]
+    return list(zip(removed, kept, strict=True))
+
+
+def _area(volumes: Sequence[float], scores: Sequence[float], steps: Steps) -> float:
+    """Mean height by trapezoids."""
+    axis = np.asarray(volumes) if steps == "equal" else np.log(volumes)
+    if len(axis) < 2:
+        return float(scores[0])
+    height = np.asarray(scores)
+    return float(((height[1:] + height[:-1]) / 2 * np.diff(axis)).sum() / (axis[-1] - axis[0]))

@@ -1,0 +1,148 @@
+"""Infidelity: whether a map foretells what hiding a place costs, place after place.
+
+References
+----------
+C.-K. Yeh et al. "On the (In)fidelity and Sensitivity of Explanations", NeurIPS 2019.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats.qmc import Halton
+from torch import Tensor
+
+from XAICLIPLib.errors import InputError
+from XAICLIPLib.evaluation.controls import Spacing
+from XAICLIPLib.perturbation.perturbation import Perturbation
+from XAICLIPLib.scoring import Scorer
+from XAICLIPLib.segmentation.sliding_window import Box
+
+SAMPLES = 128
+"""Cubes that are hidden. Most miss the evidence, where it is small, and tell little."""
+
+DRAWS = 64
+"""Points drawn for each cube: enough where the mask fills a few hundredths of the box around it."""
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """Cubes, and what the target's score loses without each; the same serve every map of this target.
+
+    Attributes
+    ----------
+    shape
+        X, Y, Z of the volume.
+    boxes
+        Bounds of each cube.
+    lost
+        Score lost by each.
+    """
+
+    shape: tuple[int, ...]
+    boxes: tuple[Box, ...]
+    lost: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Infidelity:
+    """How badly sums of a map foretell the score lost.
+
+    Attributes
+    ----------
+    mean_squared_error
+        Of the best multiple of the map, in the score's unit squared: that of captum with ``normalize=True`` where the
+        multiple is positive. Low is good.
+    relative
+        The same over the mean squared loss, from 0 (the map foretells every loss) to 1 (no better than a map of
+        zeros, or the wrong way round). None where hiding costs nothing.
+    """
+
+    mean_squared_error: float
+    relative: float | None
+
+
+def hide_cubes(
+    scorer: Scorer,
+    spacing_mm: Spacing,
+    *,
+    edge_mm: float,
+    samples: int = SAMPLES,
+    where: Tensor | None = None,
+    seed: int = 0,
+) -> Hidden:
+    """Hide cubes, one after another, at random places that are spread evenly: independent ones miss small evidence.
+
+    Parameters
+    ----------
+    scorer
+        Of the target.
+    spacing_mm
+        Voxel size along X, Y and Z.
+    edge_mm
+        Of a cube.
+    samples
+        How many cubes, at least 2.
+    where
+        (X, Y, Z) bool: where their centres lie, by default everywhere. At the volume's border cubes are cut.
+    seed
+        Of the places.
+
+    Raises
+    ------
+    InputError
+        There are too few cubes, or there is no place for them.
+    """
+    shape = tuple(scorer.volume.shape[1:])
+    if samples < 2:
+        raise InputError(f"samples is {samples}: give at least 2.")
+    allowed = np.ones(shape, bool) if where is None else where.cpu().numpy().astype(bool)
+    if not allowed.any():
+        raise InputError("No cube may be hidden anywhere: give a mask that is not empty.")
+    edges = [max(1, round(edge_mm / s)) for s in spacing_mm]
+    boxes = tuple(
+        tuple(slice(max(0, c - e // 2), min(n, c - e // 2 + e)) for c, e, n in zip(centre, edges, shape, strict=True))
+        for centre in _spread(allowed, samples, seed)
+    )
+    lost = dict(pair for batch in scorer.lost(Perturbation(box) for box in boxes) for pair in batch)
+    return Hidden(shape, boxes, tuple(lost[n] for n in range(samples)))
+
+
+def infidelity(saliency: Tensor, hidden: Hidden) -> Infidelity:
+    """Compare what each hidden cube costs with the sum of a map over it.
+
+    Parameters
+    ----------
+    saliency
+        (X, Y, Z), on the scorer's grid.
+    hidden
+        By `hide_cubes`.
+
+    Raises
+    ------
+    InputError
+        The map is not on that grid.
+    """
+    if tuple(saliency.shape) != hidden.shape:
+        raise InputError("The saliency does not lie on the network's grid: give the map as it was computed.")
+    foretold = [float(saliency[box].double().sum()) for box in hidden.boxes]
+    product = math.fsum(a * b for a, b in zip(foretold, hidden.lost, strict=True))
+    squared, losses = math.fsum(a * a for a in foretold), math.fsum(b * b for b in hidden.lost)
+    # A negative multiple would make of the opposite of the truth a perfect map.
+    explained = product**2 / squared if product > 0 else 0.0
+    left = max(0.0, losses - explained)
+    return Infidelity(left / len(foretold), left / losses if losses else None)
+
+
+def _spread(allowed: NDArray[np.bool_], count: int, seed: int) -> list[list[int]]:
+    """Voxels of a mask by a scrambled Halton sequence; by chance where the mask is too thin to be met by one."""
+    places = np.argwhere(allowed)
+    low, size = places.min(axis=0), np.ptp(places, axis=0) + 1
+    points = low + (Halton(allowed.ndim, seed=seed).random(DRAWS * count) * size).astype(int)
+    met = points[allowed[tuple(points.T)]][:count]
+    drawn = np.random.default_rng(seed).choice(places, count - len(met))
+    found: list[list[int]] = np.concatenate([met, drawn]).tolist()
+    return found
