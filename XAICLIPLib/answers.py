@@ -277,24 +277,12 @@ def _stamp(kind: str, name: str | None) -> tuple[Any, ...]:
 
 
 def _described(entry: Entry, default: bool) -> dict[str, Any]:
-    told = ("name", "title", "modality", "licence", "source")
     return {
-        **{key: getattr(entry, key) for key in told},
+        **{key: getattr(entry, key) for key in ("name", "title", "modality", "licence", "installed")},
+        "source": entry.origin,
         "structures": list(entry.structures),
-        "installed": _is_installed(entry),
         "default": default,
     }
-
-
-def _is_installed(entry: Entry) -> bool:
-    """Whether a model can be loaded without a network."""
-    if entry.folder is not None:
-        return all((entry.folder / name).is_file() for name in entry.files)
-    try:
-        from huggingface_hub import try_to_load_from_cache
-    except ImportError:
-        return False
-    return isinstance(try_to_load_from_cache(entry.source.removeprefix("hf-hub:"), "open_clip_config.json"), str)
 
 
 # --- what is asked ------------------------------------------------------------------------------------------------

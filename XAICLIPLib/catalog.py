@@ -1,21 +1,24 @@
-"""Models that can be had: those that ship, and those that a user names by folder or hub id.
+"""Models that can be had: those that ship, those of the user's catalogue, and whatever a user names by path or hub id.
 
-``Resources/models.json`` lists the shipped ones with the checksum of every file, so that what runs is what was
-reviewed. Anything else is the user's own and is treated with care (`XAICLIPLib.segmentation.bundle`).
+``Resources/models.json`` lists what ships, and what can be downloaded, with checksums where they are known, so that
+what runs is what was reviewed. Anything else is the user's own and is treated with care
+(`XAICLIPLib.segmentation.bundle`).
 PyTorch is imported only where a model is loaded, so that they are listed at once.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from XAICLIPLib.archives import is_archive, only_folder, unpack
+from XAICLIPLib.catalogfile import read_catalogue
 from XAICLIPLib.checksums import sha256
+from XAICLIPLib.entry import OPEN_CLIP_WEIGHTS, Entry, Kind
 from XAICLIPLib.errors import InputError
+from XAICLIPLib.modelfolder import file_checksums, hub_snapshot, models_folder, read_lock, user_catalogue, write_lock
 from XAICLIPLib.resources import resource_path
 
 if TYPE_CHECKING:
@@ -24,82 +27,42 @@ if TYPE_CHECKING:
     from XAICLIPLib.localization.localizer import ClipLocalizer
     from XAICLIPLib.segmentation.segmenter import Segmenter
 
-Kind = Literal["segmenter", "localizer"]
-
-COULD_RUN = (".json", ".yaml", ".yml", ".pt", ".pth", ".ts", ".bin", ".safetensors", ".py")
-"""Endings of configurations, weights and code: among a shipped model's files, only those with a checksum are let in."""
+__all__ = ["Entry", "entries", "find", "load_localizer", "load_segmenter", "shipped_entries"]
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A model of the catalogue.
-
-    Attributes
-    ----------
-    name
-        What the user calls it.
-    kind
-        ``segmenter`` or ``localizer``.
-    title
-        One line on what it is.
-    modality
-        ``CT``, ``MR`` or ``CT, MR``.
-    structures
-        What it segments or finds.
-    licence
-        SPDX identifier.
-    source
-        ``shipped``, or where open_clip downloads it from (``hf-hub:...``).
-    files
-        SHA-256 by path within the folder, for shipped ones.
-    """
-
-    name: str
-    kind: Kind
-    title: str
-    modality: str
-    structures: tuple[str, ...]
-    licence: str
-    source: str
-    files: dict[str, str]
-
-    @property
-    def folder(self) -> Path | None:
-        """Where a shipped model lies; None for the others."""
-        return resource_path("models", self.name) if self.source == "shipped" else None
-
-    def check(self) -> None:
-        """Compare every file with its checksum.
-
-        Raises
-        ------
-        InputError
-            A file is missing, was changed, or lies there that did not ship and could run in the place of one that did.
-        """
-        if self.folder is None:
-            return
-        for name, expected in self.files.items():
-            path = self.folder / name
-            if not path.is_file():
-                raise InputError(f"The model {self.name} is incomplete, {path} is missing: install XAI-CLIP again.")
-            if sha256(path) != expected:
-                raise InputError(
-                    f"The model {self.name} was changed, {path} is not the file that was shipped: install XAI-CLIP "
-                    "again, or give a copy of its folder, elsewhere, to use it as a model of your own."
-                )
-        for path in sorted(self.folder.rglob("*")):
-            if path.suffix in COULD_RUN and path.relative_to(self.folder).as_posix() not in self.files:
-                raise InputError(f"The model {self.name} was changed, {path} did not ship with it: remove that file.")
+def shipped_entries() -> tuple[Entry, ...]:
+    """What XAI-CLIP lists itself, in order; the first of each kind is the default."""
+    return _read(resource_path("models.json"))
 
 
-@cache
 def entries() -> tuple[Entry, ...]:
-    """The catalogue, shipped models first; the first of each kind is the default."""
-    listed = json.loads(resource_path("models.json").read_text(encoding="utf-8"))["models"]
-    return tuple(
-        Entry(**{**entry, "structures": tuple(entry["structures"]), "files": entry.get("files", {})})
-        for entry in listed
-    )
+    """The whole catalogue, the user's own entries last.
+
+    Raises
+    ------
+    InputError
+        The user's catalogue is damaged.
+    """
+    shipped = shipped_entries()
+    path = user_catalogue()
+    if not path.exists():
+        return shipped
+    taken = {entry.name.lower() for entry in shipped}  # by a release that is newer than the user's entry
+    return shipped + tuple(entry for entry in _read(path) if entry.name.lower() not in taken)
+
+
+def find(name: str) -> Entry:
+    """The entry of this name.
+
+    Raises
+    ------
+    InputError
+        There is none.
+    """
+    for entry in entries():
+        if entry.name.lower() == name.lower():
+            return entry
+    raise InputError(f"There is no model {name} in the catalogue: `xaiclip models` lists those that there are.")
 
 
 def load_segmenter(name: str | Path | None, device: torch.device, trust: bool = False) -> Segmenter:
@@ -108,27 +71,44 @@ def load_segmenter(name: str | Path | None, device: torch.device, trust: bool = 
     Parameters
     ----------
     name
-        None for the default.
+        None for the default. An archive is unpacked once, into the models folder under its SHA-256.
     trust
-        Run the code in the configuration of a bundle that does not ship (see `BundleSegmenter`).
+        Run the code that a network brings which the catalogue does not vouch for (see `BundleSegmenter`).
 
     Raises
     ------
     InputError
-        There is no such model, or it does not load.
+        There is no such model, it is not on this machine, was changed, or does not load.
     """
     from XAICLIPLib.segmentation import formats
 
     entry = _find("segmenter", name)
-    if entry is not None and entry.folder is not None:
-        entry.check()
-        found = formats.load(entry.folder, device, trust=True)
+    if entry is None:
+        path = Path(str(name))
+        found = _load_path(path, device, trust) or formats.load_registered(str(name), device)
+    elif package := entry.fetched_as("package"):
+        found = formats.load_registered(entry.name, device)
+        if found is None:
+            raise InputError(
+                f"The model {entry.name} needs the package {package}, whose network is not found here: `xaiclip models "
+                f"download {entry.name}` says what to install."
+            )
     else:
-        found = formats.load(Path(str(name)), device, trust) or formats.load_registered(str(name), device)
+        path = _here(entry)
+        entry.check()
+        found = _load_path(path, device, trust or (entry.trust and bool(entry.files)))
+        if found is None:
+            raise InputError(f"The model {entry.name} at {path} is none that is known: give {formats.what_to_give()}.")
     if found is None:
         known = ", ".join([e.name for e in entries() if e.kind == "segmenter"] + formats.registered())
         raise InputError(f"There is no model {name}: give {formats.what_to_give()}; or one of {known}.")
     return found
+
+
+def _load_path(path: Path, device: torch.device, trust: bool) -> Segmenter | None:
+    from XAICLIPLib.segmentation import formats
+
+    return formats.load(_unpacked(path) if is_archive(path) else path, device, trust)
 
 
 def load_localizer(name: str | Path | None, device: torch.device) -> ClipLocalizer:
@@ -137,20 +117,30 @@ def load_localizer(name: str | Path | None, device: torch.device) -> ClipLocaliz
     Raises
     ------
     InputError
-        There is no such model, or it does not load.
+        There is no such model, it was changed, or it does not load.
     """
     from XAICLIPLib.localization.localizer import ClipLocalizer
-    from XAICLIPLib.localization.openclip import load_model
+    from XAICLIPLib.localization.openclip import hub_repository, load_model
 
     entry = _find("localizer", name)
     if entry is None:
         return ClipLocalizer(load_model(str(name), device))
     entry.check()
-    return ClipLocalizer(load_model(entry.folder or entry.source, device))
+    if entry.folder is not None:
+        return ClipLocalizer(load_model(entry.folder, device))
+    named = entry.fetched_as("open_clip")
+    if named is None and entry.fetched_as("hf-hub") is None:
+        _here(entry)
+    _check_cached(entry)
+    model = load_model(named or str(entry.source), device)
+    if named and read_lock(entry.name) is None and (repository := hub_repository(named)):
+        _remember(entry, repository)
+    _check_cached(entry)  # once more: the library may just have downloaded something else
+    return ClipLocalizer(model)
 
 
 def _find(kind: Kind, name: str | Path | None) -> Entry | None:
-    """The entry of this name, the default where there is none; None for a model that is the user's own."""
+    """The entry of this name, the default where there is none; None for a model that is not in the catalogue."""
     listed = [entry for entry in entries() if entry.kind == kind]
     if name is None:
         return listed[0]
@@ -159,3 +149,73 @@ def _find(kind: Kind, name: str | Path | None) -> Entry | None:
         if entry.name == str(name) or (entry.folder is not None and folder == os.path.realpath(entry.folder)):
             return entry
     return None
+
+
+def _here(entry: Entry) -> Path:
+    """Where a model's files lie."""
+    if entry.folder is not None and entry.folder.exists():
+        return entry.folder
+    if (cached := entry.cached) is not None:
+        _check_cached(entry)
+        return cached
+    if isinstance(entry.source, Path):
+        raise InputError(
+            f"The model {entry.name} is not at {entry.source} any more: bring it back, or run `xaiclip models remove "
+            f"{entry.name}`."
+        )
+    size = "" if entry.size_mb is None else f"{entry.size_mb:,.0f} MB, "
+    raise InputError(
+        f"The model {entry.name} is not on this machine: run `xaiclip models download {entry.name}` ({size}licence "
+        f"{entry.licence}, from {entry.origin})."
+    )
+
+
+def _unpacked(archive: Path) -> Path:
+    """The folder of a model that was given as an archive."""
+    folder = models_folder() / "unpacked" / sha256(archive)
+    return only_folder(folder if folder.is_dir() else unpack(archive, folder))
+
+
+def _check_cached(entry: Entry) -> None:
+    """Compare the files in a library's cache with those of the first time; the first time, remember them."""
+    snapshot = entry.cached
+    if snapshot is None:
+        return
+    lock = read_lock(entry.name)
+    if lock is None:
+        _remember(entry, entry.fetched_as("hf-hub") or "")
+        return
+    found = file_checksums(snapshot)
+    for name, expected in lock.files.items():
+        if found.get(name, expected) != expected:
+            raise InputError(
+                f"The model {entry.name} was changed, {snapshot / name} is not the file that was first downloaded: if "
+                f"that is meant, run `xaiclip models remove {entry.name}`, which accepts the new one."
+            )
+    if set(found) - set(lock.files):  # downloaded later than the others, when they were first needed
+        write_lock(entry.name, entry.origin, snapshot, lock.repository)
+
+
+def _remember(entry: Entry, repository: str) -> None:
+    snapshot = entry.cached or hub_snapshot(repository, *OPEN_CLIP_WEIGHTS)
+    if snapshot is not None:
+        try:
+            write_lock(entry.name, entry.origin, snapshot, repository)
+        except OSError as error:
+            raise InputError(
+                f"The checksums of the model {entry.name} cannot be written to {models_folder()} "
+                f"({error.strerror or error}): name another folder in the variable XAICLIP_MODELS."
+            ) from error
+
+
+def _read(path: Path) -> tuple[Entry, ...]:
+    try:
+        state = path.stat()
+    except OSError:
+        return read_catalogue(path)  # says why
+    return _read_once(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=8)
+def _read_once(path: Path, _modified: int, _size: int) -> tuple[Entry, ...]:
+    return read_catalogue(path)

@@ -8,9 +8,7 @@ import itertools
 import json
 import os
 import re
-import shutil
 import sys
-import textwrap
 import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,6 +19,7 @@ import XAICLIPLib
 from XAICLIPLib import methods
 from XAICLIPLib.errors import Cancelled, InputError
 from XAICLIPLib.files import try_folder
+from XAICLIPLib.modelscommand import add_commands
 from XAICLIPLib.terminal import Bars, Interrupt, drop_output, say
 
 if TYPE_CHECKING:
@@ -109,9 +108,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_options(explain)
     explain.set_defaults(command=_explain)
 
-    models = commands.add_parser("models", help="list the models that are available")
-    models.add_argument("--json", action="store_true", help="print JSON")
-    models.set_defaults(command=_models)
+    add_commands(
+        commands.add_parser(
+            "models",
+            help="list, download, add and remove models",
+            description="Without a command, list the models that ship, can be downloaded, or were added.",
+        )
+    )
 
     doctor = commands.add_parser(
         "doctor",
@@ -429,36 +432,6 @@ def summary(explanation: Explanation) -> str:
     if computed:
         work += f", {computed} network patches instead of {full} ({full / computed:.1f} times fewer)"
     return "\n".join([*lines, f"Work:      {work}"])
-
-
-def _models(options: argparse.Namespace) -> int:
-    from XAICLIPLib.catalog import entries
-
-    defaults = {entry.kind: entry.name for entry in reversed(entries())}
-    if options.json:
-        keys = ("name", "kind", "title", "modality", "structures", "licence", "source")
-        listed = [{k: getattr(e, k) for k in keys} | {"default": defaults[e.kind] == e.name} for e in entries()]
-        print(json.dumps(listed, indent=2))
-        return 0
-    width = min(max(shutil.get_terminal_size().columns, 60), 100)
-    for kind, heading, own in (
-        ("segmenter", "Segmentation networks (--model)", "the folder of a MONAI bundle"),
-        ("localizer", "Localizers, which find the prompt in the scan (--localizer)", "any open_clip model"),
-    ):
-        print(heading)
-        for entry in entries():
-            if entry.kind != kind:
-                continue
-            shipped = entry.source == "shipped"
-            source = "ships with XAI-CLIP" if shipped else f"downloaded from {entry.source} on first use"
-            print(f"\n  {entry.name}{' (default)' if defaults[kind] == entry.name else ''}")
-            for text in (entry.title, f"{entry.modality}; licence {entry.licence}; {source}"):
-                print(textwrap.indent(textwrap.fill(text, width - 4, break_on_hyphens=False), " " * 4))
-            if entry.structures:
-                knows = f"{'Draws' if kind == 'segmenter' else 'Trained on'}: {', '.join(entry.structures)}"
-                print(textwrap.fill(knows, width, initial_indent=" " * 4, subsequent_indent=" " * 6))
-        print(f"\n  or a model of your own: {own}\n")
-    return 0
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -140,20 +140,27 @@ def device() -> Check:
 
 
 def models() -> list[Check]:
-    """Whether the shipped models are what was shipped, and where the others come from."""
+    """Whether the models that are here are what they should be, and where the others come from."""
     from XAICLIPLib import catalog
 
-    checks = []
-    for entry in catalog.entries():
+    try:
+        entries = catalog.entries()
+    except InputError as error:  # the user's own catalogue
+        entries = catalog.shipped_entries()
+        checks = [Check("catalogue", str(error), False)]
+    else:
+        checks = []
+    for entry in entries:
         what = "segmentation network" if entry.kind == "segmenter" else "localizer"
-        if entry.folder is None:
-            checks.append(Check(entry.name, f"{what}, downloaded from {entry.source} on first use"))
-            continue
         try:
+            if entry.source != "shipped" and not entry.installed:
+                checks.append(Check(entry.name, f"{what}, not on this machine (from {entry.origin})"))
+                continue
             entry.check()
-            checks.append(Check(entry.name, f"{what}, complete and unchanged"))
+            unchanged = "complete and unchanged" if entry.checksums else f"from {entry.origin}"
+            checks.append(Check(entry.name, f"{what}, {unchanged}"))
         except InputError as error:  # says the way out
-            checks.append(Check(entry.name, str(error), False))
+            checks.append(Check(entry.name, str(error), False, optional=entry.source != "shipped"))
     return checks
 
 

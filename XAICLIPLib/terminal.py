@@ -41,8 +41,9 @@ class Interrupt:
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self) -> None:
+    def __init__(self, told: str = "Ending with what is known so far; Ctrl-C again ends at once.") -> None:
         self.asked = False
+        self._told = told
 
     def __call__(self) -> bool:
         """Whether it was pressed."""
@@ -59,7 +60,7 @@ class Interrupt:
             raise KeyboardInterrupt
         self.asked = True
         with contextlib.suppress(OSError, ValueError, AttributeError):  # not print: this may have interrupted one
-            os.write(sys.stderr.fileno(), b"\nEnding with what is known so far; Ctrl-C again ends at once.\n")
+            os.write(sys.stderr.fileno(), f"\n{self._told}\n".encode())
 
     def __exit__(self, *_: object) -> None:
         for number, before in self._before.items():

@@ -31,6 +31,12 @@ def _torch_settings() -> None:
     torch.set_flush_denormal(True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_models_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What the person who runs the tests has downloaded or added is neither seen nor touched."""
+    os.environ["XAICLIP_MODELS"] = str(tmp_path_factory.mktemp("models"))
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of the checkout."""

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +14,17 @@ import pytest
 import torch
 
 from XAICLIPLib import anatomy, catalog
-from XAICLIPLib.catalog import Entry, entries, load_localizer, load_segmenter
+from XAICLIPLib import entry as entry_module
+from XAICLIPLib.catalog import Entry, entries, find, load_localizer, load_segmenter, shipped_entries
+from XAICLIPLib.checksums import sha256
+from XAICLIPLib.entry import Remote
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.localization import localizer, openclip
 from XAICLIPLib.resources import resource_path
-from XAICLIPLib.segmentation import bundle
+from XAICLIPLib.segmentation import formats
 
 CPU = torch.device("cpu")
-SHIPPED = [entry for entry in entries() if entry.source == "shipped"]
-FIELDS = {"name", "kind", "title", "modality", "structures", "licence", "source"}
+SHIPPED = [entry for entry in shipped_entries() if entry.source == "shipped"]
 
 
 class Loaded:
@@ -37,13 +37,17 @@ class Loaded:
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Load no weights: only which model is chosen matters."""
-    monkeypatch.setattr(bundle, "BundleSegmenter", Loaded)
+
+    def load(path: Path, device: torch.device, trust: bool = False) -> Loaded | None:
+        return Loaded(path, device, trust) if (path / "configs" / "metadata.json").is_file() else None
+
+    monkeypatch.setattr(formats, "load", load)
     monkeypatch.setattr(openclip, "load_model", Loaded)
     monkeypatch.setattr(localizer, "ClipLocalizer", lambda model: model)
 
 
 @pytest.fixture
-def resources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def resources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Resources of their own: one small model of each kind."""
     listed = []
     for name, kind, content in (
@@ -57,32 +61,46 @@ def resources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
         files = {path: hashlib.sha256(text.encode()).hexdigest() for path, text in content.items()}
         listed.append(
             {"name": name, "kind": kind, "title": name, "modality": "CT", "structures": ["liver"]}
-            | {"licence": "Apache-2.0", "source": "shipped", "files": files}
+            | {"licence": "Apache-2.0", "source": "shipped", "files": files, "trust": kind == "segmenter"}
+            | {"format": "bundle" if kind == "segmenter" else "open_clip"}
         )
     (tmp_path / "models.json").write_text(json.dumps({"models": listed}), encoding="utf-8")
     monkeypatch.setattr(catalog, "resource_path", tmp_path.joinpath)
-    entries.cache_clear()
-    yield tmp_path / "models"
-    entries.cache_clear()
+    monkeypatch.setattr(entry_module, "resource_path", tmp_path.joinpath)
+    monkeypatch.setenv("XAICLIP_MODELS", str(tmp_path / "mine"))
+    return tmp_path / "models"
 
 
 # What ships
 
 
-def test_every_entry_is_well_formed() -> None:
-    listed = json.loads(resource_path("models.json").read_text(encoding="utf-8"))["models"]
-    assert len({entry["name"] for entry in listed}) == len(listed)
+def test_every_entry_says_what_it_is_and_where_it_comes_from() -> None:
+    listed = shipped_entries()
+    assert [entry.name for entry in SHIPPED] == ["abdomen-ct", "anatomy-clip"]
+    assert next(e.name for e in listed if e.kind == "localizer" and e.source != "shipped") == "biomedclip"
     for entry in listed:
-        assert set(entry) in (FIELDS, FIELDS | {"files"}), entry["name"]
-        assert entry["kind"] in ("segmenter", "localizer")
-        assert entry["modality"] in ("CT", "MR", "CT, MR")
-        assert entry["title"] and entry["licence"]
-        assert all(anatomy.resolve(name) for name in entry["structures"])
-        if entry["source"] == "shipped":
-            assert entry["files"] and entry["structures"]
-            assert all(re.fullmatch("[0-9a-f]{64}", checksum) for checksum in entry["files"].values())
-        else:
-            assert entry["source"].startswith("hf-hub:") and "files" not in entry
+        assert entry.source == "shipped" or entry.citation, entry.name
+        assert entry.trust == (entry.name == "abdomen-ct"), "nobody has reviewed the code of another"
+        if entry.source == "shipped":
+            assert entry.structures and all(anatomy.resolve(name) for name in entry.structures)
+        if isinstance(entry.source, dict):
+            for remote in entry.source.values():
+                assert remote.url.startswith("https://") and remote.size
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"), [("brainchop-tissue", "model20chan3cls"), ("brainchop-subcortical", "model30chan18cls")]
+)
+def test_the_checksums_of_brainchop_are_those_of_its_files(name: str, folder: str, shared_data: Path) -> None:
+    place = shared_data / "brain_mr" / folder
+    if not place.is_dir():
+        pytest.skip(f"{place} is not here")
+    entry = find(name)
+    assert isinstance(entry.source, dict)
+    labels = json.loads((place / "colormap.json").read_text(encoding="utf-8"))["labels"][1:]
+    assert entry.structures == tuple(label.replace("-", " ").lower() for label in labels)
+    for path, remote in entry.source.items():
+        assert remote == Remote(remote.url, sha256(place / path), (place / path).stat().st_size)
 
 
 def test_the_default_of_each_kind_ships() -> None:
@@ -156,7 +174,7 @@ def test_other_localizers_go_to_open_clip_as_they_are() -> None:
 
 @pytest.mark.parametrize("name", ["nosuch", "", "clip", "/nosuch/folder"])
 def test_an_unknown_segmenter_is_refused_with_the_known_ones(resources: Path, name: str) -> None:
-    with pytest.raises(InputError, match=rf"There is no model {name}: give the folder of a MONAI bundle .* net\."):
+    with pytest.raises(InputError, match=rf"There is no model {name}: give .*folder of a MONAI bundle .* net\."):
         load_segmenter(name, CPU)
 
 
@@ -214,3 +232,121 @@ def test_open_clips_own_way_to_name_a_folder_does_not_go_round_the_checksums(res
     (resources / "clip" / "open_clip_config.json").write_text("changed", encoding="utf-8")
     with pytest.raises(InputError, match="was changed"):
         load_localizer(f"local-dir:{resources / 'clip'}", CPU)
+
+
+# What is not shipped
+
+
+def own_catalogue(resources: Path, *given: dict[str, Any]) -> None:
+    """Write the catalogue of a user."""
+    plain = {
+        "kind": "segmenter",
+        "format": "bundle",
+        "title": "x",
+        "modality": "CT",
+        "structures": [],
+        "licence": "MIT",
+    }
+    path = resources.parent / "mine" / "catalogue.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"models": [plain | entry for entry in given]}), encoding="utf-8")
+
+
+@pytest.mark.usefixtures("loaded")
+def test_a_users_entry_is_found_and_its_code_only_runs_if_it_says_so_with_checksums(resources: Path) -> None:
+    files = {"configs/metadata.json": "{}", "models/model.pt": "weights"}
+    sums = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}
+    folder = shutil.copytree(resources / "net", resources.parent / "elsewhere")
+    source = {"source": {"path": str(folder)}}
+    own_catalogue(
+        resources,
+        {"name": "plain"} | source,
+        {"name": "checked", "files": sums} | source,
+        {"name": "trusted", "files": sums, "trust": True} | source,
+    )
+    assert [entry.name for entry in entries()] == ["net", "clip", "plain", "checked", "trusted"]
+    for name, trust in (("plain", False), ("checked", False), ("trusted", True)):
+        found: Any = load_segmenter(name, CPU)
+        assert (found.source, found.trust) == (folder, trust), name
+        found = load_segmenter(name, CPU, trust=True)
+        assert found.trust
+    (folder / "models" / "model.pt").write_text("other", encoding="utf-8")
+    load_segmenter("plain", CPU)
+    for name in ("checked", "trusted"):
+        with pytest.raises(InputError, match=f"{name} was changed"):
+            load_segmenter(name, CPU)
+
+
+@pytest.mark.usefixtures("loaded")
+def test_a_users_entry_does_not_stand_in_for_a_shipped_one(resources: Path) -> None:
+    own_catalogue(resources, {"name": "NET", "source": {"path": "/elsewhere"}})
+    assert [entry.name for entry in entries()] == ["net", "clip"]
+
+
+def test_a_change_of_the_users_catalogue_is_seen_at_once(resources: Path) -> None:
+    for name in ("one", "other"):
+        own_catalogue(resources, {"name": name, "source": {"path": "/elsewhere"}})
+        assert entries()[-1].name == name
+
+
+def test_what_is_not_downloaded_says_how_to_get_it(resources: Path) -> None:
+    own_catalogue(
+        resources,
+        {"name": "zoo", "source": "monai:some_bundle@0.1.0", "size_mb": 12.4},
+        {"name": "gone", "source": {"path": "/gone"}},
+        {"name": "packed", "format": "deepbet", "source": "package:no-such-package"},
+    )
+    with pytest.raises(InputError, match=r"`xaiclip models download zoo` \(12 MB, licence MIT, from monai:some_bundle"):
+        load_segmenter("zoo", CPU)
+    with pytest.raises(InputError, match=r"gone is not at /gone any more"):
+        load_segmenter("gone", CPU)
+    with pytest.raises(InputError, match="needs the package no-such-package"):
+        load_segmenter("packed", CPU)
+
+
+@pytest.mark.usefixtures("loaded")
+def test_an_archive_is_unpacked_once_under_its_checksum(resources: Path, tmp_path: Path) -> None:
+    shutil.make_archive(str(tmp_path / "packed"), "zip", resources, "net")
+    archive = tmp_path / "packed.zip"
+    place = resources.parent / "mine" / "unpacked" / sha256(archive) / "net"
+    for _ in range(2):
+        found: Any = load_segmenter(archive, CPU)
+        assert (found.source, found.trust) == (place, False)
+        written = (place / "models" / "model.pt").stat().st_mtime_ns
+    load_segmenter(str(archive), CPU)
+    assert (place / "models" / "model.pt").stat().st_mtime_ns == written
+
+
+@pytest.mark.usefixtures("loaded")
+def test_what_a_library_downloads_is_remembered_and_a_later_change_refused(
+    resources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    own_catalogue(
+        resources,
+        {"name": "hub", "kind": "localizer", "format": "open_clip", "source": "hf-hub:someone/clip"},
+    )
+    assert not entries()[-1].installed
+    load_localizer("hub", CPU)
+    repository = tmp_path / "hub" / "models--someone--clip"
+    snapshot = repository / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40, encoding="utf-8")
+    (snapshot / "open_clip_config.json").write_text("{}", encoding="utf-8")
+    assert not entries()[-1].installed, "without weights"
+    (snapshot / "open_clip_model.safetensors").write_text("weights", encoding="utf-8")
+    assert entries()[-1].installed
+    found: Any = load_localizer("hub", CPU)
+    assert found.source == "hf-hub:someone/clip"
+    lock = json.loads((resources.parent / "mine" / "locks" / "hub.json").read_text(encoding="utf-8"))
+    assert lock["files"]["open_clip_model.safetensors"] == hashlib.sha256(b"weights").hexdigest()
+    (snapshot / "tokenizer.json").write_text("{}", encoding="utf-8")
+    load_localizer("hub", CPU)
+    (snapshot / "open_clip_model.safetensors").write_text("weightz", encoding="utf-8")
+    with pytest.raises(
+        InputError, match=r"hub was changed, .*open_clip_model.safetensors .* `xaiclip models remove hub`"
+    ):
+        load_localizer("hub", CPU)

@@ -646,25 +646,6 @@ def test_the_summary_of_no_effect_claims_none() -> None:
     assert "-0" not in text and "None" not in text and "times fewer" not in text
 
 
-def test_models_lists_every_model_its_licence_and_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
-    from XAICLIPLib.catalog import entries
-
-    assert cli.main(["models"]) == 0
-    text = capsys.readouterr().out
-    assert cli.main(["models", "--json"]) == 0
-    listed = json.loads(capsys.readouterr().out)
-    assert [model["name"] for model in listed] == [entry.name for entry in entries()]
-    assert sorted(model["kind"] for model in listed if model["default"]) == ["localizer", "segmenter"]
-    words = " ".join(text.split())
-    for model in listed:
-        assert f"{model['name']}{' (default)' if model['default'] else ''}" in words
-        assert model["source"] == "shipped" or model["source"] in text, "an id that cannot be copied"
-        assert model["title"] in words and model["licence"] in words
-        assert ", ".join(model["structures"]) in words
-    assert "biomedclip" in text and "(default) BiomedCLIP" not in words
-    assert max(map(len, text.splitlines())) <= 100
-
-
 # --- demo ----------------------------------------------------------------------------------------
 
 

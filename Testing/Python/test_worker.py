@@ -213,7 +213,10 @@ def test_hello_says_what_can_be_asked_and_the_devices_follow(worker: Client) -> 
     assert greeting["scores"] == list(methods.SCORES)
     assert greeting["baselines"] == list(methods.BASELINES)
     assert greeting["structures"] == list(anatomy.vocabulary())
-    assert [(m["name"], m["installed"], m["default"]) for m in greeting["segmenters"]] == [("abdomen-ct", True, True)]
+    told = [(m["name"], m["installed"], m["default"]) for m in greeting["segmenters"]]
+    assert told[0] == ("abdomen-ct", True, True)
+    assert ("wholebody-ct", False, False) in told
+    assert all(isinstance(m["source"], str) for m in greeting["segmenters"] + greeting["localizers"])
     assert "liver" in greeting["segmenters"][0]["structures"]
     assert [m["name"] for m in greeting["localizers"] if m["default"]] == ["anatomy-clip"]
     assert devices["devices"][0] == "cpu"

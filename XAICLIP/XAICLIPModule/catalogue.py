@@ -27,7 +27,7 @@ class Model:
     licence
         SPDX identifier.
     source
-        ``shipped``, or where it is downloaded from.
+        ``shipped``, or where it comes from.
     installed
         Whether it can be used without a network.
     """
@@ -49,8 +49,11 @@ class Model:
             lines.append(_("Knows: {structures}.").format(structures=", ".join(self.structures)))
         if self.licence:
             lines.append(_("Licence: {licence}.").format(licence=self.licence))
-        if not self.installed:
+        if not self.installed and self.source.startswith("open_clip:"):
             lines.append(_("Not installed: downloaded from {source} on first use.").format(source=self.source))
+        elif not self.installed:
+            told = _("Not installed: `xaiclip models download {name}` gets it from {source}.")
+            lines.append(told.format(name=self.name, source=self.source))
         return "\n".join(lines)
 
 
@@ -58,7 +61,9 @@ def shipped(kind: Kind) -> list[Model]:
     """The models of the library's own list, the default first; no worker is needed."""
     listed = json.loads(resource_path("models.json").read_text(encoding="utf-8"))["models"]
     return [
-        fromReply({**entry, "installed": entry["source"] == "shipped"}) for entry in listed if entry["kind"] == kind
+        fromReply({**entry, "source": _origin(entry["source"]), "installed": entry["source"] == "shipped"})
+        for entry in listed
+        if entry["kind"] == kind
     ]
 
 
@@ -67,3 +72,11 @@ def fromReply(entry: Mapping[str, Any]) -> Model:
     known = {field.name for field in fields(Model)}
     given = {key: value for key, value in entry.items() if key in known}
     return Model(**{**given, "structures": tuple(entry.get("structures") or ())})
+
+
+def _origin(source: str | Mapping[str, Any]) -> str:
+    """Where a model comes from in words, until the worker says it better: files are listed by their addresses."""
+    if isinstance(source, str):
+        return source
+    remotes = [source["archive"]] if "archive" in source else list(source.get("files", {}).values())
+    return str(remotes[0]["url"]) if remotes else ""

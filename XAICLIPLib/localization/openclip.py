@@ -131,6 +131,14 @@ def load_model(source: str | Path, device: torch.device) -> ImageTextModel:
     )
 
 
+def hub_repository(name: str) -> str:
+    """The Hugging Face repository of a ``NAME:TAG`` of open_clip's own list; empty where it has none."""
+    model, _, tag = name.partition(":")
+    configuration = import_open_clip().get_pretrained_cfg(model, tag) or {}
+    # With a file after it where the repository has several: OWNER/NAME/FILE.
+    return "/".join(str(configuration.get("hf_hub") or "").split("/")[:2])
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Drop what open_clip logs: random weights, before they are loaded, and errors that it raises as well."""

@@ -1,48 +1,22 @@
 """Put trained models where they ship from, and write their checksums into the catalogue.
 
-``python -m XAICLIPLib.training.publish`` writes ``Resources/models.json`` anew from the files on disk; run it after a
+``python -m XAICLIPLib.training.publish`` brings ``Resources/models.json`` up to the files on disk; run it after a
 training script has written its model there.
 """
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from XAICLIPLib.catalogfile import read_catalogue, write_catalogue
 from XAICLIPLib.checksums import sha256
 from XAICLIPLib.resources import resource_path
 from XAICLIPLib.training import data, localizer
 
-ENTRIES: tuple[dict[str, Any], ...] = (
-    {
-        "name": "abdomen-ct",
-        "kind": "segmenter",
-        "title": "13 abdominal organs at 3 mm; a small network for demonstration and tests, not for diagnosis",
-        "modality": "CT",
-        "structures": list(data.ORGANS[1:]),
-        "licence": "Apache-2.0",
-        "source": "shipped",
-    },
-    {
-        "name": "anatomy-clip",
-        "kind": "localizer",
-        "title": "small CLIP for organs of the abdomen; a demonstration and test model, not for diagnosis",
-        "modality": "CT, MR",
-        "structures": list(localizer.CLASSES),
-        "licence": "Apache-2.0",
-        "source": "shipped",
-    },
-    {
-        "name": "biomedclip",
-        "kind": "localizer",
-        "title": "BiomedCLIP, trained on 15 million figures of the medical literature; needs timm and transformers",
-        "modality": "CT, MR",
-        "structures": [],
-        "licence": "MIT",
-        "source": "hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224",
-    },
-)
+STRUCTURES = {"abdomen-ct": data.ORGANS[1:], "anatomy-clip": localizer.CLASSES}
+"""What each model that is trained here knows."""
+
 RUNS = (".json", ".pt", ".safetensors")
 """Endings of the files that decide what runs: model cards may be edited."""
 
@@ -54,14 +28,20 @@ def files(folder: Path) -> dict[str, str]:
 
 
 def main() -> None:
-    """Write the catalogue."""
-    listed = []
-    for entry in ENTRIES:
-        shipped = entry["source"] == "shipped"
-        listed.append(entry | ({"files": files(resource_path("models", entry["name"]))} if shipped else {}))
+    """Write the checksums of what ships into the catalogue; its other entries stay as they are."""
     path = resource_path("models.json")
-    path.write_text(json.dumps({"models": listed}, indent=2) + "\n", encoding="utf-8")
-    print(f"{path}: {', '.join(entry['name'] for entry in listed)}")
+    entries = [
+        replace(
+            entry,
+            files=files(resource_path("models", entry.name)),
+            structures=tuple(STRUCTURES.get(entry.name, entry.structures)),
+        )
+        if entry.source == "shipped"
+        else entry
+        for entry in read_catalogue(path)
+    ]
+    write_catalogue(path, entries)
+    print(f"{path}: {', '.join(entry.name for entry in entries if entry.source == 'shipped')}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,91 @@
+"""What an entry of the catalogue says of itself: where it comes from, whether it is here, whether it was changed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from XAICLIPLib.entry import Entry, Remote
+from XAICLIPLib.errors import InputError
+
+SUM = "0" * 64
+PLAIN = Entry("net", "segmenter", "auto", "x", "CT", (), "MIT", "monai:net@1.0")
+
+
+@pytest.fixture(autouse=True)
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the user's models."""
+    monkeypatch.setenv("XAICLIP_MODELS", str(tmp_path / "mine"))
+    return tmp_path / "mine"
+
+
+def test_where_it_comes_from_is_told_in_words(tmp_path: Path) -> None:
+    remote = Remote("https://example.org/a.bin", SUM)
+    other = Remote("https://example.org/b.bin", SUM)
+    for source, told in (
+        ("shipped", "shipped"),
+        ("hf-hub:a/b", "hf-hub:a/b"),
+        (tmp_path, str(tmp_path)),
+        (remote, "https://example.org/a.bin"),
+        ({"a": remote}, "https://example.org/a.bin"),
+        ({"a": remote, "b": other}, "https://example.org/a.bin and others"),
+    ):
+        assert replace(PLAIN, source=source).origin == told
+    assert PLAIN.fetched_as("monai") == "net@1.0" and PLAIN.fetched_as("hf-hub") is None
+
+
+def test_a_package_is_installed_where_pip_says_so() -> None:
+    assert replace(PLAIN, source="package:numpy").installed
+    assert not replace(PLAIN, source="package:no-such-package-here").installed
+
+
+def test_totalsegmentator_is_installed_where_its_weights_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = replace(PLAIN, source="package:TotalSegmentator", format="totalsegmentator")
+    for name in ("TOTALSEG_WEIGHTS_PATH", "TOTALSEG_HOME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert not entry.installed
+    (tmp_path / ".totalsegmentator" / "nnunet" / "results" / "Dataset297_x").mkdir(parents=True)
+    assert entry.installed
+    monkeypatch.setenv("TOTALSEG_HOME_DIR", str(tmp_path / "other"))
+    assert not entry.installed
+    monkeypatch.setenv("TOTALSEG_WEIGHTS_PATH", str(tmp_path / ".totalsegmentator" / "nnunet" / "results"))
+    assert entry.installed
+
+
+def test_a_path_is_installed_while_it_is_there(tmp_path: Path) -> None:
+    entry = replace(PLAIN, source=tmp_path / "net.pt")
+    assert not entry.installed
+    (tmp_path / "net.pt").write_bytes(b"abc")
+    assert entry.installed
+    entry.check()
+
+
+def test_a_model_is_here_when_all_its_files_are_and_whole_when_none_was_changed(mine: Path) -> None:
+    content = {"a.json": b"{}", "b/c.bin": b"weights"}
+    sums = {name: hashlib.sha256(text).hexdigest() for name, text in content.items()}
+    entry = replace(PLAIN, files=sums)
+    folder = mine / "models" / "net"
+    entry.check()
+    for name, text in content.items():
+        assert not entry.installed
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(text)
+    assert entry.installed and entry.folder == folder
+    entry.check()
+    (folder / "stray.py").write_text("x", encoding="utf-8")
+    with pytest.raises(InputError, match=r"stray\.py does not belong to it: remove that file\.$"):
+        entry.check()
+    os.remove(folder / "stray.py")
+    (folder / "a.json").write_bytes(b"[]")
+    with pytest.raises(
+        InputError, match=r"a\.json is not the file that was meant: run `xaiclip models remove net` and"
+    ):
+        entry.check()
+    os.remove(folder / "a.json")
+    with pytest.raises(InputError, match=r"is incomplete, .*a\.json is missing"):
+        entry.check()

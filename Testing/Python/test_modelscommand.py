@@ -1,0 +1,174 @@
+"""The command ``xaiclip models``, as a person at a terminal runs it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from misbehaving import Behaviour, serving
+
+from XAICLIPLib import cli
+from XAICLIPLib.catalog import entries
+from XAICLIPLib.resources import resource_path
+
+CONTENT = bytes(range(256)) * 4000
+
+
+@pytest.fixture(autouse=True)
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the user's models."""
+    monkeypatch.setenv("XAICLIP_MODELS", str(tmp_path / "mine"))
+    return tmp_path / "mine"
+
+
+def run(*arguments: str | Path) -> int:
+    return cli.main(["models", *map(str, arguments)])
+
+
+def catalogue(path: Path, url: str, content: bytes = CONTENT) -> Path:
+    """A catalogue of a user with one model of one file."""
+    remote = {"url": url, "sha256": hashlib.sha256(content).hexdigest()}
+    entry: dict[str, Any] = {"name": "net", "kind": "segmenter", "format": "auto", "title": "a network of ours"}
+    entry |= {"modality": "MR", "structures": ["brain"], "licence": "MIT", "citation": "Us, 2026", "size_mb": 1.024}
+    path.write_text(json.dumps({"models": [entry | {"source": {"files": {"net.bin": remote}}}]}), encoding="utf-8")
+    return path
+
+
+def test_list_is_the_default_and_lists_every_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run() == 0
+    text = capsys.readouterr().out
+    assert run("list") == 0
+    assert capsys.readouterr().out == text
+    words = " ".join(text.split())
+    for entry in entries():
+        assert f"\n  {entry.name}" in text and entry.title in words and entry.licence in words
+        assert entry.source == "shipped" or entry.origin in words
+        assert not isinstance(entry.source, str) or entry.source == "shipped" or entry.source in text, (
+            "not to be copied"
+        )
+        assert len(entry.structures) > 24 or ", ".join(entry.structures) in words
+    assert text.count("(default)") == 2 and "  abdomen-ct (default)\n" in text and "  anatomy-clip (default)\n" in text
+    assert "and 80 more, see `xaiclip models info wholebody-ct`" in words
+    assert max(map(len, text.splitlines())) <= 160, "but for addresses, which are not broken"
+
+
+def test_json_says_of_every_model_what_programs_want(capsys: pytest.CaptureFixture[str]) -> None:
+    told = []
+    for arguments in (["--json"], ["list", "--json"]):
+        assert run(*arguments) == 0
+        told.append(json.loads(capsys.readouterr().out))
+    assert told[0] == told[1]
+    keys = {"name", "kind", "format", "title", "modality", "structures", "licence", "citation", "size_mb", "trust"}
+    for model, entry in zip(told[0], entries(), strict=True):
+        assert set(model) == keys | {"source", "installed", "default"}
+        assert (model["name"], model["source"], model["installed"]) == (entry.name, entry.origin, entry.installed)
+    assert [model["name"] for model in told[0] if model["default"]] == ["abdomen-ct", "anatomy-clip"]
+
+
+def test_the_list_comes_fast_and_without_pytorch() -> None:
+    code = (
+        "import sys; from XAICLIPLib.cli import main; main(['models']); main(['models', '--json'])\n"
+        "sys.exit(any(m in sys.modules for m in ('torch', 'monai', 'numpy', 'pooch', 'requests')))"
+    )
+    start = time.monotonic()
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert time.monotonic() - start < 20, "on a busy machine; it takes half a second on an idle one"
+
+
+def test_info_tells_all_of_one_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("info", "wholebody-ct") == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "urinary bladder" in words and "rib right 12" in words and "more, see" not in words
+    assert "Cite: Wasserthal" in words and "monai:wholeBody_ct_segmentation@0.2.5" in words
+    assert run("info", "Abdomen-CT") == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert words.startswith("abdomen-ct (default)") and "runs without --trust" in words
+    assert run("info", "abdomen-ct", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["folder"] == str(resource_path("models", "abdomen-ct"))
+    assert set(told["files"]) == {"configs/inference.json", "configs/metadata.json", "models/model.pt"}
+
+
+@pytest.mark.parametrize("command", ["info", "download", "remove"])
+def test_an_unknown_name_is_told(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(command, "nosuch") == 1
+    assert "There is no model nosuch in the catalogue" in capsys.readouterr().err
+
+
+def test_a_model_is_added_downloaded_listed_and_removed(
+    mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(Behaviour(CONTENT, breaks_after=[500_000])) as url:
+        assert run("add", catalogue(tmp_path / "ours.json", url)) == 0
+        assert "--model net" in capsys.readouterr().out
+        assert run("list") == 0
+        words = " ".join(capsys.readouterr().out.split())
+        assert f"MR; licence MIT; 1.02 MB; to be downloaded from {url} with `xaiclip models download net`" in words
+        assert run("download", "net") == 0
+        assert f"Installed in {mine / 'models' / 'net'}. Licence: MIT." in capsys.readouterr().out
+    assert (mine / "models" / "net" / "net.bin").read_bytes() == CONTENT
+    assert run("download", "net") == 0
+    assert "on this machine already" in capsys.readouterr().out
+    assert run("list") == 0
+    assert f"on this machine, from {url}" in " ".join(capsys.readouterr().out.split())
+    assert run("remove", "net") == 0
+    assert str(mine / "models" / "net") in capsys.readouterr().out
+    assert run("info", "net") == 1
+
+
+def test_a_download_that_fails_says_how_else(mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(Behaviour(status=404)) as url:
+        run("add", catalogue(tmp_path / "ours.json", url))
+        capsys.readouterr()
+        assert run("download", "net") == 1
+    told = capsys.readouterr().err.strip()
+    place = mine / "models" / "net" / "net.bin"
+    assert told == (
+        f"xaiclip: {url} cannot be downloaded (the server answers 404 Not Found): get that file on another computer, "
+        f"then run `xaiclip models download net --from FILE` or put it at {place}."
+    )
+    given = tmp_path / "copied"
+    given.write_bytes(CONTENT)
+    assert run("download", "net", "--from", given) == 0
+    assert place.read_bytes() == CONTENT
+
+
+def test_a_wrong_file_is_not_installed(tmp_path: Path, mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("add", catalogue(tmp_path / "ours.json", "https://example.invalid/net.bin"))
+    (tmp_path / "copied").write_bytes(b"other")
+    assert run("download", "net", "--from", tmp_path / "copied") == 1
+    assert "SHA-256" in capsys.readouterr().err
+    assert not (mine / "models").exists()
+
+
+def test_ctrl_c_keeps_what_came(tmp_path: Path, mine: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    from XAICLIPLib import modelscommand
+
+    class Pressed(modelscommand.Interrupt):
+        def __call__(self) -> bool:
+            return True
+
+    monkeypatch.setattr(modelscommand, "Interrupt", Pressed)
+    with serving(Behaviour(CONTENT)) as url:
+        run("add", catalogue(tmp_path / "ours.json", url))
+        assert run("download", "net") == 130
+    assert "the next attempt goes on" in capsys.readouterr().err
+    assert (mine / "models" / "net" / "net.bin.part").exists()
+
+
+def test_a_folder_of_ones_own_is_added_and_forgotten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = resource_path("models", "anatomy-clip")
+    assert run("add", folder, "--name", "my-clip") == 0
+    assert "--localizer my-clip" in capsys.readouterr().out
+    assert run("list") == 0
+    assert f"yours, at {folder}" in " ".join(capsys.readouterr().out.split())
+    assert run("remove", "my-clip") == 0
+    assert "is forgotten" in capsys.readouterr().out
+    assert folder.is_dir()

@@ -1,0 +1,219 @@
+"""A model of the catalogue: what it is, where it comes from, where it lies, and whether it is what it should be.
+
+PyTorch is not imported, so that models are listed at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from XAICLIPLib.checksums import sha256
+from XAICLIPLib.errors import InputError
+from XAICLIPLib.modelfolder import downloaded, hub_snapshot, read_lock
+from XAICLIPLib.resources import resource_path
+from XAICLIPLib.versions import installed as package_version
+
+Kind = Literal["segmenter", "localizer"]
+Format = Literal[
+    "bundle",
+    "torchscript",
+    "network",
+    "nnunet",
+    "sam",
+    "meshnet",
+    "deepbet",
+    "totalsegmentator",
+    "open_clip",
+    "auto",
+]
+"""How a model is loaded: a MONAI bundle, a TorchScript file, a network described in YAML, a trained folder of nnU-Net,
+a SAM of `transformers`, a MeshNet of brainchop, the packages deepbet and TotalSegmentator, an open_clip model, or as
+what its files are recognised when it is loaded."""
+
+KINDS: tuple[str, ...] = get_args(Kind)
+FORMATS: tuple[str, ...] = get_args(Format)
+MODALITIES = ("CT", "MR", "CT, MR", "any")
+COULD_RUN = (".json", ".yaml", ".yml", ".pt", ".pth", ".ts", ".bin", ".safetensors", ".py")
+"""Endings of configurations, weights and code: among a model's files, only those with a checksum are let in."""
+
+
+OPEN_CLIP_WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
+"""The files, of which one is all that open_clip downloads for a model of its own list."""
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file on a server.
+
+    Attributes
+    ----------
+    url, sha256
+        Where it is, and the checksum of what it must be.
+    size
+        In bytes; None where it is not known.
+    """
+
+    url: str
+    sha256: str
+    size: int | None = None
+
+
+Source = str | Path | Remote | Mapping[str, Remote]
+"""``shipped``; ``hf-hub:OWNER/NAME``, ``monai:NAME@VERSION``, ``open_clip:MODEL:WEIGHTS`` or ``package:NAME``, which
+other libraries fetch; a path of the user; an archive; or single files by their path in the model's folder."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model of the catalogue.
+
+    Attributes
+    ----------
+    name
+        What the user calls it.
+    kind
+        ``segmenter`` or ``localizer``.
+    format
+        How it is loaded.
+    title
+        One line on what it is.
+    modality
+        ``CT``, ``MR``, ``CT, MR`` or ``any``.
+    structures
+        What it segments or finds.
+    licence
+        SPDX identifier, or a few words.
+    source
+        Where it comes from.
+    citation
+        What to cite.
+    size_mb
+        What has to be downloaded, in MB; None where it is not known.
+    files
+        SHA-256 by path within the folder; empty where the catalogue has none.
+    trust
+        Its code was reviewed and may run, so long as its files have these checksums.
+    """
+
+    name: str
+    kind: Kind
+    format: Format
+    title: str
+    modality: str
+    structures: tuple[str, ...]
+    licence: str
+    source: Source
+    citation: str = ""
+    size_mb: float | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+    trust: bool = False
+
+    @property
+    def origin(self) -> str:
+        """Where it comes from, in a few words: the source as it is written, a URL or a path."""
+        if isinstance(self.source, Remote):
+            return self.source.url
+        if isinstance(self.source, Mapping):
+            return next(iter(self.source.values())).url + (" and others" if len(self.source) > 1 else "")
+        return str(self.source)
+
+    def fetched_as(self, scheme: str) -> str | None:
+        """What stands after ``scheme:`` in the source; None where the source is another."""
+        text = self.source if isinstance(self.source, str) else ""
+        return text.removeprefix(f"{scheme}:") if text.startswith(f"{scheme}:") else None
+
+    @property
+    def folder(self) -> Path | None:
+        """Where its files lie, a folder or one file; None where they are not here, or in a library's own place."""
+        if self.source == "shipped":
+            return resource_path("models", self.name)
+        if isinstance(self.source, Path):
+            return self.source
+        place = downloaded(self.name)
+        return place if place.is_dir() else None
+
+    @property
+    def checksums(self) -> Mapping[str, str]:
+        """SHA-256 by path: the catalogue's, else those taken at the first download, else none."""
+        if self.files or self.source == "shipped" or isinstance(self.source, Path):
+            return self.files
+        lock = read_lock(self.name)
+        return lock.files if lock and not lock.repository else {}
+
+    @property
+    def installed(self) -> bool:
+        """Whether it can be loaded without a network."""
+        folder = self.folder
+        if folder is not None:
+            try:
+                return folder.exists() and all((folder / name).is_file() for name in self.checksums)
+            except InputError:  # its checksums are damaged: it has to come anew
+                return False
+        if self.format == "totalsegmentator":
+            return any(_totalsegmentator_weights().glob("Dataset*"))
+        if package := self.fetched_as("package"):
+            return bool(package_version(package))
+        return self.cached is not None
+
+    @property
+    def cached(self) -> Path | None:
+        """Where a library keeps its files, configuration and weights; None where it has not downloaded them yet."""
+        names: tuple[str, ...] = ()
+        if repository := self.fetched_as("hf-hub"):
+            names = ("open_clip_config.json",) if self.format == "open_clip" else ("config.json",)
+        elif self.fetched_as("open_clip") and (lock := read_lock(self.name)):
+            repository, names = lock.repository, OPEN_CLIP_WEIGHTS
+        snapshot = hub_snapshot(repository, *names) if repository else None
+        if snapshot and any(path.suffix in (".safetensors", ".bin", ".pth") for path in snapshot.iterdir()):
+            return snapshot
+        return None
+
+    def check(self) -> None:
+        """Compare every file with its checksum, where there are any.
+
+        Raises
+        ------
+        InputError
+            A file is missing, was changed, or lies there that does not belong and could run in the place of one that
+            does.
+        """
+        folder, checksums = self.folder, self.checksums
+        if folder is None or not checksums:
+            return
+        for name, expected in checksums.items():
+            path = folder / name
+            if not path.is_file():
+                raise InputError(f"The model {self.name} is incomplete, {path} is missing: {self._remedy()}.")
+            if sha256(path) != expected:
+                was = "was shipped" if self.source == "shipped" else "was meant"
+                raise InputError(
+                    f"The model {self.name} was changed, {path} is not the file that {was}: {self._remedy()}, or give "
+                    "a copy of its folder, elsewhere, to use it as a model of your own."
+                )
+        for path in sorted(folder.rglob("*")):
+            if path.suffix in COULD_RUN and path.relative_to(folder).as_posix() not in checksums:
+                how = "did not ship with it" if self.source == "shipped" else "does not belong to it"
+                raise InputError(f"The model {self.name} was changed, {path} {how}: remove that file.")
+
+    def _remedy(self) -> str:
+        if self.source == "shipped":
+            return "install XAI-CLIP again"
+        if isinstance(self.source, Path):
+            return f"bring it back, or run `xaiclip models remove {self.name}`"
+        return f"run `xaiclip models remove {self.name}` and `xaiclip models download {self.name}`"
+
+
+def _totalsegmentator_weights() -> Path:
+    """Where TotalSegmentator keeps its weights."""
+    for variable, below in (("TOTALSEG_WEIGHTS_PATH", ""), ("TOTALSEG_HOME_DIR", "nnunet/results")):
+        if named := os.environ.get(variable):
+            return Path(named, below)
+    return Path.home() / ".totalsegmentator" / "nnunet" / "results"
