@@ -27,12 +27,12 @@ from XAICLIPLib.localization.region import MARGIN_MM, Region, guided_region, reg
 from XAICLIPLib.localization.slices import Modality
 from XAICLIPLib.measurements import cautions, measure
 from XAICLIPLib.methods import BASELINES, PRECISIONS, SCORES, Baseline, Precision, Score
-from XAICLIPLib.perturbation.baselines import baseline_for
+from XAICLIPLib.perturbation.baselines import baseline_for, with_held
 from XAICLIPLib.perturbation.perturbation import Estimate
 from XAICLIPLib.scoring import Scorer
 from XAICLIPLib.segmentation.described import Predictor, from_object
 from XAICLIPLib.segmentation.prediction import label_values, predict
-from XAICLIPLib.segmentation.segmenter import Prepared, Segmenter
+from XAICLIPLib.segmentation.segmenter import Prepared, Promptable, Segmenter
 from XAICLIPLib.suitability import mismatches
 from XAICLIPLib.target import RIM_MM, Place, box_of, class_of, is_mask, make_target, read_mask
 
@@ -202,7 +202,9 @@ def explain(
     model
         A segmenter, an object with ``predict(batch)`` and a ``description``
         (`XAICLIPLib.segmentation.described.from_object`), a name in the catalogue (default: the first), or the path of
-        a network in any of the formats of `XAICLIPLib.segmentation.formats`.
+        a network in any of the formats of `XAICLIPLib.segmentation.formats`. One that must be pointed at (SAM) draws
+        what the prompt names, and is shown where: the target's mask or box, or else the region's, or else what the
+        localizer finds, without a margin.
     localizer
         A localizer, its name in the catalogue (default: the first), a folder, ``hf-hub:ID`` or ``NAME:TAG``.
     method
@@ -270,12 +272,26 @@ def explain(
         modality = modality or imaging.guess_modality(volume)
         drawn, area = read_mask("target", target, volume), read_mask("region", region, volume)
         in_a_box = box_of(target) is not None
+        guided = isinstance(region, str) and region == "guided"
     with run.timed("load"):
         segmenter = _segmenter(model, where, trust)
         network_sees, told = stack(images, segmenter.inputs, segmenter.name)
         run.warnings += told
-        name, labels = class_of(prompt, target, segmenter)
-        guide = finding.load(where) if isinstance(region, str) and region == "guided" else None
+        promptable = isinstance(segmenter, Promptable)
+        if not promptable:
+            class_of(prompt, target, segmenter)  # refused before a localizer is loaded, or downloaded
+        guide = finding.load(where) if guided or (promptable and drawn is None and area is None) else None
+    probability, pointed_by = None, "target" if drawn is not None else "region" if area is not None else "localizer"
+    if isinstance(segmenter, Promptable):
+        with run.timed("localize"):
+            shown = area if drawn is None else drawn
+            if shown is None:
+                assert guide is not None
+                probability = finding.locate(guide, volume, prompt, modality, run)
+                shown = finding.region(guide, volume, probability, prompt, None, margin_mm=0).mask
+            segmenter = segmenter.prompted(prompt, shown)
+    name, labels = class_of(prompt, target, segmenter)
+
     with run.timed("segment"):
         prediction = predict(segmenter, network_sees, where, batch_size, lambda d, t: run.advance("segment", d, t))
         run.warnings += mismatches(volume, modality, segmenter, prediction.prepared)
@@ -283,21 +299,26 @@ def explain(
         explained = make_target(name, labels, drawn, prediction, box=in_a_box)
         decision = prediction.decision().cpu()
         prepared, tiling, network_input = prediction.prepared, prediction.tiling, prediction.volume
+        channels = len(prepared.tensor)
         del prediction  # the logits of a hundred classes are larger than all the rest
         structure = drawn
         if structure is None or in_a_box:
             structure = imaging.resample_labels(prepared.as_image(explained.reference), volume)
 
     with run.timed("localize"):
-        if guide is not None:
-            roi = finding.region(guide, volume, prompt, modality, structure, run)
+        if guide is not None and guided:
+            if probability is None:
+                probability = finding.locate(guide, volume, prompt, modality, run)
+            roi = finding.region(guide, volume, probability, prompt, structure)
             roi = roi if drawn is None else with_target(roi, volume, drawn, margin_mm)
         else:
             roi = whole_region(volume) if area is None else region_from_mask(volume, area, structure)
         run.warnings += roi.warnings
         probed = prepared.mask_from(roi.mask)
         body = prepared.mask_from(imaging.body_mask(volume))
-        replacement, changeable = baseline_for(baseline, network_input, probed, prepared.spacing_mm, body)
+        perturbed_input, held = network_input[:channels], None if prepared.held is None else network_input[channels:]
+        replacement, changeable = baseline_for(baseline, perturbed_input, probed, prepared.spacing_mm, body)
+        replacement = with_held(replacement, held)
         if not bool((probed & changeable).any()):
             raise InputError(
                 "Nothing of the region lies in the part of the volume that the network sees: choose another region."
@@ -321,7 +342,7 @@ def explain(
         )
         ground = Ground(
             scorer,
-            network_input,
+            perturbed_input,
             probed,
             changeable,
             decision,
@@ -373,7 +394,8 @@ def explain(
                 **asdict(wanted),
                 "region": roi.source,
                 "threshold": finding.threshold_of(guide),
-                "margin_mm": margin_mm if guide is not None else None,
+                "margin_mm": margin_mm if guided else None,
+                **({"pointed_by": pointed_by} if promptable else {}),
                 "score": score,
                 "baseline": baseline,
                 "rim_mm": RIM_MM,
@@ -420,7 +442,8 @@ def localize(
     (volume,) = read_images([image])
     guide = finding.load(choose_device(device))
     with run.timed("localize"):
-        return finding.region(guide, volume, prompt, modality or imaging.guess_modality(volume), None, run)
+        probability = finding.locate(guide, volume, prompt, modality or imaging.guess_modality(volume), run)
+        return finding.region(guide, volume, probability, prompt, None)
 
 
 @dataclass(frozen=True)
@@ -449,20 +472,26 @@ class _Finding:
     def threshold_of(self, guide: Localizer | None) -> float | None:
         return None if guide is None else guide.threshold if self.threshold is None else self.threshold
 
+    def locate(
+        self, guide: Localizer, volume: sitk.Image, prompt: str, modality: Modality | None, run: _Run
+    ) -> sitk.Image:
+        """The probability of the prompt, on a grid of the localizer's own."""
+        what = anatomy.resolve(prompt) or prompt
+        return guide.locate(volume, what, modality, lambda d, t: run.advance("localize", d, t))
+
     def region(
         self,
         guide: Localizer,
         volume: sitk.Image,
+        probability: sitk.Image,
         prompt: str,
-        modality: Modality | None,
         prediction: sitk.Image | None,
-        run: _Run,
+        margin_mm: float | None = None,
     ) -> Region:
-        what = anatomy.resolve(prompt) or prompt
-        probability = guide.locate(volume, what, modality, lambda d, t: run.advance("localize", d, t))
         threshold = self.threshold_of(guide)
         assert threshold is not None
-        return guided_region(volume, probability, prediction, prompt, threshold=threshold, margin_mm=self.margin_mm)
+        margin_mm = self.margin_mm if margin_mm is None else margin_mm
+        return guided_region(volume, probability, prediction, prompt, threshold=threshold, margin_mm=margin_mm)
 
 
 @dataclass
@@ -479,7 +508,7 @@ class _Run:
     def timed(self, stage: str) -> Iterator[None]:
         self._begun = time.perf_counter()
         yield
-        self.timings[stage] = round(time.perf_counter() - self._begun, 3)
+        self.timings[stage] = round(self.timings.get(stage, 0.0) + time.perf_counter() - self._begun, 3)
 
     def advance(self, stage: Stage, done: int, total: int, may_end: bool = False) -> None:
         """Tell how far the stage is; raises `Cancelled` where the user asked for it and there is nothing to return."""

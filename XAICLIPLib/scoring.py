@@ -253,8 +253,7 @@ class Scorer:
 
     def touched(self, perturbation: Perturbation) -> list[int]:
         """Which of the target's patches a perturbation changes: what its evaluation costs."""
-        moved = shift(perturbation.box, self.tiling.offset)
-        return [n for n, patch in enumerate(self._patches) if intersect(patch.box, moved)]
+        return [n for n, patch in enumerate(self._patches) if self.tiling.sees(patch.box, perturbation.box)]
 
     def lost(self, perturbations: Iterable[Perturbation]) -> Iterator[list[tuple[int, float]]]:
         """Score lost by each perturbation, exactly as full inference on the perturbed volume would give it.
@@ -333,11 +332,8 @@ class Scorer:
 
     def _bounds(self) -> Box:
         """The box, in the volume's indices, that holds all that the target's patches see of the volume."""
-        ends = [(min(b.start for b in axis), max(b.stop for b in axis)) for axis in zip(*self._boxes(), strict=True)]
-        return tuple(slice(max(0, a), min(b, s)) for (a, b), s in zip(ends, self.tiling.shape, strict=True))
-
-    def _boxes(self) -> list[Box]:
-        return [shift(patch.box, [-o for o in self.tiling.offset]) for patch in self._patches]
+        boxes = [self.tiling.seen(patch.box) for patch in self._patches]
+        return tuple(slice(min(b.start for b in axis), max(b.stop for b in axis)) for axis in zip(*boxes, strict=True))
 
     # --- perturbed patches ------------------------------------------------------------------------
 
@@ -376,10 +372,10 @@ class Scorer:
         if pending.content is None:
             pending.content = self._content(pending.perturbation, pending.box)
         patch = self._volume[(slice(None), *box)].clone()
-        common = intersect(box, shift(pending.box, self.tiling.offset))
-        if common is not None:  # the patch may meet the perturbation in the padding alone
-            source = shift(common, [-o - b.start for o, b in zip(self.tiling.offset, pending.box, strict=True)])
-            patch[(slice(None), *shift(common, [-s.start for s in box]))] = pending.content[(slice(None), *source)]
+        places = self.tiling.places(box, pending.box)
+        if places is not None:  # the patch may meet the perturbation where there is no volume
+            there, here = places
+            patch[(slice(None), *there)] = pending.content[(slice(None), *here)]
         return patch
 
     def _content(self, perturbation: Perturbation, box: Box) -> Tensor:
@@ -490,7 +486,7 @@ class Scorer:
             found = vector_jacobian_product(self.forward, patches, cotangents)
             for box, own in zip(boxes, found, strict=True):
                 gradient[(slice(None), *box)] += own
-        return gradient[(slice(None), *self.tiling.inner)]
+        return self.tiling.gather(gradient)
 
     def cotangents(self, volume: Tensor | None = None) -> Iterator[tuple[Box, Tensor, Tensor]]:
         """Yield the target's patches, each with the derivative of the score by the patch's own logits.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,3 +44,15 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the real volumes are not here ({folder})")
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders that nnU-Net's own planner and trainer made, by the name of their variant (`nnunet_training`)."""
+    pytest.importorskip("nnunetv2", reason="nnU-Net is not installed")
+    folder = tmp_path_factory.mktemp("nnunet")
+    program = Path(__file__).with_name("nnunet_training.py")
+    made = subprocess.run([sys.executable, str(program), str(folder)], capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stdout[-2000:] + made.stderr[-4000:]
+    found = (folder / "results").glob("*/*__*__*")
+    return {path.name.split("__")[1].removeprefix("nnUNetPlans_"): path for path in found}

@@ -27,6 +27,7 @@ LAYERS = {
     "methods": 0,
     "checks": 0,
     "scratch": 0,
+    "torchvision_operators": 0,
     "protocol": 1,
     "dicom": 1,
     "geometry": 1,

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.perturbation.baselines import BASELINES, BLUR_MM, Baseline, baseline_for, baseline_volume, infill
+from XAICLIPLib.perturbation.baselines import (
+    BASELINES,
+    BLUR_MM,
+    Baseline,
+    baseline_for,
+    baseline_volume,
+    infill,
+    with_held,
+)
 
 SPACING = (2.0, 3.0, 6.0)
 
@@ -145,3 +153,19 @@ def test_air_around_the_body_stays_what_it_is(kind: Baseline, volume: Tensor, re
     assert changeable[:15].all(), "the body and 6 mm, which are three voxels of 2 mm"
     assert not changeable[15:].any()
     assert torch.equal(made[:, 15:], volume[:, 15:])
+
+
+@pytest.mark.parametrize("kind", BASELINES)
+def test_held_channels_are_replaced_by_themselves(kind: Baseline) -> None:
+    generator = torch.Generator().manual_seed(4)
+    volume, held = torch.rand(1, 9, 8, 7, generator=generator), torch.rand(2, 9, 8, 7, generator=generator)
+    region = torch.ones(9, 8, 7, dtype=torch.bool)
+    replacement, _ = baseline_for(kind, volume, region, (3.0, 3.0, 3.0))
+    assert with_held(replacement, None) is replacement
+    both, box = with_held(replacement, held), (slice(2, 6), slice(1, 4), slice(3, 7))
+    if isinstance(replacement, Tensor):
+        assert isinstance(both, Tensor)
+        assert torch.equal(both, torch.cat([replacement, held]))
+    else:
+        assert not isinstance(both, Tensor)
+        assert torch.equal(both(box, 0.5), torch.cat([replacement(box, 0.5), held[(slice(None), *box)]]))

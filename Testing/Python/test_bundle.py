@@ -160,7 +160,7 @@ def test_everything_comes_from_the_bundle(tmp_path: Path, kind: str, trust: bool
     assert segmenter.name == "Tiny organs"
     assert segmenter.labels == {0: "background", 1: "liver", 2: "spleen"}
     assert segmenter.activation == "softmax"
-    assert (segmenter.channels, segmenter.modality) == (1, "CT")
+    assert (segmenter.inputs, segmenter.modality) == (("image",), "CT")
     window = segmenter.window
     assert window is not None
     assert (window.roi_size, window.overlap, window.mode) == ((8, 16, 8), (0.5, 0.25, 0.5), "gaussian")
@@ -263,6 +263,9 @@ def postprocessing(**options: Any) -> dict[str, Any]:
         (postprocessing(sigmoid=False, softmax=True), "liver", "softmax"),
         (postprocessing(sigmoid=True, _disabled_=True), "background", "softmax"),
         ({"_target_": "AsDiscreted", "keys": "pred", "argmax": True}, "liver", "softmax"),
+        (postprocessing(sigmoid="@yes"), "background", "sigmoid"),
+        (postprocessing(sigmoid="$not @yes", softmax="$@yes"), "liver", "softmax"),
+        (postprocessing(sigmoid=True, _disabled_="$@yes"), "background", "softmax"),
         ("@elsewhere", "background", "sigmoid"),
         (None, "background", "softmax"),
         (None, "liver", "sigmoid"),
@@ -270,7 +273,7 @@ def postprocessing(**options: Any) -> dict[str, Any]:
 )
 def test_activation_is_that_of_the_postprocessing(tmp_path: Path, part: Any, first: str, activation: str) -> None:
     content, metadata = configuration(), copy.deepcopy(METADATA)
-    content["elsewhere"] = postprocessing(sigmoid=True)
+    content["elsewhere"], content["yes"] = postprocessing(sigmoid=True), True
     content["postprocessing"] = part
     if part is None:
         del content["postprocessing"]
@@ -344,6 +347,12 @@ def attacks(witness: Path) -> dict[str, Callable[[dict[str, Any]], None]]:
 
     return {
         "expression": into_network(code),
+        "attribute of the network": into_steps({"_target_": "Identityd", "keys": "$@network_def.__class__"}),
+        "method of the network": into_steps({"_target_": "Identityd", "keys": "$@network_def.state_dict()"}),
+        "import": into_network("$import os"),
+        "branch that is not taken": into_network(f"$0.1 if True else {code[1:]}"),
+        "code behind a harmless expression": with_parts(into_network("$@hidden + 0.1"), hidden=code),
+        "huge power": into_network("$10 ** 10 ** 10"),
         "expression as the network": lambda content: content.update(network_def=code),
         "expression in a list": into_steps({"_target_": "Identityd", "keys": ["image", code]}),
         "expression behind a reference": with_parts(into_network("@hidden"), hidden=code),
@@ -482,6 +491,13 @@ def test_weights_that_hold_code_are_refused(tmp_path: Path) -> None:
     assert not witness.exists()
 
 
+def test_a_configuration_that_unfolds_without_end_is_refused(tmp_path: Path) -> None:
+    content = configuration()
+    content |= {f"laugh{n}": [f"@laugh{n + 1}"] * 10 for n in range(9)} | {"laugh9": "ha"}
+    content["preprocessing"]["transforms"].append({"_target_": "Identityd", "keys": "@laugh0"})
+    assert "unfolds into too many parts" in message(write(tmp_path / "bundle", content))
+
+
 def test_where_the_inferer_runs_is_not_the_bundles_to_say(tmp_path: Path) -> None:
     content = configuration()
     content["inferer"] |= {"device": "$torch.device('cuda')", "sw_device": "$print('run')", "progress": "$1 / 0"}
@@ -490,24 +506,24 @@ def test_where_the_inferer_runs_is_not_the_bundles_to_say(tmp_path: Path) -> Non
     assert window.roi_size == (8, 16, 8)
 
 
-def test_a_window_that_pads_otherwise_is_used_where_nothing_is_padded(tmp_path: Path) -> None:
-    content = configuration()
-    content["inferer"]["padding_mode"] = "replicate"
-    window = BundleSegmenter(write(tmp_path / "bundle", content), CPU).window
-    assert len(Tiling.of((8, 16, 9), window).patches) > 1
-    with pytest.raises(InputError, match=r"8 × 12 × 8 voxels .* smaller .* replicate is not supported"):
-        Tiling.of((8, 12, 8), window)
-
-
 def test_the_weights_are_those_that_the_bundles_loader_names(tmp_path: Path) -> None:
     loader = {"_target_": "CheckpointLoader", "load_path": "$@bundle_root + '/models/model_lowres.pt'"}
     content = configuration() | {"handlers": [loader]}
     folder = write(tmp_path / "one", content)
+    assert "lacks its weights: put model_lowres.pt into its models folder" in message(folder)
     (folder / "models" / "model_lowres.pt").write_bytes((folder / "models" / "model.pt").read_bytes())
     assert BundleSegmenter(folder, CPU).weights.name == "model_lowres.pt"
-    path = "$@bundle_root + ('/models/model.pt' if @highres else '/models/model_lowres.pt')"
-    content = configuration() | {"highres": False, "checkpointloader": loader | {"load_path": path}}
-    folder = write(tmp_path / "two", content)
+    save_file(network_of("SegResNet").state_dict(), folder / "models" / "model_lowres.safetensors")
+    (folder / "models" / "model_lowres.pt").unlink()
+    assert BundleSegmenter(folder, CPU).weights.name == "model_lowres.safetensors"
+
+
+def test_weights_that_only_code_tells_are_refused(tmp_path: Path) -> None:
+    path = "$@bundle_root + max('/models/model_lowres.pt', '/models/model.pt', key=len)"
+    loader = {"_target_": "CheckpointLoader", "load_path": path}
+    content = configuration() | {"checkpointloader": loader}
+    folder = write(tmp_path / "bundle", content)
+    assert BundleSegmenter(folder, CPU).weights.name == "model.pt"  # the only one of them that is there
     (folder / "models" / "model_lowres.pt").write_bytes((folder / "models" / "model.pt").read_bytes())
     assert "chooses between model.pt and model_lowres.pt by code" in message(folder)
     assert BundleSegmenter(folder, CPU, trust=True).weights.name == "model_lowres.pt"
@@ -572,6 +588,7 @@ def changed(path: str, value: Any = None) -> dict[str, Any]:
         (changed("network_data_format/outputs/pred/channel_def", {"liver": "1"}), "correct network_data_format"),
         (changed("network_data_format/outputs/pred/channel_def", ["liver"]), "correct network_data_format"),
         (changed("network_data_format/inputs/image/num_channels", "many"), "correct network_data_format"),
+        (changed("network_data_format/inputs/image/num_channels", -1), "correct network_data_format .*is -1"),
     ],
 )
 def test_metadata_that_lacks_something_is_refused(tmp_path: Path, metadata: Any, complaint: str) -> None:
@@ -603,6 +620,10 @@ def replaced(**parts: Any) -> dict[str, Any]:
         (replaced(network_def=["@a"], a={"b": "@network_def"}), "refers to itself"),
         (replaced(network_def={"_target_": "Identityd", "keys": "image"}), "does not define a network"),
         (replaced(network_def={"_target_": "SegResNet", "petals": 5}), "does not build .network_def: .*petals"),
+        (replaced(network_def={"_target_": "SegResNet", "init_filters": "$8 / 0"}), "does not compute .*division by z"),
+        (replaced(network_def="$@nowhere"), "lacks what it refers to"),
+        (replaced(network_def="@########a"), "lacks what it refers to"),
+        (replaced(network_def="$@network_def"), "refers to itself"),
         (replaced(inferer={"_target_": "SliceInferer", "roi_size": [9, 9]}), "SliceInferer, which is not supported"),
         (replaced(inferer={"_target_": "SlidingWindowInferer", "roi_size": [9, 9]}), "2D network"),
     ],
@@ -666,11 +687,32 @@ def test_weights_that_cannot_be_used_are_refused(tmp_path: Path, name: str) -> N
     assert len(message(folder)) < 500
 
 
-def test_a_network_for_several_images_refuses_one(tmp_path: Path) -> None:
-    metadata = changed("network_data_format/inputs/image/num_channels", 4)
-    segmenter = BundleSegmenter(write(tmp_path / "bundle", metadata=metadata), CPU)
-    with pytest.raises(InputError, match="Tiny organs wants 4 images of one patient at once"):
-        segmenter.prepare(oblique_image())
+@pytest.mark.parametrize(
+    ("image", "inputs"),
+    [
+        ({"num_channels": 3, "channel_def": {"0": "T1c", "1": "T1", "2": "FLAIR"}}, ("T1c", "T1", "FLAIR")),
+        ({"channel_def": {"0": "T1c", "1": "T1"}}, ("T1c", "T1")),
+        ({"num_channels": 2}, ("image 1", "image 2")),
+        ({"num_channels": 2, "channel_def": {"1": "CT"}}, ("image 1", "CT")),
+        ({"num_channels": 1, "channel_def": {"0": "image"}}, ("image",)),
+        ({}, ("image",)),
+    ],
+)
+def test_inputs_are_named_by_the_metadata(tmp_path: Path, image: dict[str, Any], inputs: tuple[str, ...]) -> None:
+    metadata = changed("network_data_format/inputs/image", image)
+    assert BundleSegmenter(write(tmp_path / "bundle", metadata=metadata), CPU).inputs == inputs
+
+
+def test_another_number_of_images_is_refused_with_the_names_of_all(tmp_path: Path) -> None:
+    named = {"num_channels": 2, "channel_def": {"0": "T1", "1": "FLAIR"}}
+    metadata = changed("network_data_format/inputs/image", named)
+    image = oblique_image()
+    segmenter = BundleSegmenter(write(tmp_path / "two", metadata=metadata), CPU)
+    with pytest.raises(InputError, match=r"Tiny organs takes 2 images .* \(T1, FLAIR\), and 1 was given: give all"):
+        segmenter.prepare(image)
+    assert segmenter.prepare(sitk.Compose(image, image)).tensor.shape[0] == 2
+    with pytest.raises(InputError, match=r"takes one image .* \(image\), and 2 were given: give it\."):
+        BundleSegmenter(write(tmp_path / "one"), CPU).prepare(sitk.Compose(image, image))
 
 
 @pytest.mark.parametrize(

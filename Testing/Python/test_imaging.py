@@ -437,6 +437,16 @@ def test_the_metatensor_is_what_monai_loads(tmp_path: Path, direction: tuple[flo
     assert transforms.EnsureChannelFirst()(ours).shape == ours.shape
 
 
+def test_the_metatensor_of_several_images_has_them_as_channels() -> None:
+    image = volume()
+    other = sitk.Cast(image, sitk.sitkFloat32) * 2 + 1
+    both = imaging.as_metatensor(sitk.Compose(sitk.Cast(image, sitk.sitkFloat32), other))
+    for channel, alone in enumerate((image, other)):
+        assert np.array_equal(both[channel].numpy(), imaging.as_metatensor(alone)[0].numpy())
+    assert both.shape == (2, *SIZE)
+    assert np.array_equal(both.affine.numpy(), imaging.as_metatensor(image).affine.numpy())
+
+
 def test_the_metatensor_does_not_share_the_images_memory() -> None:
     image = volume()
     imaging.as_metatensor(image)[:] = 0

@@ -11,7 +11,6 @@ import pickle
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.localization import openclip
 from XAICLIPLib.localization.openclip import import_open_clip, load_model
 
 CPU = torch.device("cpu")
@@ -77,43 +75,6 @@ def test_a_new_process_imports_open_clip_and_hears_nothing(folder: Path) -> None
     command = [sys.executable, "-c", code, str(folder)]
     run = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
-
-
-def failing(messages: list[str]) -> Callable[[str], Any]:
-    """An ``import_module`` that fails with these, one a call, then gives this module."""
-
-    def import_module(name: str) -> Any:
-        assert name == "open_clip"
-        if messages:
-            raise RuntimeError(messages.pop(0))
-        return sys.modules[__name__]
-
-    return import_module
-
-
-def test_missing_operators_of_torchvision_are_declared_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    declared: list[str] = []
-
-    class Library:
-        def __init__(self, namespace: str, kind: str) -> None:
-            assert (namespace, kind) == ("torchvision", "FRAGMENT")
-
-        def define(self, schema: str) -> None:
-            declared.append(schema.partition("(")[0])
-
-    monkeypatch.setattr(torch.library, "Library", Library)
-    monkeypatch.setattr(openclip, "_kept_alive", [])
-    messages = ["operator torchvision::nms does not exist", "operator torchvision::qnms does not exist"]
-    monkeypatch.setattr(importlib, "import_module", failing(messages))
-    assert import_open_clip() is sys.modules[__name__]
-    assert declared == ["nms", "qnms"]
-
-
-@pytest.mark.parametrize("told", ["CUDA out of memory", "operator torchvision::roi_align does not exist"])
-def test_other_errors_of_the_import_are_raised(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib, "import_module", failing([told]))
-    with pytest.raises(RuntimeError, match=told):
-        import_open_clip()
 
 
 # --- what a folder gives

@@ -127,6 +127,7 @@ class Case:
             mode=self.window.mode,
             sigma_scale=self.window.sigma_scale,
             cval=self.window.padding_value,
+            padding_mode=self.window.padding_mode,
         )
         assert isinstance(found, Tensor)
         return found[0]
@@ -191,6 +192,20 @@ CASES: dict[str, tuple[Any, ...]] = {
 }
 
 
+def copying(mode: str, *roi: int) -> SlidingWindow:
+    return SlidingWindow(roi, 0.5, "gaussian", padding_mode=mode)
+
+
+# A copy of the border stands in the padding: it changes with the border, also where the patch holds no more of it.
+CASES |= {
+    "padded by replicate": (unet, (13, 26, 11), (6.0, 12.0, 5.0), copying("replicate", 16, 16, 16)),
+    "padded by reflect": (unet, (13, 26, 11), (6.0, 12.0, 5.0), copying("reflect", 16, 16, 16)),
+    "padded by circular": (unet, (13, 26, 11), (6.0, 12.0, 5.0), copying("circular", 16, 16, 16)),
+    "padded by replicate by far": (unet, (9, 26, 8), (0.0, 12.0, 7.0), copying("replicate", 32, 16, 16)),
+    "padded by circular by far": (unet, (12, 26, 8), (0.0, 12.0, 7.0), copying("circular", 24, 16, 16)),
+}
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_score_lost_is_that_of_full_inference_on_the_perturbed_volume(name: str) -> None:
     case = make_case(*CASES[name])
@@ -202,6 +217,23 @@ def test_score_lost_is_that_of_full_inference_on_the_perturbed_volume(name: str)
     scorer = case.scorer()
     assert scorer.full_score == pytest.approx(case.full_score(), abs=1e-5)
     assert losses(scorer, perturbations) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["replicate", "reflect", "circular"])
+def test_a_change_of_each_border_changes_its_copies(mode: str) -> None:
+    """One voxel thick, along every face of the volume, and a corner: what the copies add is most of the change."""
+    shape = (10, 20, 9)
+    case = make_case(unet, shape, (5.0, 9.0, 4.0), copying(mode, 16, 16, 16))
+    faces = [
+        Perturbation(tuple(slice(a, b) if n == axis else slice(0, size) for n, size in enumerate(shape)))
+        for axis, long in enumerate(shape)
+        for a, b in ((0, 1), (1, 2), (long - 2, long - 1), (long - 1, long))
+    ]
+    faces += [Perturbation(box((0, 1), (0, 1), (0, 1)), 0.5), Perturbation(box((-3, 1), (5, 40), (8, 12)))]
+    inside = [Perturbation(tuple(slice(max(0, s.start), s.stop) for s in p.box), p.strength) for p in faces]
+    expected = case.full_losses(inside)
+    assert max(abs(e) for e in expected) > 5e-3
+    assert losses(case.scorer(), faces) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", SCORES)

@@ -10,6 +10,7 @@ from monai.inferers import sliding_window_inference
 from monai.networks.nets import SegResNet
 from torch import Tensor, nn
 
+from XAICLIPLib.errors import InputError
 from XAICLIPLib.segmentation.segmenter import SlidingWindow
 from XAICLIPLib.segmentation.sliding_window import Tiling, intersect, predict_logits, shift
 
@@ -39,6 +40,7 @@ def monai_logits(network: nn.Module, volume: Tensor, window: SlidingWindow) -> T
         "mode": window.mode,
         "sigma_scale": window.sigma_scale,
         "cval": window.padding_value,
+        "padding_mode": window.padding_mode,
     }
     with torch.no_grad():
         logits = sliding_window_inference(volume[None], sw_batch_size=3, predictor=network, **options)
@@ -59,6 +61,10 @@ WINDOWS = {
     "smaller than the window": ((5, 7, 4), SlidingWindow((8, 8, 8), 0.25, padding_value=-1.5)),
     "smaller along one axis": ((5, 17, 13), SlidingWindow((8, 8, 8), 0.5, "gaussian", padding_value=0.7)),
     "as large as the window": ((8, 8, 8), SlidingWindow((8, 8, 8), 0.5, "gaussian")),
+    "padded by replicate": ((5, 17, 4), SlidingWindow((8, 8, 8), 0.5, "gaussian", padding_mode="replicate")),
+    "padded by replicate by far": ((2, 9, 1), SlidingWindow((9, 8, 8), 0.5, padding_mode="replicate")),
+    "padded by reflect": ((6, 17, 5), SlidingWindow((9, 8, 8), 0.5, padding_mode="reflect")),
+    "padded by circular": ((5, 17, 4), SlidingWindow((9, 8, 8), 0.25, padding_mode="circular")),
     "whole axes": ((9, 17, 13), SlidingWindow((0, 8, -1), 0.5, "gaussian")),
     "slab of five slices": ((16, 15, 11), SlidingWindow((16, 8, 5), 0.5, "gaussian")),
     "slab thicker than the volume": ((16, 15, 3), SlidingWindow((8, 8, 5), 0.5)),
@@ -99,6 +105,67 @@ def test_several_channels_are_padded_and_cut_alike() -> None:
     window = SlidingWindow((8, 8, 8), 0.25, padding_value=2.0)
     logits = predict_logits(network, volume, Tiling.of((5, 9, 12), window), 2)
     torch.testing.assert_close(logits, monai_logits(network, volume, window), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("mode", "shape", "complaint"),
+    [
+        ("reflect", (4, 12, 8), None),
+        ("reflect", (2, 12, 8), "too small to pad it by reflect"),
+        ("circular", (2, 12, 8), "too small to pad it by circular"),
+        ("edge", (7, 12, 8), "to pad by edge is not supported"),
+        ("edge", (8, 12, 8), None),
+    ],
+)
+def test_what_pytorch_does_not_pad_is_refused(mode: str, shape: tuple[int, ...], complaint: str | None) -> None:
+    window = SlidingWindow((8, 8, 8), padding_mode=mode)
+    if complaint is None:
+        assert Tiling.of(shape, window).padded_shape == tuple(max(8, s) for s in shape)
+        return
+    with pytest.raises(
+        InputError, match=rf"× 12 × 8 voxels .* smaller than its window, 8 × 8 × 8, and .*{complaint}: "
+    ):
+        Tiling.of(shape, window)
+
+
+@pytest.mark.parametrize("mode", ["constant", "replicate", "reflect", "circular"])
+def test_what_a_patch_has_of_a_box_is_found_voxel_by_voxel(mode: str) -> None:
+    """Against a volume in which every voxel has a number of its own."""
+    shape = (5, 14, 9)
+    tiling = Tiling.of(shape, SlidingWindow((8, 8, 8), 0.5, padding_value=-1, padding_mode=mode))
+    numbers = torch.arange(5.0 * 14 * 9).reshape(1, *shape)
+    padded = tiling.pad(numbers)[0]
+    met = 0
+    for box in [
+        (slice(0, 2), slice(11, 14), slice(0, 9)),
+        (slice(1, 4), slice(5, 6), slice(8, 9)),
+        (slice(4, 5), slice(0, 14), slice(0, 1)),
+    ]:
+        content = numbers[0][box]
+        for patch in tiling.patches:
+            mine = torch.isin(padded[patch], content)
+            places = tiling.places(patch, box)
+            assert tiling.sees(patch, box) == (places is not None) == bool(mine.any())
+            if places is not None:
+                there, here = places
+                marked = torch.full_like(padded[patch], -1)
+                marked[there] = content[here]
+                assert torch.equal(marked, torch.where(mine, padded[patch], torch.tensor(-1.0)))
+                met += 1
+    assert met > 3
+    for patch in tiling.patches:
+        seen = numbers[0][tiling.seen(patch)]
+        assert bool(torch.isin(padded[patch][padded[patch] >= 0], seen).all())
+
+
+@pytest.mark.parametrize("mode", ["constant", "replicate", "reflect", "circular"])
+def test_a_gradient_is_gathered_from_the_copies(mode: str) -> None:
+    tiling = Tiling.of((5, 9, 6), SlidingWindow((9, 8, 8), 0.5, padding_mode=mode))
+    volume = torch.rand(2, 5, 9, 6, requires_grad=True)
+    by_padded = torch.rand(2, *tiling.padded_shape)
+    (tiling.pad(volume) * by_padded).sum().backward()
+    assert volume.grad is not None
+    torch.testing.assert_close(tiling.gather(by_padded), volume.grad)
 
 
 def test_touching_patches_are_those_that_share_a_voxel_with_the_box() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import pickle
@@ -18,27 +17,12 @@ from torch import Tensor
 
 from XAICLIPLib.checksums import sha256
 from XAICLIPLib.errors import InputError
-
-_kept_alive: list[Any] = []
+from XAICLIPLib.torchvision_operators import import_without_operators
 
 
 def import_open_clip() -> ModuleType:
-    """Import open_clip, also where torchvision's compiled operators do not match torch.
-
-    A torchvision built for CUDA beside a CPU torch (a frequent accident in Slicer) fails to import because its
-    operators are not registered. open_clip uses none of them, so declaring their schemas is enough; it is done only
-    after that very error.
-    """
-    for operator in ("nms", "qnms"):
-        try:
-            return importlib.import_module("open_clip")
-        except RuntimeError as error:
-            if f"torchvision::{operator}" not in str(error):
-                raise
-            library = torch.library.Library("torchvision", "FRAGMENT")
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-            _kept_alive.append(library)
-    return importlib.import_module("open_clip")
+    """Import open_clip, also where torchvision's compiled operators do not match torch."""
+    return import_without_operators("open_clip")
 
 
 @dataclass(frozen=True)

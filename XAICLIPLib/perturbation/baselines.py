@@ -14,7 +14,7 @@ from XAICLIPLib.errors import InputError
 from XAICLIPLib.methods import BASELINES, Baseline
 from XAICLIPLib.segmentation.sliding_window import Box
 
-__all__ = ["BASELINES", "Baseline", "Fill", "baseline_for", "baseline_volume", "infill"]
+__all__ = ["BASELINES", "Baseline", "Fill", "baseline_for", "baseline_volume", "infill", "with_held"]
 
 Fill = Callable[[Box, float | Tensor], Tensor]
 """Makes the replacement (C, *box) of one perturbation from its box and its strength there."""
@@ -81,6 +81,18 @@ def baseline_for(
         return filled[(slice(None), *inner)]
 
     return fill, near
+
+
+def with_held(replacement: Tensor | Fill, held: Tensor | None) -> Tensor | Fill:
+    """A replacement (C, ...) with further channels that stay what they are, (H, X, Y, Z): no perturbation sees them.
+
+    They must lie on the device of what is replaced; None changes nothing.
+    """
+    if held is None:
+        return replacement
+    if isinstance(replacement, Tensor):
+        return torch.cat([replacement, held])
+    return lambda box, strength: torch.cat([replacement(box, strength), held[(slice(None), *box)]])
 
 
 def baseline_volume(

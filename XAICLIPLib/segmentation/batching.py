@@ -26,8 +26,11 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def run_batch(forward: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-    """Run a batch; a lone item is doubled on a CPU, where 3D convolutions of batch 1 fall to a slow kernel."""
-    if len(batch) == 1 and batch.device.type == "cpu":
+    """Run a batch; a lone item is doubled on a CPU, where 3D convolutions of batch 1 fall to a slow kernel.
+
+    A slice, one voxel thick, is no matter of 3D convolutions: it would only cost twice.
+    """
+    if len(batch) == 1 and batch.device.type == "cpu" and min(batch.shape[2:]) > 1:
         try:
             return forward(batch.expand(2, *batch.shape[1:]).contiguous())[:1]
         except (RuntimeError, MemoryError) as error:

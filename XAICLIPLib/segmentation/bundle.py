@@ -1,8 +1,8 @@
 """MONAI bundles as segmenters: network, preprocessing, sliding window, labels and weights, all from the bundle.
 
 A bundle's configuration can run code. Only the parts that are needed (network, preprocessing, inferer) are built, by
-`XAICLIPLib.segmentation.configuration`, which runs none; MONAI's own parser, which does, is used where the user trusts
-the bundle.
+`XAICLIPLib.segmentation.configuration`, which runs none; MONAI's own parser, which does, is used where that does not do
+and the user trusts the bundle.
 
 References
 ----------
@@ -44,6 +44,20 @@ _NETWORK_KEYS = ("network_def", "network")
 _PREPROCESSING_KEYS = ("preprocessing", "inference_transform", "pre_transforms", "test_preprocessing")
 _UNREADABLE = (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError)
 
+_WEIGHTS_NAMED = re.compile(r"[\w.-]+\.(?:pt|pth|safetensors)\b")
+_ARRAYS: list[Any] = [
+    np.ndarray,
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("bool", "u1", "i1", "i2", "i4", "i8", "f2", "f4", "f8")),
+    # Files name it by where it was in the NumPy that wrote them.
+    *(
+        (maker, f"numpy.{core}.multiarray.{name}")
+        for maker, name in ((np.zeros(1).__reduce__()[0], "_reconstruct"), (np.float64().__reduce__()[0], "scalar"))
+        for core in ("core", "_core")
+    ),
+]
+"""What NumPy arrays are made of in a file: holding data, they run nothing when they are read."""
+
 
 def is_bundle(folder: Path) -> bool:
     """Whether a folder is laid out as a MONAI bundle."""
@@ -60,7 +74,7 @@ class BundleSegmenter:
     device
         Where the network runs.
     trust
-        Evaluate expressions in the bundle's configuration and call whatever it names. They are code.
+        Run the code in the bundle's configuration, where it cannot be built without.
 
     Raises
     ------
@@ -75,15 +89,19 @@ class BundleSegmenter:
         content = {**self._read_configuration(), "bundle_root": str(self.folder)}
         network_key = self._first_key(content, _NETWORK_KEYS, "a network")
         preprocessing_key = self._first_key(content, _PREPROCESSING_KEYS, "its preprocessing")
-        configuration = Configuration(content, str(self.folder))
-        if not trust:
-            for key in (network_key, preprocessing_key, "inferer"):
-                if key in content:
-                    configuration.refuse_code(key)
-        make = ConfigParser(deepcopy(content)).get_parsed_content if trust else configuration.build
-        self._labels, self.channels, self.modality = self._read_channels()
+        configuration = Configuration(content, str(self.folder), self._load_from_bundle)
+        needed = [key for key in (network_key, preprocessing_key, "inferer") if key in content]
+        make: Callable[[str], Any] = configuration.build
+        try:
+            for key in needed:
+                configuration.refuse_code(key)
+        except InputError:
+            if not trust:
+                raise
+            make = ConfigParser(deepcopy(content)).get_parsed_content
+        self._labels, self._inputs, self.modality = self._read_channels()
         self._activation: Activation = self._find_activation(configuration)
-        self.weights = self._find_weights(configuration, make if trust else None)
+        self.weights = self._find_weights(configuration, ConfigParser(deepcopy(content)) if trust else None)
         self.network = self._load_weights(self._build(make, network_key)).eval().to(device)
         self._transform = _without_reading(self._build(make, preprocessing_key))
         self._window = self._sliding_window(self._build(make, "inferer") if "inferer" in content else None)
@@ -100,8 +118,8 @@ class BundleSegmenter:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Names of its input channels."""
-        return ("image",) if self.channels == 1 else tuple(f"image {n + 1}" for n in range(self.channels))
+        """Names of the images that the network takes at once, as the input's ``channel_def`` says."""
+        return self._inputs
 
     @property
     def activation(self) -> Activation:
@@ -125,17 +143,19 @@ class BundleSegmenter:
         }
 
     def prepare(self, image: sitk.Image) -> Prepared:
-        """Run the bundle's preprocessing on an image that is already in memory.
+        """Run the bundle's preprocessing on an image that is already in memory, of one component for each input.
 
         Raises
         ------
         InputError
-            The network wants several images, or the preprocessing fails or loses where the voxels lie.
+            The network wants another number of images, or the preprocessing fails or loses where the voxels lie.
         """
-        if self.channels != 1:
+        given, wanted = image.GetNumberOfComponentsPerPixel(), len(self._inputs)
+        if given != wanted:
             raise InputError(
-                f"The network {self.name} wants {self.channels} images of one patient at once, and one was given: "
-                "choose a network for a single image."
+                f"The network {self.name} takes {_images(wanted)} of one patient at once "
+                f"({', '.join(self._inputs)}), and {given} {'was' if given == 1 else 'were'} given: "
+                f"give {'it' if wanted == 1 else 'all of them, in this order'}."
             )
         try:
             prepared = self._transform({"image": imaging.as_metatensor(image)})["image"]
@@ -143,10 +163,10 @@ class BundleSegmenter:
             raise InputError(
                 f"The preprocessing of the bundle {self.folder} fails on this volume ({_reason(error)})."
             ) from error
-        if not isinstance(prepared, MetaTensor) or prepared.ndim != 4 or len(prepared) != 1:
+        if not isinstance(prepared, MetaTensor) or prepared.ndim != 4 or len(prepared) != wanted:
             raise InputError(
-                f"The preprocessing of the bundle {self.folder} does not give one 3D image with its geometry: "
-                "choose another network."
+                f"The preprocessing of the bundle {self.folder} does not give {_images(wanted, '3D image')} with its "
+                "geometry: choose another network."
             )
         affine = prepared.affine.cpu().numpy().astype(np.float64)
         return Prepared(prepared.as_tensor().to("cpu", torch.float32).contiguous(), affine)
@@ -175,14 +195,17 @@ class BundleSegmenter:
                     raise InputError(f"The bundle's {path} cannot be read ({_reason(error)}).") from error
         raise InputError(f"The bundle {self.folder} has none of configs/{', configs/'.join(_CONFIGURATIONS)}.")
 
-    def _read_channels(self) -> tuple[dict[int, str], int, str | None]:
-        """Names of the output channels, number of input channels and modality, from the metadata."""
+    def _read_channels(self) -> tuple[dict[int, str], tuple[str, ...], str | None]:
+        """Names of the output channels and of the input channels, and the modality, from the metadata."""
         try:
             data_format = self._metadata.get("network_data_format") or {}
             image = (data_format.get("inputs") or {}).get("image") or {}
             channels = ((data_format.get("outputs") or {}).get("pred") or {}).get("channel_def") or {}
             labels = {int(channel): str(name) for channel, name in channels.items()}
-            count = int(image.get("num_channels", 1))
+            named = {int(channel): str(name) for channel, name in (image.get("channel_def") or {}).items()}
+            count = int(image.get("num_channels") or max(1, len(named)))
+            if not 1 <= count <= 1000:
+                raise ValueError(f"num_channels is {count}")
             modality = image.get("modality")
         except (AttributeError, TypeError, ValueError) as error:
             raise InputError(
@@ -194,7 +217,11 @@ class BundleSegmenter:
                 f"The bundle {self.folder} does not name its output channels: "
                 "add channel_def under network_data_format/outputs/pred in configs/metadata.json."
             )
-        return labels, count, None if modality is None else str(modality)
+        if count == 1:
+            inputs: tuple[str, ...] = (named.get(0, "image"),)
+        else:
+            inputs = tuple(named.get(channel, f"image {channel + 1}") for channel in range(count))
+        return labels, inputs, None if modality is None else str(modality)
 
     def _first_key(self, content: Mapping[str, Any], keys: tuple[str, ...], what: str) -> str:
         for key in keys:
@@ -213,29 +240,58 @@ class BundleSegmenter:
         except Exception as error:  # whatever the bundle's classes raise
             raise InputError(f"The bundle {self.folder} does not build ({key}: {_reason(error)}).") from error
 
-    def _find_weights(self, configuration: Configuration, evaluate: Callable[[str], Any] | None) -> Path:
+    def _find_weights(self, configuration: Configuration, trusted: ConfigParser | None) -> Path:
         """The file that the bundle's own loader reads, by its name in ``models``; without a loader, the usual one."""
         models = self.folder / "models"
-        paths = [
-            str(part["load_path"])
+        said = [
+            part["load_path"]
             for section in ("checkpointloader", "handlers")
             for part in configuration.mappings(section)
             if "load_path" in part
         ]
-        if evaluate is not None and any(path.startswith("$") for path in paths):
+        paths = [configuration.value(path) for path in said]
+        if trusted is not None and None in paths:
             with suppress(Exception):  # whatever the bundle's code raises: the names in it are tried next
-                paths = [str(evaluate("checkpointloader::load_path"))]
-        named = {name for path in paths for name in re.findall(r"[\w.-]+\.(?:pt|pth|safetensors)\b", path)}
-        there = sorted(name for name in named if (models / name).is_file())
+                paths = [trusted.get_parsed_content("checkpointloader::load_path")]
+        known = all(isinstance(path, (str, Path)) for path in paths)
+        texts = [str(path) for path in (paths if known else said)]
+        named = {name for text in texts for name in _WEIGHTS_NAMED.findall(text)}
+        # The same weights may lie there in a safer format.
+        choices = {name: (name, f"{Path(name).stem}.safetensors") for name in named}
+        there = sorted({next((c for c in choices[n] if (models / c).is_file()), "") for n in named} - {""})
         if len(there) > 1:
             raise InputError(
                 f"The bundle {self.folder} chooses between {' and '.join(there)} by code: read it, and if you trust "
                 "it, say so with --trust."
             )
-        for name in (*there, *_WEIGHTS):
+        if there:
+            return models / there[0]
+        if known and named:  # another file of the folder may fit the network, and not the preprocessing
+            raise InputError(
+                f"The bundle {self.folder} lacks its weights: put {' or '.join(sorted(named))} into its models folder."
+            )
+        for name in _WEIGHTS:
             if (models / name).is_file():
                 return models / name
         raise InputError(f"The bundle {self.folder} has no weights: put model.pt into its models folder.")
+
+    def _load_from_bundle(self, named: str) -> Any:
+        """Tensors and arrays that a configuration loads, such as the architecture that a search has found."""
+        inside = [path for path in (Path(named), self.folder / named) if _lies_in(path, self.folder)]
+        # Bundles name the place where their authors had the file: it is looked for where bundles keep theirs.
+        for path in (*inside, self.folder / "models" / Path(named).name):
+            if path.is_file():
+                try:
+                    with torch.serialization.safe_globals(_ARRAYS):
+                        return torch.load(path, map_location="cpu", weights_only=True)
+                except Exception as error:  # a damaged or hostile file fails in many ways
+                    raise InputError(
+                        f"The bundle's {path} is damaged or holds more than tensors and arrays: get the file again."
+                    ) from error
+        raise InputError(
+            f"The bundle {self.folder} lacks a file that its configuration loads: put {Path(named).name} into its "
+            "models folder."
+        )
 
     def _load_weights(self, network: Any) -> torch.nn.Module:
         if not isinstance(network, torch.nn.Module):
@@ -269,11 +325,27 @@ class BundleSegmenter:
             name
             for part in configuration.mappings("postprocessing")
             for name in ("sigmoid", "softmax", "argmax")
-            if part.get(name) is True or (isinstance(part.get(name), list) and True in part[name])
+            if _says_so(configuration.value(part.get(name)))
         }
         if said:
             return "sigmoid" if "sigmoid" in said else "softmax"
         return "softmax" if self._labels.get(0, "").lower() in ("background", "bg") else "sigmoid"
+
+
+def _images(count: int, what: str = "image") -> str:
+    return f"one {what}" if count == 1 else f"{count} {what}s"
+
+
+def _says_so(flag: Any) -> bool:
+    return flag is True or (isinstance(flag, list) and True in flag)
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    """Whether a path leads into a folder, whatever links and dots it has."""
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):
+        return False
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 MONAI's own parser evaluates strings that begin with ``$``, imports whatever an import expression anywhere in the file
 names, loads the files that ``%`` names, and calls whatever ``_target_`` names, builtins and functions of other packages
-included. Here nothing is looked up by import and nothing is evaluated: a section is planned first, with all that it
-refers to, and only classes of MONAI and torch that are networks, transforms or inferers find a place in a plan.
+included. Here nothing is looked up by import and no code is evaluated: a section is planned first, with all that it
+refers to, and only classes of MONAI and torch that are networks, transforms or inferers find a place in a plan, and
+what harmless expressions (`XAICLIPLib.segmentation.expressions`) come to.
 
 References
 ----------
@@ -14,7 +15,8 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +26,7 @@ from monai.transforms import EnsureChannelFirstd, LoadImaged, Transform
 from torch.nn import Module
 
 from XAICLIPLib.errors import InputError
+from XAICLIPLib.segmentation.expressions import CodeError, ExpressionError, evaluate
 
 _SHORT = (
     "monai.networks.nets",
@@ -49,6 +52,11 @@ READING = (LoadImaged, EnsureChannelFirstd)
 """Steps of a preprocessing that bring an image into memory: it is there already, its channel first."""
 _PLACEMENT = ("device", "sw_device", "progress", "buffer_steps", "buffer_dim")
 """Arguments of an inferer that say where it runs and what it shows: that is decided here."""
+_REMOVED = {"SwinUNETR": ("img_size",)}
+"""Arguments that MONAI has removed since, and that never changed what the network computes."""
+
+LARGEST = 100_000
+"""Parts that a section may have once all that it refers to, again and again, is in its place."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,11 +84,15 @@ class Configuration:
         The configuration as read from its file.
     bundle
         The bundle's name for messages.
+    load
+        The content of a file of the bundle, for the expression ``torch.load``, which is code where this is left out.
     """
 
-    def __init__(self, content: Mapping[str, Any], bundle: str) -> None:
+    def __init__(self, content: Mapping[str, Any], bundle: str, load: Callable[[str], Any] | None = None) -> None:
         self._content = content
         self._bundle = bundle
+        self._load = load or _load_nothing
+        self._made = 0
         self._plans: dict[str, Any] = {}
         self._built: dict[_Component, Any] = {}
 
@@ -90,7 +102,7 @@ class Configuration:
         Raises
         ------
         InputError
-            It holds an expression or a macro, names what is no network, transform or inferer of MONAI or torch, or
+            It holds code or a macro, names what is no network, transform or inferer of MONAI or torch, or
             refers to nothing or to itself.
         """
         try:
@@ -107,7 +119,15 @@ class Configuration:
             As in `refuse_code`; whatever the classes themselves raise passes through.
         """
         self.refuse_code(key)
+        self._made = 0
         return self._make(self._plans[key])
+
+    def value(self, part: Any) -> Any:
+        """What a reference or a harmless expression comes to, any other part as it is; None where it needs code."""
+        try:
+            return self._plan(part, "", ()) if isinstance(part, str) else part
+        except (InputError, RecursionError):
+            return None
 
     def mappings(self, key: str) -> Iterator[Mapping[str, Any]]:
         """Every mapping of a section, as written, with all that the section refers to; disabled ones left out."""
@@ -120,7 +140,7 @@ class Configuration:
                 if reference is not None and reference not in followed:
                     followed.add(reference)
                     waiting.append(self._find(reference))
-            elif isinstance(part, Mapping) and not _disabled(part):
+            elif isinstance(part, Mapping) and not _true(self.value(part.get("_disabled_"))):
                 yield part
                 waiting.extend(part.values())
             elif isinstance(part, list):
@@ -151,9 +171,15 @@ class Configuration:
 
     def _plan(self, part: Any, at: str, trail: tuple[str, ...]) -> Any:
         if isinstance(part, str):
-            text = ConfigParser.resolve_relative_ids(at, part)
-            if text.startswith(("$", "%")):
-                raise InputError(self._refusal(f"run code from its configuration ({at}: {_short(part)})"))
+            try:
+                text = ConfigParser.resolve_relative_ids(at, part)
+            except ValueError as error:
+                lacking = f"lacks what it refers to ({_short(part)})"
+                raise InputError(f"The configuration of the bundle {self._bundle} {lacking}.") from error
+            if text.startswith("$"):
+                return self._evaluate(text[1:], part, at, trail)
+            if text.startswith("%"):
+                raise InputError(self._code(part, at))
             reference = _reference(text)
             return part if reference is None else self._plan_of(reference, trail)
         if isinstance(part, Mapping):
@@ -165,6 +191,16 @@ class Configuration:
             listed = [self._plan(value, f"{at}::{number}", trail) for number, value in enumerate(part)]
             return [plan for plan in listed if plan is not _LEFT]
         return part
+
+    def _evaluate(self, text: str, part: str, at: str, trail: tuple[str, ...]) -> Any:
+        try:
+            return evaluate(text, lambda reference: self._plan_of(reference, trail), self._load)
+        except CodeError as error:
+            raise InputError(self._code(part, at)) from error
+        except ExpressionError as error:
+            raise InputError(
+                f"The configuration of the bundle {self._bundle} does not compute ({at}: {_short(part)}: {error})."
+            ) from error
 
     def _component(self, part: Mapping[str, Any], at: str, trail: tuple[str, ...]) -> _Component | _Left:
         kind = _class_named(part["_target_"])
@@ -181,28 +217,43 @@ class Configuration:
         if issubclass(kind, SlidingWindowInferer):
             part = {name: value for name, value in part.items() if name not in _PLACEMENT}
         arguments = {name: self._plan(value, f"{at}::{name}", trail) for name, value in part.items()}
-        if _disabled(part):
+        if _true(arguments.get("_disabled_")):
             return _LEFT
         special = ("_target_", "_mode_", "_disabled_", "_requires_", "_desc_")
         arguments = {n: plan for n, plan in arguments.items() if n not in special and plan is not _LEFT}
-        if "pretrained" in inspect.signature(kind).parameters:  # the weights are the bundle's: nothing is downloaded
+        known = inspect.signature(kind).parameters
+        for name in _REMOVED.get(kind.__name__, ()):
+            if name not in known:
+                arguments.pop(name, None)
+        if "pretrained" in known:  # the weights are the bundle's: nothing is downloaded
             arguments["pretrained"] = False
         return _Component(at, kind, arguments)
 
     def _make(self, plan: Any) -> Any:
+        self._made += 1
+        if self._made > LARGEST:
+            raise InputError(f"The configuration of the bundle {self._bundle} unfolds into too many parts.")
         if isinstance(plan, _Component):
             if plan not in self._built:
                 arguments = {name: self._make(value) for name, value in plan.arguments.items()}
-                self._built[plan] = plan.kind(**arguments)
+                with redirect_stdout(sys.stderr):  # some print as they are made: stdout is for results
+                    self._built[plan] = plan.kind(**arguments)
             return self._built[plan]
         if isinstance(plan, dict):
             return {name: self._make(value) for name, value in plan.items()}
-        if isinstance(plan, list):
-            return [self._make(value) for value in plan]
+        if isinstance(plan, (list, tuple)):
+            return type(plan)(self._make(value) for value in plan)
         return None if plan is _LEFT else plan
+
+    def _code(self, part: str, at: str) -> str:
+        return self._refusal(f"run code from its configuration ({at}: {_short(part)})")
 
     def _refusal(self, what: str) -> str:
         return f"The bundle {self._bundle} would {what}; read it, and if you trust it, say so with --trust."
+
+
+def _load_nothing(path: str) -> Any:
+    raise CodeError
 
 
 def _short(text: str) -> str:
@@ -217,8 +268,7 @@ def _reference(text: str) -> str | None:
     return text[1:] if ReferenceResolver.id_matcher.fullmatch(text) else None
 
 
-def _disabled(part: Mapping[str, Any]) -> bool:
-    flag = part.get("_disabled_", False)
+def _true(flag: Any) -> bool:
     return flag.strip().lower() == "true" if isinstance(flag, str) else bool(flag)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import SimpleITK as sitk
@@ -129,6 +129,7 @@ class Segmenter(Protocol):
         ...
 
 
+@runtime_checkable
 class Promptable(Protocol):
     """A network that draws what it is pointed at: only with a prompt does it become a `Segmenter`."""
 

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
+import numpy as np
 import torch
 from monai.data.utils import compute_importance_map, dense_patch_slices
 from monai.utils import ensure_tuple_rep, fall_back_tuple
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -21,6 +25,12 @@ from XAICLIPLib.segmentation.segmenter import Window
 
 Box = tuple[slice, ...]
 """Bounds along each spatial axis, in voxels; every slice has a start and a stop."""
+
+Index = tuple[slice, ...] | tuple[Tensor, ...]
+"""What takes some voxels out of a tensor (X, Y, Z): slices, or numbers along each axis, shaped to combine."""
+
+PADDING_MODES = {"constant": "constant", "replicate": "edge", "reflect": "reflect", "circular": "wrap"}
+"""PyTorch's names and NumPy's of the ways to pad."""
 
 
 def intersect(a: Box, b: Box) -> Box | None:
@@ -49,7 +59,10 @@ class Tiling:
     weight
         Blending weight of each voxel of a patch, on the CPU.
     padding_value
-        Value of the added voxels.
+        Value of the added voxels, where ``padding_mode`` is ``constant``.
+    padding_mode
+        Where they get their value: of ``PADDING_MODES``. All but ``constant`` copy voxels of the volume, so that a
+        change of the volume changes the padding too.
     """
 
     shape: tuple[int, ...]
@@ -57,6 +70,7 @@ class Tiling:
     patches: tuple[Box, ...]
     weight: Tensor
     padding_value: float = 0.0
+    padding_mode: str = "constant"
 
     @classmethod
     def of(cls, shape: Sequence[int], window: Window | None) -> Tiling:
@@ -68,21 +82,15 @@ class Tiling:
         if callable(window):
             return window(shape)
         roi = fall_back_tuple(window.roi_size, shape)
-        missing = [max(r - s, 0) for r, s in zip(roi, shape, strict=True)]
-        if any(missing) and window.padding_mode != "constant":
-            raise InputError(
-                f"The volume, {' × '.join(map(str, shape))} voxels on the network's grid, is smaller than its "
-                f"window, {' × '.join(map(str, roi))}, and to pad by {window.padding_mode} is not supported: give a "
-                "larger part of the scan."
-            )
-        padding = tuple((m // 2, m - m // 2) for m in missing)
+        padding = tuple((m // 2, m - m // 2) for m in (max(r - s, 0) for r, s in zip(roi, shape, strict=True)))
+        _refuse_padding(shape, roi, padding, window.padding_mode)
         padded = tuple(max(r, s) for r, s in zip(roi, shape, strict=True))
         overlap = ensure_tuple_rep(window.overlap, len(shape))
         step = [r if r == s else max(1, int(r * (1 - o))) for r, s, o in zip(roi, padded, overlap, strict=True)]
         found = dense_patch_slices(padded, roi, step, return_slice=True)
         patches = tuple(tuple(slice(int(s.start), int(s.stop)) for s in patch) for patch in found)
         weight = compute_importance_map(roi, mode=window.mode, sigma_scale=window.sigma_scale)
-        return cls(shape, padding, patches, weight, window.padding_value)
+        return cls(shape, padding, patches, weight, window.padding_value, window.padding_mode)
 
     @property
     def offset(self) -> tuple[int, ...]:
@@ -99,17 +107,105 @@ class Tiling:
         """Spatial shape of the padded volume."""
         return tuple(before + s + after for (before, after), s in zip(self.padding, self.shape, strict=True))
 
+    @cached_property
+    def sources(self) -> tuple[NDArray[np.intp], ...] | None:
+        """For each axis, the voxel of the volume that each voxel of the padded one is a copy of; None for a constant.
+
+        Padding takes one axis after the other, so that the source of a voxel is that of each of its indices.
+        """
+        if self.padding_mode == "constant" or not any(before or after for before, after in self.padding):
+            return None
+        modes: Any = PADDING_MODES[self.padding_mode]
+        return tuple(np.pad(np.arange(s), p, modes) for s, p in zip(self.shape, self.padding, strict=True))
+
     def pad(self, volume: Tensor) -> Tensor:
         """The volume (C, *shape) with the voxels that the window needs around it."""
+        if self.sources is not None:
+            # By index, as PyTorch's own padding is not made for every device and number of axes.
+            for axis, source in enumerate(self.sources, 1):
+                volume = volume.index_select(axis, torch.from_numpy(source).to(volume.device))
+            return volume
         if not any(before or after for before, after in self.padding):
             return volume
         flat = [side for pair in reversed(self.padding) for side in pair]
         return functional.pad(volume, flat, value=self.padding_value)
 
+    def gather(self, gradient: Tensor) -> Tensor:
+        """A gradient by the padded volume (C, *padded_shape) as that by the volume (C, *shape)."""
+        if self.sources is None:
+            return gradient[(slice(None), *self.inner)]
+        for axis, (source, size) in enumerate(zip(self.sources, self.shape, strict=True), 1):
+            shape = (*gradient.shape[:axis], size, *gradient.shape[axis + 1 :])
+            where = torch.from_numpy(source).to(gradient.device)
+            gradient = torch.zeros(shape, dtype=gradient.dtype, device=gradient.device).index_add(axis, where, gradient)
+        return gradient
+
     def touching(self, box: Box) -> list[int]:
-        """Patches that meet a box given in the volume's indices."""
-        moved = shift(box, self.offset)
-        return [n for n, patch in enumerate(self.patches) if intersect(patch, moved)]
+        """Patches that change where a box, given in the volume's indices, does."""
+        return [n for n, patch in enumerate(self.patches) if self.sees(patch, box)]
+
+    def sees(self, patch: Box, box: Box) -> bool:
+        """Whether a patch (padded indices) meets a box (the volume's indices) or a copy of it in the padding."""
+        if self.sources is None:
+            return intersect(patch, shift(box, self.offset)) is not None
+        return all(len(there) for there, _ in self._copies(patch, box))
+
+    def seen(self, patch: Box) -> Box:
+        """The smallest box, in the volume's indices, that holds all that a patch (padded indices) has of the volume."""
+        if self.sources is None:
+            moved = shift(patch, [-o for o in self.offset])
+            return tuple(slice(max(0, b.start), min(b.stop, s)) for b, s in zip(moved, self.shape, strict=True))
+        parts = [source[b] for source, b in zip(self.sources, patch, strict=True)]
+        return tuple(slice(int(part.min()), int(part.max()) + 1) for part in parts)
+
+    def places(self, patch: Box, box: Box) -> tuple[Index, Index] | None:
+        """Where the voxels of a box stand in a patch, their copies in the padding included.
+
+        Parameters
+        ----------
+        patch, box
+            In the padded volume's indices and in the volume's.
+
+        Returns
+        -------
+        (Index, Index) or None
+            Of the voxels within the patch, and of the same within the box; None where the patch has none of them.
+        """
+        if self.sources is None:
+            common = intersect(patch, shift(box, self.offset))
+            if common is None:
+                return None
+            within = [-o - b.start for o, b in zip(self.offset, box, strict=True)]
+            return shift(common, [-s.start for s in patch]), shift(common, within)
+        pairs = self._copies(patch, box)
+        if not all(len(there) for there, _ in pairs):
+            return None
+        there, here = (tuple(map(torch.from_numpy, np.ix_(*axes))) for axes in zip(*pairs, strict=True))
+        return there, here
+
+    def _copies(self, patch: Box, box: Box) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+        """Along each axis, which indices of a patch are copies of a box's, and of which."""
+        assert self.sources is not None
+        found = []
+        for source, p, b in zip(self.sources, patch, box, strict=True):
+            part = source[p]
+            there = np.flatnonzero((part >= b.start) & (part < b.stop))
+            found.append((there, part[there] - b.start))
+        return found
+
+
+def _refuse_padding(
+    shape: tuple[int, ...], roi: tuple[int, ...], padding: tuple[tuple[int, int], ...], mode: str
+) -> None:
+    """Refuse what PyTorch does not pad either."""
+    most = {"reflect": -1, "circular": 0}.get(mode)
+    short = most is not None and any(max(p) > s + most for p, s in zip(padding, shape, strict=True))
+    if any(max(p) > 0 for p in padding) and (mode not in PADDING_MODES or short):
+        why = f"it is too small to pad it by {mode}" if short else f"to pad by {mode} is not supported"
+        raise InputError(
+            f"The volume, {' × '.join(map(str, shape))} voxels on the network's grid, is smaller than its "
+            f"window, {' × '.join(map(str, roi))}, and {why}: give a larger part of the scan."
+        )
 
 
 def predict_logits(
