@@ -122,8 +122,9 @@ def test_steps_end_with_everything(total: int) -> None:
         assert sizes == sorted(set(sizes))
         assert sizes[-1] == total
         assert sizes[0] >= 1
-    assert step_sizes(10**6, 4, "geometric") == [1000, 10**4, 10**5, 10**6]
+    assert step_sizes(10**6, 4, "geometric", 1000) == [1000, 10**4, 10**5, 10**6]
     assert step_sizes(100, 4, "equal") == [25, 50, 75, 100]
+    assert step_sizes(100, 4, "geometric", 500) == [100], "a first step larger than all"
 
 
 def test_area_is_the_mean_height_over_volume_or_its_logarithm() -> None:

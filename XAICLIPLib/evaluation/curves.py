@@ -36,8 +36,8 @@ SCORES: tuple[Score, ...] = ("soft dice", "mean probability")
 
 STEPS = 16
 
-SMALLEST_SHARE = 1 / 1000
-"""Of the volume that can be removed: the first of geometric steps."""
+FIRST_MM3 = 500.0
+"""The first of geometric steps: a cube of 8 mm, a part even of an adrenal gland."""
 
 RANDOM_ORDERS = 3
 """How many random orders the control is the mean of."""
@@ -148,6 +148,7 @@ def faithfulness(
     where: Tensor | None = None,
     count: int = STEPS,
     steps: Steps = "geometric",
+    first_mm3: float = FIRST_MM3,
     random_orders: int = RANDOM_ORDERS,
     seed: int = 0,
 ) -> Faithfulness:
@@ -157,7 +158,7 @@ def faithfulness(
 
     Parameters
     ----------
-    scorer, saliency, spacing_mm, where, count, steps, seed
+    scorer, saliency, spacing_mm, where, count, steps, first_mm3, seed
         As in `removal_curves`.
     controls
         Maps that know nothing of the network, by name: see `XAICLIPLib.evaluation.controls`.
@@ -168,7 +169,9 @@ def faithfulness(
         raise InputError(f"random_orders is {random_orders}: chance needs at least 1 random order.")
 
     def curves(order: Tensor) -> Curves:
-        return removal_curves(scorer, order, spacing_mm, where=where, count=count, steps=steps, seed=seed)
+        return removal_curves(
+            scorer, order, spacing_mm, where=where, count=count, steps=steps, first_mm3=first_mm3, seed=seed
+        )
 
     shape = tuple(saliency.shape)
     random = tuple(curves(random_map(shape, spacing_mm, 1000 + seed * random_orders + n)) for n in range(random_orders))
@@ -183,6 +186,7 @@ def removal_curves(
     where: Tensor | None = None,
     count: int = STEPS,
     steps: Steps = "geometric",
+    first_mm3: float = FIRST_MM3,
     seed: int = 0,
     scores: Sequence[Score] = SCORES,
 ) -> Curves:
@@ -206,8 +210,10 @@ def removal_curves(
     count
         Points of each curve (besides 0 with equal steps), the last of which removes everything.
     steps
-        ``geometric``: each step removes so and so many times what the one before did, beginning with 1/1000;
-        ``equal``: always the same volume.
+        ``geometric``: each step multiplies what was removed by the same factor; ``equal``: it adds the same volume.
+        Equal steps as large as the organ do not tell its parts apart.
+    first_mm3
+        The first of geometric steps. Areas can be compared only with the same one.
     seed
         Of how ties are broken.
     scores
@@ -220,7 +226,7 @@ def removal_curves(
     """
     ranks, order = removal_order(saliency, tuple(scorer.volume.shape[1:]), where, seed)
     voxel_mm3 = math.prod(spacing_mm)
-    amounts = step_sizes(len(order), count, steps)
+    amounts = step_sizes(len(order), count, steps, round(first_mm3 / voxel_mm3))
     known = _extents(order, ranks.shape, amounts)
     everything = len(order)
     device = scorer.volume.device
@@ -286,14 +292,14 @@ def removal_order(
     return torch.from_numpy(ranks.reshape(shape)), order
 
 
-def step_sizes(total: int, count: int, steps: Steps) -> list[int]:
-    """Voxels removed at each point, ascending; fewer points where there are not enough voxels."""
+def step_sizes(total: int, count: int, steps: Steps, first: int = 1) -> list[int]:
+    """Voxels removed at each point, ascending, geometric ones from the first; fewer points where voxels are few."""
     if count < 2:
         raise InputError(f"A curve of {count} points tells nothing: ask for at least 2.")
     if steps == "equal":
         shares = np.arange(1, count + 1) / count
     else:
-        shares = np.geomspace(SMALLEST_SHARE, 1, count)
+        shares = np.geomspace(min(1, max(1, first) / total), 1, count)
     sizes: list[int] = np.unique(np.maximum(1, np.round(shares * total)).astype(np.int64)).tolist()
     return sizes
 

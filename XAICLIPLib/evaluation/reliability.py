@@ -48,7 +48,7 @@ LEAD = 0.1
 """Share of the way from random to ideal order by which a map must lead the best map that knows nothing.
 
 Noise of other seeds gets areas that scatter by a standard deviation of 0.05 to 0.15 in the planted-truth study
-(Testing/benchmarks/planted.py), where occlusion leads by 0.2 to 0.5; the best of several controls lies above chance
+(Testing/benchmarks/planted.py), where occlusion leads by 0.2 to 0.4; the best of several controls lies above chance
 already, and by that scatter once more a map could lead by luck."""
 
 UNFAMILIAR = 0.5
