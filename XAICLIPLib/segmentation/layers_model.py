@@ -22,10 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.segmentation.segmenter import Activation
+from XAICLIPLib.segmentation.sliding_window import Box
 
 _IDENTITY = ("Dropout", "SpatialDropout3D")
 """Layers that do nothing but while training."""
@@ -117,6 +119,52 @@ def reach_of(layer: nn.Module) -> tuple[int, int, int]:
     return x, y, z
 
 
+def run_within(network: nn.Sequential, patches: Tensor, box: Box) -> Tensor:
+    """What a chain of convolutions says inside a box of the patches, and 0 elsewhere.
+
+    Of each layer's output only what still reaches the box is computed, so that most of the work around it is spared;
+    inside it nothing changes.
+
+    Parameters
+    ----------
+    network
+        Convolutions with padding "same", and layers that look at single voxels.
+    patches
+        (N, C, X, Y, Z).
+    box
+        Bounds in the patches.
+
+    Returns
+    -------
+    Tensor
+        (N, K, X, Y, Z).
+    """
+    full = patches.shape[2:]
+    left = list(reach(network))
+    here = [(0, n) for n in full]  # where the values lie in the patch
+    values = patches
+    for layer in network:
+        if not isinstance(layer, nn.Conv3d):
+            values = layer(values)
+            continue
+        left = [a - b for a, b in zip(left, reach_of(layer), strict=True)]
+        want = [(max(b.start - r, 0), min(b.stop + r, n)) for b, r, n in zip(box, left, full, strict=True)]
+        cuts, pads = [], []
+        for (start, stop), (own, _), n, k, d in zip(want, here, full, layer.kernel_size, layer.dilation, strict=True):
+            before = d * (k - 1) // 2
+            a, b = start - before, stop + d * (k - 1) - before
+            cuts.append(slice(max(a, 0) - own, min(b, n) - own))
+            pads.append((max(-a, 0), max(b - n, 0)))  # the patch ends here, as it does for the whole network
+        values = values[(..., *cuts)]
+        if any(any(pair) for pair in pads):
+            values = functional.pad(values, [side for pair in reversed(pads) for side in pair])
+        values = functional.conv3d(values, layer.weight, layer.bias, dilation=layer.dilation)
+        here = want
+    output = values.new_zeros((*values.shape[:2], *full))
+    output[(..., *box)] = values
+    return output
+
+
 # --- topology -----------------------------------------------------------------------------------
 
 
@@ -153,7 +201,7 @@ def _build(
     def refuse(what: str, name: str) -> InputError:
         return InputError(f"The model {path} has {what} ({name}), which is not supported: give another model.")
 
-    def take(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    def take(name: str, shape: tuple[int, ...]) -> Tensor:
         if name not in weights:
             raise InputError(f"The model {path} has no weights {name}: get the file again.")
         array = weights.pop(name)
@@ -259,7 +307,7 @@ def _batch_norm(
     config: Mapping[str, Any],
     channels: int,
     last_axis: bool,
-    take: Callable[[str, tuple[int, ...]], torch.Tensor],
+    take: Callable[[str, tuple[int, ...]], Tensor],
     refuse: Callable[[str, str], InputError],
     name: str,
 ) -> nn.BatchNorm3d:

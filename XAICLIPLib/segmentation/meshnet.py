@@ -25,8 +25,9 @@ from torch import Tensor
 
 from XAICLIPLib import imaging
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.segmentation.layers_model import is_layers_model, reach, read_json, read_layers_model
+from XAICLIPLib.segmentation.layers_model import is_layers_model, reach, read_json, read_layers_model, run_within
 from XAICLIPLib.segmentation.segmenter import Activation, Prepared
+from XAICLIPLib.segmentation.sliding_window import Box
 
 SIZE = 256
 """Voxels, and mm, along each axis of the grid."""
@@ -128,7 +129,14 @@ class MeshNetSegmenter:
 
     def logits(self, patches: Tensor) -> Tensor:
         """Run the network: (N, 1, *size) to (N, K, *size)."""
-        return self.network(patches)
+        output: Tensor = self.network(patches)
+        return output
+
+    def logits_within(self, patches: Tensor, box: Box) -> Tensor:
+        """The same inside a box of the patches, for less work; outside it 0, or right where gradients are followed."""
+        if torch.is_grad_enabled():  # gradient methods look at layers as a whole
+            return self.logits(patches)
+        return run_within(self.network, patches, box)
 
 
 def standard_affine(image: sitk.Image) -> NDArray[np.float64]:
