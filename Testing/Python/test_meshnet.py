@@ -72,7 +72,7 @@ PROMPTS = {
     "brain stem": [13],
     "cerebellum": [5, 6],
     "cerebellar cortex": [6],
-    "white matter of the cerebrum": [1],
+    "cerebral white matter": [1],
     "cerebral cortex": [2],
     "lateral ventricles": [3, 4],
     "third ventricle": [11],
@@ -102,7 +102,7 @@ def test_a_head_on_the_standard_grid_stays_as_it_is(head: sitk.Image, small: Mes
     np.testing.assert_allclose(prepared.tensor[0].numpy(), (values - values.min()) / np.ptp(values), atol=1e-6)
 
 
-def test_a_turned_and_oblique_head_comes_to_the_standard_grid_where_it_lies(
+def test_a_turned_and_cropped_head_comes_to_the_standard_grid_where_it_lies(
     head: sitk.Image, small: MeshNetSegmenter
 ) -> None:
     turned = sitk.DICOMOrient(head, "RPS")[40:220, 20:240, 30:230]
@@ -126,7 +126,7 @@ def test_a_few_bright_voxels_do_not_darken_the_head() -> None:
     values.flat[:20] = 5000
     low, high = intensity_range(values)
     assert low == pytest.approx(0, abs=0.1)
-    assert 90 <= high <= 110
+    assert 80 <= high <= 110
 
 
 def test_by_quantiles_the_middle_nine_tenths_lie_between_0_and_1(shared_data: Path, head: sitk.Image) -> None:
@@ -182,5 +182,5 @@ def test_scores_from_the_surroundings_are_those_of_the_whole_volume(small: MeshN
     full = Scorer(small.logits, volume, baseline, whole, target)
     assert quick.full_score == pytest.approx(full.full_score, abs=1e-5)
     assert losses(quick) == pytest.approx(losses(full), abs=1e-5)
-    assert max(map(abs, losses(full))) > 0.01
+    assert max(map(abs, losses(full))) > 1e-3
     torch.testing.assert_close(quick.gradient(), full.gradient(), atol=1e-5, rtol=0)
