@@ -75,7 +75,9 @@ class MeshNetSegmenter:
         self.device = device
         model = read_layers_model(self.file)
         if model.channels != 1:
-            raise InputError(f"The model {self.file} takes {model.channels} images at once: choose one for a single T1.")
+            raise InputError(
+                f"The model {self.file} takes {model.channels} images at once: choose one for a single T1."
+            )
         self.activation: Activation = model.activation
         self.reach = reach(model.network)
         self.labels: Mapping[int, str] = _labels(self.file.with_name("colormap.json"), model.classes, self.activation)

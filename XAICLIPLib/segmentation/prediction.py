@@ -84,9 +84,7 @@ def predict(
     return Prediction(segmenter, prepared, volume, tiling, logits)
 
 
-def surroundings(
-    segmenter: Segmenter, tiling: Tiling, voxels: Tensor
-) -> tuple[Callable[[Tensor], Tensor], Tiling]:
+def surroundings(segmenter: Segmenter, tiling: Tiling, voxels: Tensor) -> tuple[Callable[[Tensor], Tensor], Tiling]:
     """What has to be run to know a network's output at some voxels (X, Y, Z): a function of patches, and the patches.
 
     The network itself and all its patches but where it takes whole volumes and has a ``reach``: then the surroundings
