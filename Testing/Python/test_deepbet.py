@@ -96,9 +96,6 @@ def test_the_box_is_that_of_the_largest_piece_with_a_margin() -> None:
     mask[4:14, 6:16, 2:12] = True
     mask[18:20, 18:20, 18:20] = True
     box = brain_box(mask, (40, 20, 30))
-    assert box == (slice(6, 30), slice(5, 17), slice(1, 19)) or all(
-        abs(s.start - a) <= 1 and abs(s.stop - b) <= 1
-        for s, (a, b) in zip(box, [(6, 30), (5, 17), (1, 19)], strict=True)
-    )
+    assert box == (slice(6, 30), slice(5, 17), slice(1, 19))
     with pytest.raises(InputError, match="finds no brain"):
         brain_box(np.zeros((8, 8, 8), bool), (8, 8, 8))

@@ -109,7 +109,7 @@ class DeepbetSegmenter:
             "sha256": sha256(self.folder / "model.pt"),
         }
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def prepare(self, image: sitk.Image) -> Prepared:
         """Find the brain's box and bring what lies in it to the main network's size and intensities.
 
@@ -137,7 +137,7 @@ class DeepbetSegmenter:
         shift[:3, :3] = np.diag(step)
         shift[:3, 3] = start + step / 2 - 0.5
         values = _normal(_resized(volume[box], FINE), low, high)
-        return Prepared(values[None].clone(), affine @ shift)
+        return Prepared(values[None], affine @ shift)
 
     def logits(self, patches: Tensor) -> Tensor:
         """Run the main network: (N, 1, *size) to (N, 2, *size)."""
@@ -182,4 +182,6 @@ def _read_network(path: Path, device: torch.device) -> torch.nn.Module:
         network: torch.nn.Module = torch.jit.load(str(path), map_location=device)
     except (RuntimeError, ValueError, OSError) as error:
         raise InputError(f"The network {path} is missing or damaged: install deepbet again.") from error
-    return network.eval().requires_grad_(False)
+    for parameter in network.parameters():  # TorchScript has no requires_grad_ for the whole
+        parameter.requires_grad_(False)
+    return network.eval()

@@ -32,6 +32,9 @@ from XAICLIPLib.segmentation.sliding_window import Box
 _IDENTITY = ("Dropout", "SpatialDropout3D")
 """Layers that do nothing but while training."""
 
+LARGEST_WIDTH = 4096
+"""Channels of a layer: more is no network, but a damaged file."""
+
 _TYPES = {"float32": "<f4", "float16": "<f2", "uint8": "<u1", "uint16": "<u2"}
 
 
@@ -232,14 +235,12 @@ def _build(
             first = next((c for _, c in layers if "data_format" in c), {})
             last_axis = first.get("data_format", "channels_last") == "channels_last"
             channels = classes = int(shape[-1 if last_axis else 1])
+            if not 1 <= channels <= LARGEST_WIDTH:
+                raise refuse(f"an input of {channels} channels", name)
         if kind == "InputLayer" or kind in _IDENTITY:
             continue
         if kind == "Conv3D":
-            conv = _convolution(config, classes, last_axis, refuse, name)
-            kernel = take(f"{name}/kernel", (*conv.kernel_size, classes, conv.out_channels))
-            conv.weight = nn.Parameter(kernel.permute(4, 3, 0, 1, 2).contiguous())
-            if conv.bias is not None:
-                conv.bias = nn.Parameter(take(f"{name}/bias", (conv.out_channels,)))
+            conv = _convolution(config, classes, last_axis, take, refuse, name)
             modules.append(conv)
             classes = conv.out_channels
             activate(str(config.get("activation", "linear")), name)
@@ -281,7 +282,12 @@ def _activation(words: str, alpha: float | None) -> nn.Module | None:
 
 
 def _convolution(
-    config: Mapping[str, Any], channels: int, last_axis: bool, refuse: Callable[[str, str], InputError], name: str
+    config: Mapping[str, Any],
+    channels: int,
+    last_axis: bool,
+    take: Callable[[str, tuple[int, ...]], Tensor],
+    refuse: Callable[[str, str], InputError],
+    name: str,
 ) -> nn.Conv3d:
     size = tuple(int(k) for k in config["kernel_size"])
     strides = tuple(int(s) for s in config.get("strides", (1, 1, 1)))
@@ -297,10 +303,15 @@ def _convolution(
     if len(size) != 3 or min(*size, *dilation) < 1 or max(*size, *dilation) > 1024:
         raise refuse(f"a convolution of size {size} and dilation {dilation}", name)
     filters = int(config["filters"])
-    if not 1 <= filters <= 4096 or not 1 <= channels <= 4096:
-        raise refuse(f"a convolution from {channels} to {filters} channels", name)
-    bias = bool(config.get("use_bias", True))
-    return nn.Conv3d(channels, filters, size, padding="same", dilation=dilation, bias=bias)
+    if not 1 <= filters <= LARGEST_WIDTH:
+        raise refuse(f"a convolution to {filters} channels", name)
+    # Before the module is made: a file that lies about its sizes is to be refused, not to fill the memory.
+    kernel = take(f"{name}/kernel", (*size, channels, filters)).permute(4, 3, 0, 1, 2).contiguous()
+    bias = take(f"{name}/bias", (filters,)) if config.get("use_bias", True) else None
+    conv = nn.Conv3d(channels, filters, size, padding="same", dilation=dilation, bias=bias is not None)
+    conv.weight = nn.Parameter(kernel)
+    conv.bias = None if bias is None else nn.Parameter(bias)
+    return conv
 
 
 def _batch_norm(
