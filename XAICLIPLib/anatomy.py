@@ -417,11 +417,16 @@ def match_label(structure: Structure, labels: Mapping[int, str]) -> list[int]:
     -------
     list of int
         Ascending; empty if no class of the network means the structure. A class without a side does not mean one of
-        the two.
+        the two, but belongs to a structure of which both are parts.
     """
     wanted = parts(structure)
     found = {label: resolve(name) for label, name in labels.items()}
-    return sorted(label for label, match in found.items() if match and match.name in wanted)
+    return sorted(label for label, match in found.items() if match and _is_part(match, wanted))
+
+
+def _is_part(structure: Structure, wanted: frozenset[str]) -> bool:
+    """Whether a structure, or all of which it consists, is among some parts."""
+    return structure.name in wanted or (bool(structure.members) and wanted.issuperset(structure.members))
 
 
 # --- sentences --------------------------------------------------------------------------------

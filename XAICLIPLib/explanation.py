@@ -31,7 +31,7 @@ from XAICLIPLib.perturbation.baselines import baseline_for, with_held
 from XAICLIPLib.perturbation.perturbation import Estimate
 from XAICLIPLib.scoring import Scorer
 from XAICLIPLib.segmentation.described import Predictor, from_object
-from XAICLIPLib.segmentation.prediction import label_values, predict
+from XAICLIPLib.segmentation.prediction import label_values, predict, surroundings
 from XAICLIPLib.segmentation.segmenter import Prepared, Promptable, Segmenter
 from XAICLIPLib.suitability import mismatches
 from XAICLIPLib.target import RIM_MM, Place, box_of, class_of, is_mask, make_target, read_mask
@@ -329,11 +329,12 @@ def explain(
     values = label_values(segmenter)
     names = {values[channel]: structure for channel, structure in segmenter.labels.items()}
     with run.timed("explain"):
+        forward, patches = surroundings(segmenter, tiling, explained.voxels)
         scorer = Scorer(
-            segmenter.logits,
+            forward,
             network_input,
             replacement,
-            tiling,
+            patches,
             explained,
             segmenter.activation,
             score,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.segmentation.segmenter import SlidingWindow
-from XAICLIPLib.segmentation.sliding_window import Tiling, intersect, predict_logits, shift
+from XAICLIPLib.segmentation.sliding_window import Tiling, around, bounds, intersect, predict_logits, shift
 
 
 class Positional(nn.Module):
@@ -237,3 +237,24 @@ def test_gradients_are_followed_only_where_the_volume_asks() -> None:
     predict_logits(network, volume, tiling, 4).sum().backward()
     assert volume.grad is not None
     assert bool(volume.grad.any())
+
+
+def test_a_box_around_the_target_grown_by_the_reach_is_as_good_as_the_whole_volume() -> None:
+    torch.manual_seed(2)
+    network = nn.Sequential(
+        nn.Conv3d(1, 4, 3, padding="same", dilation=2), nn.ELU(), nn.Conv3d(4, 3, (3, 1, 5), padding="same")
+    )
+    volume = volume_of(24, 20, 26)
+    for corner in ((0, 0, 0), (10, 8, 9), (21, 17, 22)):
+        target = torch.zeros(volume.shape[1:], dtype=torch.bool)
+        target[tuple(slice(c, c + 3) for c in corner)] = True
+        tiling = around(target.shape, target, (3, 2, 4))
+        assert len(tiling.patches) == 1
+        assert intersect(tiling.patches[0], bounds(target)) == bounds(target)
+        with torch.no_grad():
+            whole = network(volume[None])[0][:, target]
+            near = network(volume[None][(..., *tiling.patches[0])])[0]
+        inside = target[tiling.patches[0]]
+        torch.testing.assert_close(near[:, inside], whole, atol=1e-5, rtol=0)
+    assert bounds(target) == (slice(21, 24), slice(17, 20), slice(22, 25))
+    assert around(target.shape, target, (3, 2, 4)).patches[0] == (slice(18, 24), slice(15, 20), slice(18, 26))

@@ -26,11 +26,13 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def run_batch(forward: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-    """Run a batch; a lone item is doubled on a CPU, where 3D convolutions of batch 1 fall to a slow kernel.
+    """Run a batch; a lone small item is doubled on a CPU, where 3D convolutions of batch 1 fall to a slow kernel.
 
-    A slice, one voxel thick, is no matter of 3D convolutions: it would only cost twice.
+    PyTorch takes that kernel for small inputs alone: larger ones would only take twice the time and the memory, and so
+    would a slice, one voxel thick, which is no matter of 3D convolutions.
     """
-    if len(batch) == 1 and batch.device.type == "cpu" and min(batch.shape[2:]) > 1:
+    small = math.prod(batch.shape[2:]) <= USUAL_PATCH and min(batch.shape[2:]) > 1
+    if len(batch) == 1 and batch.device.type == "cpu" and small:
         try:
             return forward(batch.expand(2, *batch.shape[1:]).contiguous())[:1]
         except (RuntimeError, MemoryError) as error:
@@ -147,5 +149,6 @@ class Batches:
 
 
 def usual_size(patch: Tensor) -> int:
-    """Patches (C, *size) computed together where nothing is measured: four of the usual size, two of larger ones."""
-    return 4 if math.prod(patch.shape[1:]) <= USUAL_PATCH else 2
+    """Patches (C, *size) computed together where nothing is measured: four of the usual size, fewer of larger ones."""
+    voxels = math.prod(patch.shape[1:])
+    return 4 if voxels <= USUAL_PATCH else 2 if voxels <= 2 * USUAL_PATCH else 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import SimpleITK as sitk
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from XAICLIPLib import imaging
 from XAICLIPLib.segmentation.segmenter import Prepared, Segmenter
-from XAICLIPLib.segmentation.sliding_window import Tiling, predict_logits
+from XAICLIPLib.segmentation.sliding_window import Tiling, around, bounds, predict_logits, shift
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,23 @@ def predict(
     with torch.inference_mode():
         logits = predict_logits(segmenter.logits, volume, tiling, batch_size, advance)
     return Prediction(segmenter, prepared, volume, tiling, logits)
+
+
+def surroundings(segmenter: Segmenter, tiling: Tiling, voxels: Tensor) -> tuple[Callable[[Tensor], Tensor], Tiling]:
+    """What has to be run to know a network's output at some voxels (X, Y, Z): a function of patches, and the patches.
+
+    The network itself and all its patches but where it takes whole volumes and has a ``reach``: then the surroundings
+    of the voxels alone, and of these, where it has ``logits_within``, what each layer needs.
+    """
+    reach = getattr(segmenter, "reach", None)
+    if segmenter.window is not None or reach is None:
+        return segmenter.logits, tiling
+    near = around(tiling.shape, voxels, reach)
+    within = getattr(segmenter, "logits_within", None)
+    if within is None:
+        return segmenter.logits, near
+    core = shift(bounds(voxels), [-s.start for s in near.patches[0]])
+    return partial(within, box=core), near
 
 
 def label_values(segmenter: Segmenter) -> dict[int, int]:

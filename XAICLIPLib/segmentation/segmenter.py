@@ -82,7 +82,8 @@ class Segmenter(Protocol):
     ``labels`` maps each output channel to the structure's name; with ``softmax`` channel 0 is the background, with
     ``sigmoid`` every channel is a structure of its own. ``window`` is None where the network takes whole volumes; then
     it may have an attribute ``reach``, voxels along each axis: the distance beyond which no voxel of its input changes
-    a voxel of its output, which spares a fully convolutional network most of the volume.
+    a voxel of its output, which spares a fully convolutional network most of the volume; and a method
+    ``logits_within(patches, box)``, right inside a box of the patches alone, where that is less work.
     """
 
     @property

@@ -208,6 +208,35 @@ def _refuse_padding(
         )
 
 
+def bounds(voxels: Tensor) -> Box:
+    """The smallest box that holds all voxels of a mask (X, Y, Z) that is not empty."""
+    places = torch.nonzero(voxels)
+    ends = zip(places.amin(0).tolist(), places.amax(0).tolist(), strict=True)
+    return tuple(slice(a, b + 1) for a, b in ends)
+
+
+def around(shape: Sequence[int], target_voxels: Tensor, reach: Sequence[int]) -> Tiling:
+    """The one patch that a fully convolutional network needs to be right at a target's voxels.
+
+    Where no input voxel farther than ``reach`` changes an output voxel, neither does what a crop cuts off, nor the
+    zeros that the network pads it with: at the target its output is that of the whole volume.
+
+    Parameters
+    ----------
+    shape
+        Spatial shape of the volume.
+    target_voxels
+        (X, Y, Z) bool, not empty.
+    reach
+        Voxels along each axis.
+    """
+    shape = tuple(int(s) for s in shape)
+    core = bounds(target_voxels)
+    patch = tuple(slice(max(c.start - r, 0), min(c.stop + r, s)) for c, r, s in zip(core, reach, shape, strict=True))
+    weight = torch.ones([s.stop - s.start for s in patch])
+    return Tiling(shape, tuple((0, 0) for _ in shape), (patch,), weight)
+
+
 def predict_logits(
     forward: Callable[[Tensor], Tensor],
     volume: Tensor,
