@@ -46,6 +46,7 @@ def formats() -> tuple[Format, ...]:
     """All formats, in the order in which they are tried."""
     from XAICLIPLib.segmentation.bundle import BundleSegmenter, is_bundle
     from XAICLIPLib.segmentation.described import is_described, load_described
+    from XAICLIPLib.segmentation.meshnet import MeshNetSegmenter, is_meshnet
     from XAICLIPLib.segmentation.nnunet import NnUNetSegmenter
     from XAICLIPLib.segmentation.nnunet_folder import is_nnunet
     from XAICLIPLib.segmentation.sam import SamSegmenter, is_sam
@@ -53,6 +54,7 @@ def formats() -> tuple[Format, ...]:
     return (
         Format("bundle", "the folder of a MONAI bundle (it has configs/metadata.json)", is_bundle, BundleSegmenter),
         Format("nnunet", "a trained folder of nnU-Net v2 (it has plans.json and fold_0)", is_nnunet, NnUNetSegmenter),
+        Format("meshnet", "a MeshNet of brainchop (model.json with model.bin)", is_meshnet, MeshNetSegmenter),
         Format("sam", "the folder of a SAM of transformers (it has config.json)", is_sam, SamSegmenter),
         Format(
             "network",
@@ -92,7 +94,7 @@ def load_registered(name: str, device: torch.device, trust: bool = False) -> Seg
     Parameters
     ----------
     name
-        ``totalsegmentator:TASK``, ``hf-hub:OWNER/NAME`` (a SAM), or what an entry point is called.
+        ``deepbet``, ``totalsegmentator:TASK``, ``hf-hub:OWNER/NAME`` (a SAM), or what an entry point is called.
     device, trust
         As for `load`.
 
@@ -101,11 +103,13 @@ def load_registered(name: str, device: torch.device, trust: bool = False) -> Seg
     InputError
         The package is missing or fails to make it.
     """
-    from XAICLIPLib.segmentation import sam, totalsegmentator
+    from XAICLIPLib.segmentation import deepbet, sam, totalsegmentator
     from XAICLIPLib.segmentation.described import from_object
 
     if name.partition(":")[0] == totalsegmentator.PREFIX.rstrip(":"):
         return totalsegmentator.load(name, device, trust)
+    if name == "deepbet":
+        return deepbet.load(device)
     if name.startswith(sam.HUB):
         return sam.SamSegmenter(name, device)
     for offered in entry_points(group=ENTRY_POINTS):
