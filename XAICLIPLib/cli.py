@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import XAICLIPLib
-from XAICLIPLib import methods
+from XAICLIPLib import methods, tuning
 from XAICLIPLib.errors import Cancelled, InputError
 from XAICLIPLib.files import try_folder
 from XAICLIPLib.terminal import Bars, Interrupt, drop_output, say
@@ -135,6 +135,8 @@ def _parser() -> argparse.ArgumentParser:
         help="where the real volumes are, if anywhere; default: ../shared/data",
     )
     demo.set_defaults(command=_demo)
+
+    tuning.add_command(commands)
     return parser
 
 

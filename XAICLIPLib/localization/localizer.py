@@ -233,6 +233,20 @@ class ClipLocalizer:
             self._volume, self._seen = volume, {}
         return self.probability(View(seen.slices, seen.grey, self._seen), classes, sought, advance)
 
+    def with_contexts(self, contexts: Contexts | None) -> ClipLocalizer:
+        """The same localizer with other learned prompts, or none."""
+        other = type(self)(self.model, self.settings, contexts)
+        other._embedded = self._embedded
+        return other
+
+    def embeddings(self, view: View) -> Tensor:
+        """Patch embeddings of a volume, (S, h, w, D) of unit length, on the CPU."""
+        self._seen = view.seen
+        parts = view.grey.split(self.settings.batch_size)
+        with torch.inference_mode():
+            embedded = torch.cat([self._embed_slices(part.to(self.model.device)).cpu() for part in parts])
+        return embedded.clone()  # usable where gradients are computed
+
     def view(self, image: sitk.Image, modality: Modality | None) -> View:
         """A volume as the model sees it."""
         slices = field_of_view(image, self.model.side, self.settings.slice_mm, self.settings.field_of_view)
@@ -266,13 +280,13 @@ class ClipLocalizer:
         if isinstance(prompt, str):
             own = [self.embed(anatomy.texts(prompt, modality))]
             rivals = [anatomy.structure(name) for name in self.settings.contrasts]
-            written = [self.embed(self._wordings(s, modality)) for s in rivals]
+            written = [self.embed(self.wordings(s, modality)) for s in rivals]
             same = _same_meaning(own[0], written) if written else None  # among what people wrote, not what was learned
             rivals = [s for n, s in enumerate(rivals) if n != same]
         else:
             known, rivals = self.classes(prompt)
             own = [self.class_embedding(s.name, anatomy.texts(s, modality), modality) for s in known]
-        others = [self.class_embedding(s.name, self._wordings(s, modality), modality) for s in rivals]
+        others = [self.class_embedding(s.name, self.wordings(s, modality), modality) for s in rivals]
         background = self.class_embedding(BACKGROUND, anatomy.background_phrases(), modality)
         sought = torch.zeros(len(own) + len(others) + 1, dtype=torch.bool, device=self.model.device)
         sought[: len(own)] = True
@@ -298,7 +312,8 @@ class ClipLocalizer:
                 self._learned[name] = context.embed(self.model, {name: self.contexts.vectors[name]})[0]
         return self._learned[name]
 
-    def _wordings(self, structure: Structure, modality: Modality | None) -> list[str]:
+    def wordings(self, structure: Structure, modality: Modality | None) -> list[str]:
+        """Hand-written texts of a contrast."""
         return [t.format(structure.name) for t in anatomy.templates(modality)][: self.settings.wordings]
 
     @torch.inference_mode()
