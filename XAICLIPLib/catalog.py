@@ -21,7 +21,7 @@ from XAICLIPLib.resources import resource_path
 if TYPE_CHECKING:
     import torch
 
-    from XAICLIPLib.localization.localizer import ClipLocalizer
+    from XAICLIPLib.localization.localizer import Localizer
     from XAICLIPLib.segmentation.bundle import BundleSegmenter
 
 Kind = Literal["segmenter", "localizer"]
@@ -133,22 +133,38 @@ def load_segmenter(name: str | Path | None, device: torch.device, trust: bool = 
     return BundleSegmenter(folder, device, trust)
 
 
-def load_localizer(name: str | Path | None, device: torch.device) -> ClipLocalizer:
-    """A localizer by its name in the catalogue, or whatever `openclip.load_model` takes.
+def load_localizer(name: str | Path | None, device: torch.device, prompts: str | Path | None = None) -> Localizer:
+    """A localizer by its name in the catalogue or among the installed plugins, or whatever `openclip.load_model` takes.
+
+    Parameters
+    ----------
+    name
+        None for the default.
+    prompts
+        A file of learned prompts (see `XAICLIPLib.localization.context`); by default the one in the model's folder, if
+        any.
 
     Raises
     ------
     InputError
-        There is no such model, or it does not load.
+        There is no such model, it does not load, or the prompts are not for it.
     """
+    from XAICLIPLib.localization import plugins
+    from XAICLIPLib.localization.context import PROMPTS_FILE, load
     from XAICLIPLib.localization.localizer import ClipLocalizer
     from XAICLIPLib.localization.openclip import load_model
 
     entry = _find("localizer", name)
-    if entry is None:
-        return ClipLocalizer(load_model(str(name), device))
-    entry.check()
-    return ClipLocalizer(load_model(entry.folder or entry.source, device))
+    if entry is not None:
+        entry.check()
+    elif (plugin := plugins.find(str(name))) is not None:
+        if prompts is not None:
+            raise InputError(f"The localizer {name} takes no learned prompts: leave --prompts out.")
+        return plugins.load(plugin, device)
+    model = load_model(str(name) if entry is None else entry.folder or entry.source, device)
+    if prompts is None and model.folder is not None and (model.folder / PROMPTS_FILE).is_file():
+        prompts = model.folder / PROMPTS_FILE
+    return ClipLocalizer(model, contexts=None if prompts is None else load(prompts, model))
 
 
 def _find(kind: Kind, name: str | Path | None) -> Entry | None:
