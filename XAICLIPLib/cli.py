@@ -169,8 +169,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         default="guided",
         metavar="guided|whole|prediction|FILE|box:R,R,A,A,S,S",
         help="which part of the scan to try: where the prompt is found (guided, the default), all of it (whole, slow), "
-        "what the network itself draws and a margin (prediction), where a mask of yours is not 0, or a box (from and to "
-        "along right, anterior and superior, in mm)",
+        "what the network itself draws and a margin (prediction), where a mask of yours is not 0, or a box (from and "
+        "to along right, anterior and superior, in mm)",
     )
     parser.add_argument(
         "--target",

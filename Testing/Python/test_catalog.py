@@ -31,7 +31,7 @@ class Loaded:
     """Stands for a model that is loaded; remembers of what."""
 
     def __init__(self, source: Any, device: torch.device, trust: bool = False) -> None:
-        self.source, self.trust = source, trust
+        self.source, self.trust, self.folder = source, trust, None
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Load no weights: only which model is chosen matters."""
     monkeypatch.setattr(bundle, "BundleSegmenter", Loaded)
     monkeypatch.setattr(openclip, "load_model", Loaded)
-    monkeypatch.setattr(localizer, "ClipLocalizer", lambda model: model)
+    monkeypatch.setattr(localizer, "ClipLocalizer", lambda model, contexts: model)
 
 
 @pytest.fixture

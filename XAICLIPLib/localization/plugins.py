@@ -24,6 +24,9 @@ from XAICLIPLib.localization.localizer import Localizer
 GROUP = "xaiclip.localizers"
 
 
+ROUNDING = 1e-4
+
+
 def find(name: str) -> EntryPoint | None:
     """The plugin of this name, not loaded."""
     return next(iter(entry_points(group=GROUP, name=name)), None)
@@ -80,7 +83,7 @@ def checked_probability(found: Any, name: str) -> sitk.Image:
         raise InputError(f"The localizer {name} gave no scalar 3D volume: choose another one.")
     values = sitk.GetArrayViewFromImage(found)
     low, high = (float(values.min()), float(values.max())) if values.size else (math.nan, math.nan)
-    if not (np.isfinite(low) and np.isfinite(high) and low >= 0 and high <= 1):
+    if not (np.isfinite(low) and np.isfinite(high) and low >= 0 and high <= 1 + ROUNDING):
         raise InputError(
             f"The localizer {name} gave values from {low:g} to {high:g}, no probabilities: choose another."
         )
