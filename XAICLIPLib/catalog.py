@@ -150,9 +150,9 @@ def load_localizer(name: str | Path | None, device: torch.device, prompts: str |
         There is no such model, it does not load, or the prompts are not for it.
     """
     from XAICLIPLib.localization import plugins
-    from XAICLIPLib.localization.context import PROMPTS_FILE, load
+    from XAICLIPLib.localization.context import load
     from XAICLIPLib.localization.localizer import ClipLocalizer
-    from XAICLIPLib.localization.openclip import load_model
+    from XAICLIPLib.localization.openclip import PROMPTS_FILE, load_model
 
     entry = _find("localizer", name)
     if entry is not None:

@@ -31,9 +31,6 @@ from XAICLIPLib.files import whole_file
 from XAICLIPLib.localization.openclip import ImageTextModel
 from XAICLIPLib.localization.slices import Modality
 
-PROMPTS_FILE = "prompts.safetensors"
-"""In a localizer's folder: its learned prompts, which are then used without being asked for."""
-
 BACKGROUND = "background"
 """Names the class of what lies around the structures."""
 

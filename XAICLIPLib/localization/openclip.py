@@ -19,6 +19,9 @@ from torch import Tensor
 from XAICLIPLib.checksums import sha256
 from XAICLIPLib.errors import InputError
 
+PROMPTS_FILE = "prompts.safetensors"
+"""In a localizer's folder: its learned prompts, which are then used without being asked for."""
+
 _kept_alive: list[Any] = []
 
 
@@ -226,6 +229,7 @@ def _weights(folder: Path) -> Path | None:
     """The file of a folder's weights: of open_clip's own names, else the safest kind."""
     named = [folder / name for name in _NAMES if (folder / name).is_file()]
     other = [p for pattern in ("*.safetensors", "*.bin", "*.pth") for p in sorted(folder.glob(pattern))]
+    other = [path for path in other if path.name != PROMPTS_FILE]
     return next(iter([*named, *other]), None)
 
 
