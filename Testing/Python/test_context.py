@@ -31,11 +31,14 @@ CONFIG: dict[str, Any] = {
 M, WIDTH = 4, 8
 
 
-def write_model(folder: Path, seed: int = 0, text: dict[str, Any] | None = None) -> Path:
+def write_model(
+    folder: Path, seed: int = 0, text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None
+) -> Path:
     """A tiny model as open_clip writes it; with ``text``, its text tower is a module of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     config = json.loads(json.dumps(CONFIG))
     config["text_cfg"] |= text or {}
+    config["vision_cfg"] |= vision or {}
     torch.manual_seed(seed)
     open_clip = import_open_clip()
     kind = open_clip.CLIP if text is None else open_clip.CustomTextCLIP

@@ -78,7 +78,9 @@ def test_what_is_left_out_or_null_is_none_and_is_not_sent() -> None:
     assert json.loads(encode(request)) == LOCALIZE
 
 
-@pytest.mark.parametrize("value", ["guided", "whole", {"mask": "m.nrrd"}, {"box_ras_mm": [0, 1, 0, 1, 0, 1]}])
+@pytest.mark.parametrize(
+    "value", ["guided", "whole", "prediction", {"mask": "m.nrrd"}, {"box_ras_mm": [0, 1, 0, 1, 0, 1]}]
+)
 def test_a_region_is_a_word_a_mask_or_a_box(value: Any) -> None:
     request = parse_request(line(**FULL | {"region": value}))
     assert json.loads(encode(request))["region"] == value

@@ -1,6 +1,6 @@
 """What learned prompts do for the shipped localizer: regions with hand-written prompts, and with learned ones.
 
-``python Testing/benchmarks/prompts.py [--data ../shared/data] [--prompts FILE] [--train 18]`` tunes prompts on the first
+``python Testing/benchmarks/prompts.py [--data ../shared/data] [--prompts FILE] [--train 18]`` tunes prompts on first
 subjects of ``abdomen_ct``, validates on 18-19, and prints, as Markdown:
 
 - per structure, Dice (of the region without its margin) and recall (of the region with it), on the validation subjects
