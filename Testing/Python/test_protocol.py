@@ -99,7 +99,7 @@ def test_a_region_is_a_word_a_mask_or_a_box(value: Any) -> None:
         ({"prompt": "\udfff"}, "valid Unicode"),
         ({"windw": 3}, "no key 'windw'"),
         ({"parameters": [1]}, "give an object"),
-        ({"region": "everywhere"}, "guided, whole, {mask: ...}, {box_ras_mm: ...}"),
+        ({"region": "everywhere"}, "guided, whole, prediction, {mask: ...}, {box_ras_mm: ...}"),
         ({"region": {"mask": "m", "box_ras_mm": [0, 1, 0, 1, 0, 1]}}, "give one of"),
         ({"region": {"structure": "liver"}}, "give one of"),
         ({"region": {"box_ras_mm": [0, 1, 0, 1, 0]}}, "six numbers"),
