@@ -55,7 +55,7 @@ def add_command(commands: Any) -> None:
         "a fifth of the scans",
     )
     parser.add_argument("--context", type=_whole, default=8, metavar="M", help="vectors of each structure; default: 8")
-    parser.add_argument("--steps", type=_whole, default=400, metavar="N", help="at most so many; default: 400")
+    parser.add_argument("--steps", type=_whole, default=200, metavar="N", help="at most so many; default: 200")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="equal seeds give equal prompts; default: 0")
     parser.add_argument("--modality", choices=["CT", "MR"], help="default: guessed from the intensities")
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda|mps", help="default: auto, a GPU if any")

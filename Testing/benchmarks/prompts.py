@@ -35,7 +35,7 @@ STRUCTURES = [anatomy.structure(name) for name in data.ORGANS[1:]]
 ABSENT = [s for s in STRUCTURES if s.name != "esophagus"]
 """Not in a head-and-neck scan."""
 
-HEAD_NECK = slice(10, 16)
+HEAD_NECK = slice(10, 14)
 """The localizer was trained on the first ten."""
 
 

@@ -35,7 +35,7 @@ from XAICLIPLib.localization.slices import Modality
 from XAICLIPLib.training.pairs import Pair
 
 CONTEXT = 8
-STEPS = 400
+STEPS = 200
 EVALUATIONS = 10
 """Of the validation volumes, over all steps."""
 
@@ -48,7 +48,7 @@ BATCH = 4096
 RATE = 0.02
 """Step of Adam, as a share of the size of the vectors that it begins with: towers scale their tokens differently."""
 
-BALANCE = 0.5
+BALANCE = 0.3
 """A class weighs its share of the patches to the minus this: else what is small would count for nothing."""
 
 
