@@ -25,8 +25,8 @@ shutdown                                                         bye, and the wo
 
 ``{"id": 2, "type": "explain", "volume": "scan.nrrd", "prompt": "liver", "region": {"box_ras_mm": [0, 90, ...]}}``
 
-- ``region`` is ``"guided"``, ``"whole"``, ``{"mask": PATH}`` or ``{"box_ras_mm": [...]}``; ``target`` is
-  ``{"structure": NAME}``, ``{"mask": PATH}`` or ``{"box_ras_mm": [...]}``. What is left out is as in
+- ``region`` is ``"guided"``, ``"whole"``, ``"prediction"``, ``{"mask": PATH}`` or ``{"box_ras_mm": [...]}``;
+  ``target`` is ``{"structure": NAME}``, ``{"mask": PATH}`` or ``{"box_ras_mm": [...]}``. What is left out is as in
   `XAICLIPLib.explain`; ``parameters`` are those of `XAICLIPLib.methods`.
 - ``further_volumes`` follow ``volume`` in the network's order, where it takes several images at once.
 - ``output`` is the folder for the results, by default a new one inside the worker's private folder. That folder, named
@@ -159,7 +159,7 @@ class Explain(Request):
     method: str | None = _field(checks.text, None)
     parameters: dict[str, Any] | None = _field(checks.mapping, None)
     region: str | Mask | Box | None = _field(
-        checks.place(("guided", "whole"), mask=checks.mask, box_ras_mm=checks.box), None
+        checks.place(("guided", "whole", "prediction"), mask=checks.mask, box_ras_mm=checks.box), None
     )
     target: Named | Mask | Box | None = _field(
         checks.place((), structure=checks.named, mask=checks.mask, box_ras_mm=checks.box), None
