@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import XAICLIPLib
-from XAICLIPLib import methods, tuning
+from XAICLIPLib import benchmarkcommand, methods, tuning
 from XAICLIPLib.errors import Cancelled, InputError
 from XAICLIPLib.files import try_folder
 from XAICLIPLib.modelscommand import add_commands
@@ -144,6 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(command=_demo)
 
     tuning.add_command(commands)
+    benchmarkcommand.add_command(commands)
     return parser
 
 

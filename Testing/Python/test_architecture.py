@@ -58,6 +58,7 @@ LAYERS = {
     "target": 5,
     "terminal": 7,
     "modelscommand": 7,
+    "benchmarkcommand": 8,
     "explanation": 6,
     "doctor": 7,
     "evaluation": 7,
