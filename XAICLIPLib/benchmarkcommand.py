@@ -79,7 +79,14 @@ def add_command(commands: Any) -> None:
         action="store_true",
         help="parameters that are told of the paper at second hand, in mm; they are not known to be the paper's",
     )
-    parser.add_argument("--score", default=methods.SCORES[0], choices=methods.SCORES, help="by which maps are made")
+    parser.add_argument(
+        "--score",
+        default=methods.SCORES[0],
+        type=lambda given: given.replace("-", " "),
+        choices=methods.SCORES,
+        metavar="|".join(score.replace(" ", "-") for score in methods.SCORES),
+        help="by which maps are made; default: soft-dice",
+    )
     parser.add_argument("--baseline", default=methods.BASELINES[0], choices=methods.BASELINES, help="of hidden parts")
     parser.add_argument(
         "--points", type=int, default=8, metavar="N", help="of deletion and insertion curves; default: 8"

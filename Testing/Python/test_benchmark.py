@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
-import torch
 from test_explanation import BOXES, Finder, Network, mask_of, scan, values
 
 from XAICLIPLib import cli, imaging
@@ -60,12 +59,14 @@ def by_key(outcome: Outcome) -> dict[tuple[int, str, str, str], Measured]:
 
 
 def test_every_case_structure_method_and_region_is_measured_once(folder: Path, tmp_path: Path) -> None:
-    plan = Plan(("left kidney", "liver"), ("occlusion", "rise", "lime", "structures"), (), 24.0, 12.0, 40, points=2)
+    plan = Plan(
+        ("left kidney", "liver"), ("occlusion", "rise", "lime", "structures"), ("Doe_John",), 24.0, 12.0, 40, points=2
+    )
     told: list[str] = []
     outcome = run(folder, tmp_path / "out", plan, tell=told.append)
     assert outcome.problems == () and outcome.complete
     keys = [(r.case, r.structure, r.method, r.region) for r in outcome.rows]
-    assert len(set(keys)) == len(keys) == outcome.computed == len(told) == 2 * 2 * 4 * 2
+    assert len(set(keys)) == len(keys) == outcome.computed == len(told) == 2 * 4 * 2
     for row in outcome.rows:
         assert 0 <= row.dice <= 1 and 0 <= row.deletion <= 1 and row.perturbations > 0
     found = by_key(outcome)
@@ -79,7 +80,7 @@ def test_every_case_structure_method_and_region_is_measured_once(folder: Path, t
 
 
 def test_the_numbers_are_those_of_the_map_worked_out_by_hand(folder: Path, tmp_path: Path) -> None:
-    row = by_key(run(folder, tmp_path / "out"))[2, "liver", "occlusion", "whole"]
+    row = by_key(run(folder, tmp_path / "out"))[1, "liver", "occlusion", "whole"]
     made = explain(
         scan(), "liver", model=Network(), region="whole", device="cpu", window_mm=24.0, stride_mm=12.0, modality="CT"
     )
@@ -104,7 +105,6 @@ def test_a_guided_map_has_its_effect_in_its_region_and_costs_the_finding(folder:
     class Slow(Finder):
         def locate(self, *given: Any) -> sitk.Image:
             self.asked.append("slow")
-            torch.zeros(1).sum()
             return super().locate(*given)
 
     finder = Slow()
@@ -143,8 +143,8 @@ def test_lime_gets_enough_sets_for_the_whole_scan_and_as_many_guided(folder: Pat
     plan = Plan(("liver",), ("lime",), ("Doe_John",), window_mm=12.0, samples=3, points=2)
     outcome = run(folder, tmp_path / "out", plan)
     assert outcome.problems == ()
-    whole = by_key(outcome)[2, "liver", "lime", "whole"]
-    guided = by_key(outcome)[2, "liver", "lime", "guided"]
+    whole = by_key(outcome)[1, "liver", "lime", "whole"]
+    guided = by_key(outcome)[1, "liver", "lime", "guided"]
     assert whole.perturbations >= 100 and guided.perturbations <= whole.perturbations
 
 
@@ -247,7 +247,7 @@ def test_results_are_written_whole_or_not_at_all(folder: Path, tmp_path: Path, m
 
 def test_a_broken_case_is_named_and_the_others_are_measured(folder: Path, tmp_path: Path) -> None:
     image = scan()
-    wrong = sitk.GetImageFromArray(np.full(image.GetSize()[::-1], 99, np.uint8))
+    wrong = sitk.GetImageFromArray(values(image == 100) * 99)
     wrong.CopyInformation(image)
     imaging.write_volume(wrong, folder / "labels" / "Doe_John.nii.gz")
     outcome = run(folder, tmp_path / "out")

@@ -266,7 +266,8 @@ def benchmark(
         The plan, a model or the folder cannot be used.
     """
     plan.check()
-    plan = replace(plan, structures=tuple(dict.fromkeys(anatomy.structure(name).name for name in plan.structures)))
+    named = (found.name for name in plan.structures if (found := anatomy.resolve(name)) is not None)
+    plan = replace(plan, structures=tuple(dict.fromkeys(named)))
     chosen = list(_chosen(dataset, plan.cases))
     where = choose_device(device)
     segmenter = catalog.load_segmenter(model, where, trust) if isinstance(model, (str, Path, type(None))) else model

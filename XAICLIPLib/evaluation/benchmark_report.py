@@ -75,9 +75,10 @@ def sentences(found: Gains) -> list[str]:
             f"{found.outside.value:.0%}{_range(found.outside, plain=True)} of the effect in the unguided map lies "
             "outside the guided region: a guided map cannot show it."
         )
-    return [
+    said[0] = (
         f"**{found.method}** ({found.cases} {_plural('case', found.cases)}, {found.maps} pairs of maps). {said[0]}"
-    ] + said[1:]
+    )
+    return said
 
 
 def _on_time(found: Gains) -> str:
@@ -248,7 +249,7 @@ def _made(outcome: Outcome, plan: Plan) -> list[str]:
     settings, rows = outcome.settings, outcome.rows
     machines = sorted({row.machine for row in rows})
     said = [
-        f"Dataset: {settings['dataset'] or 'given'}, of {settings['cases']} cases; cases are told by their number in it.",
+        f"Dataset: {settings['dataset'] or 'given'}, of {settings['cases']} cases; they are told by their numbers.",
         *(f"{what.capitalize()}: {_named(settings[what])}." for what in ("model", "localizer")),
         f"Score: {plan.score}; baseline: {plan.baseline}; seed {plan.seed}. Curves: {plan.points} points, "
         f"{plan.random_orders} random {_plural('order', plan.random_orders)}, soft Dice.",
@@ -276,11 +277,8 @@ def _made(outcome: Outcome, plan: Plan) -> list[str]:
 
 def _parameters(method: str, plan: Plan) -> str:
     given = parameters_of(method, plan)
-    said = [
-        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in given.items()
-        if value is not None
-    ]
+    told = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in given.items()}
+    said = [f"{name} {told[name]}" for name, value in given.items() if value is not None]
     if method == "lime" and given.get("samples") is not None:
         said.append("but at least two sets for each supervoxel of the whole scan")
     by_size = any(name in given and given[name] is None for name in ("window_mm", "cell_mm", "size_mm"))
