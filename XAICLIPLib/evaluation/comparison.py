@@ -176,16 +176,17 @@ def _with_interval(samples: tuple[Array, ...], statistic: Callable[..., Array], 
     count = len(samples[0])
     if count < 2:
         return Interval(value, None, None, count)
-    found = bootstrap(
-        samples,
-        statistic,
-        paired=True,
-        vectorized=True,
-        confidence_level=LEVEL,
-        n_resamples=RESAMPLES,
-        method="percentile",  # BCa, the default, has no answer where all cases agree, and few cases often do
-        random_state=np.random.default_rng(seed),
-    ).confidence_interval
+    with np.errstate(invalid="ignore"):  # a ratio to 0 in a resample has no standard error
+        found = bootstrap(
+            samples,
+            statistic,
+            paired=True,
+            vectorized=True,
+            confidence_level=LEVEL,
+            n_resamples=RESAMPLES,
+            method="percentile",  # BCa, the default, has no answer where all cases agree, and few cases often do
+            random_state=np.random.default_rng(seed),
+        ).confidence_interval
     low, high = float(found.low), float(found.high)
     if not (math.isfinite(low) and math.isfinite(high)):
         return Interval(value, None, None, count)
