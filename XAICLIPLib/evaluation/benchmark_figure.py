@@ -40,7 +40,7 @@ def save_figure(rows: Sequence[Measured], methods: Sequence[str], path: Path) ->
     time.set(title="Time of explaining", ylabel="seconds (logarithmic)", yscale="log")
     _boxes(dice, rows, shown, lambda row: row.dice, lambda row: row.null_dice)
     dice.set(title="Dice with the organ (the paper's); ✕: map that knows nothing × region", ylabel="Dice")
-    dice.set_ylim(bottom=0)
+    dice.set_ylim(0, 1.08 * max(max(row.dice, row.null_dice) for row in rows) or 1)
     _boxes(faith, rows, shown, lambda row: row.faithfulness, lambda row: row.random_faithfulness)
     faith.set(title="Faithfulness; ✕: random order", ylabel="insertion − deletion area (high is good)")
     _pareto(pareto, rows, shown)

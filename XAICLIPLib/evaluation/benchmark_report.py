@@ -48,7 +48,8 @@ def report(outcome: Outcome, plan: Plan, figure: str | None = None) -> str:
     compared = [found for m in plan.methods if (found := gains(rows, m, plan.seed)) is not None]
     parts = [
         "# Guided against unguided explanations",
-        f"{len(rows)} maps of {len(cases)} cases ({', '.join(map(str, cases))}) and {len(structures)} structures "
+        f"{len(rows)} {_plural('map', len(rows))} of {len(cases)} {_plural('case', len(cases))} "
+        f"({', '.join(map(str, cases))}) and {len(structures)} {_plural('structure', len(structures))} "
         f"({', '.join(structures)}), by `xaiclip benchmark`."
         + ("" if outcome.complete else " **Interrupted: more was to be measured.**"),
     ]
@@ -219,7 +220,8 @@ HOW_TO_READ = (
     "whole scan. A map at or below it owes its overlap to the region. *Deletion* and *insertion* are areas under the "
     "soft Dice while voxels are removed or restored in the map's order, over the logarithm of the volume; *random* "
     "are random orders of cubes. Faithfulness is insertion less deletion. *Effect outside region* is the share of the "
-    "absolute values that lies outside the guided region (occlusion reaches a window beyond it)."
+    "absolute values that lies outside the guided region (occlusion reaches a window beyond it). "
+    "Methods that take gradients do not count their passes as patches."
 )
 
 
