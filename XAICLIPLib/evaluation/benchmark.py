@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 
-import XAICLIPLib
 from XAICLIPLib import anatomy, catalog, methods
 from XAICLIPLib.devices import choose_device
 from XAICLIPLib.errors import Cancelled, InputError
@@ -34,6 +33,7 @@ from XAICLIPLib.files import try_folder, whole_file
 from XAICLIPLib.localization.localizer import Localizer
 from XAICLIPLib.methods import BASELINES, READINGS, SCORES, Baseline, Score
 from XAICLIPLib.segmentation.segmenter import Promptable, Segmenter
+from XAICLIPLib.versions import versions
 
 FORMAT = "XAI-CLIP benchmark 1"
 
@@ -408,7 +408,7 @@ def settings_of(
     names = "\n".join(case.identifier for case in dataset)
     settings = {
         "format": FORMAT,
-        "version": XAICLIPLib.__version__,
+        "version": versions(())["xaiclip"],
         "dataset": kind,
         "cases": len(dataset),
         "cases_sha256": hashlib.sha256(names.encode("utf-8", "backslashreplace")).hexdigest(),
