@@ -17,11 +17,13 @@ from test_explanation import BOXES, Finder, Network, mask_of, scan, values
 from XAICLIPLib import cli, imaging
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.evaluation import benchmark as module
-from XAICLIPLib.evaluation.benchmark import Outcome, Plan, Results, benchmark, parameters_of
+from XAICLIPLib.evaluation import results
+from XAICLIPLib.evaluation.benchmark import Outcome, Plan, benchmark, parameters_of
 from XAICLIPLib.evaluation.benchmark_report import report
 from XAICLIPLib.evaluation.curves import removal_curves
 from XAICLIPLib.evaluation.datasets import read_dataset
 from XAICLIPLib.evaluation.measured import Measured
+from XAICLIPLib.evaluation.results import Results
 from XAICLIPLib.explanation import explain
 
 NAMES = ("Mustermann_Erika", "Doe_John")
@@ -257,7 +259,7 @@ def test_results_are_written_whole_or_not_at_all(folder: Path, tmp_path: Path, m
     def dies(row: Measured, settings: str) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "to_text", dies)
+    monkeypatch.setattr(results, "to_text", dies)
     with pytest.raises(KeyboardInterrupt):
         run(folder, tmp_path / "out", Plan(("liver",), ("structures",), points=2, random_orders=1))
     assert list((tmp_path / "out" / "measured").iterdir()) == []
@@ -344,6 +346,6 @@ def test_the_command_writes_a_report_without_names(
 
 
 def test_results_are_read_back_as_they_were_measured(original: Done) -> None:
-    results = Results(original.output, original.outcome.settings)
-    assert results.read(1, "liver", "occlusion", "guided") == original.outcome.rows[0]
-    assert results.read(3, "liver", "occlusion", "guided") is None
+    there = Results(original.output, original.outcome.settings)
+    assert there.read(1, "liver", "occlusion", "guided") == original.outcome.rows[0]
+    assert there.read(3, "liver", "occlusion", "guided") is None
