@@ -164,8 +164,12 @@ def show(kind: Kind) -> str:
         except InputError as error:
             told.append(f"refused: {error}"[:60] + "…")
     outputs = len(segmenter.labels)
-    head = f"| {kind.name} | {kind.weights} | {loading:.1f} | {shape}, {outputs} | {predicting:.1f} | {run} of {full} | {worst:.0e} |"
-    return head + "".join(f" {t} |" for t in told)
+    told = [kind.name, kind.weights, f"{loading:.1f}", f"{shape}, {outputs}", f"{predicting:.1f}"] + [
+        f"{run} of {full}",
+        f"{worst:.0e}",
+        *told,
+    ]
+    return f"| {' | '.join(told)} |"
 
 
 # --- making them -------------------------------------------------------------------------------------------------
