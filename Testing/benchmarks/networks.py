@@ -164,12 +164,8 @@ def show(kind: Kind) -> str:
         except InputError as error:
             told.append(f"refused: {error}"[:60] + "…")
     outputs = len(segmenter.labels)
-    told = [kind.name, kind.weights, f"{loading:.1f}", f"{shape}, {outputs}", f"{predicting:.1f}"] + [
-        f"{run} of {full}",
-        f"{worst:.0e}",
-        *told,
-    ]
-    return f"| {' | '.join(told)} |"
+    about = [kind.name, kind.weights, f"{loading:.1f}", f"{shape}, {outputs}", f"{predicting:.1f}"]
+    return f"| {' | '.join([*about, f'{run} of {full}', f'{worst:.0e}', *told])} |"
 
 
 # --- making them -------------------------------------------------------------------------------------------------
