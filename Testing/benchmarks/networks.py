@@ -320,7 +320,7 @@ def kinds(work: Path, data: Path) -> Iterator[tuple[str, Callable[[], Kind]]]:
     def zoo(name: str, make: Callable[[Path], Path], images: list[sitk.Image], leave_out: tuple[str, ...] = ()) -> Any:
         return f"bundle {name}", lambda: Kind(f"bundle {name}", "random", make(work / name), images, None, leave_out)
 
-    yield "bundle abdomen-ct", lambda: Kind("bundle abdomen-ct", "real", "abdomen-ct", [crop], "liver")
+    yield "bundle abdomen-ct", lambda: Kind("bundle abdomen-ct", "real", "abdomen-ct", [crop])
     segresnet = {"_target_": "SegResNet", "spatial_dims": 3, "in_channels": 1, "blocks_down": [1, 2, 2, 4]}
     segresnet |= {"blocks_up": [1, 1, 1], "dropout_prob": 0.2}
     z_score = {"_target_": "NormalizeIntensityd", "keys": "image", "nonzero": True}
