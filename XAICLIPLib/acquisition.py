@@ -11,7 +11,7 @@ import math
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
@@ -239,7 +239,7 @@ def _from_zoo(bundle: str, folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _work_folder():  # type: ignore[no-untyped-def]
+def _work_folder() -> Iterator[Path]:
     """A folder beside the models, so that what is in it can be moved into place at once; taken away at the end."""
     parent = models_folder() / "downloads"
     try:

@@ -9,6 +9,7 @@ PyTorch is imported only where a model is loaded, so that they are listed at onc
 from __future__ import annotations
 
 import os
+import shutil
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -109,7 +110,14 @@ def load_segmenter(name: str | Path | None, device: torch.device, trust: bool = 
 def _load_path(path: Path, device: torch.device, trust: bool) -> Segmenter | None:
     from XAICLIPLib.segmentation import formats
 
-    return formats.load(_unpacked(path) if is_archive(path) else path, device, trust)
+    if not is_archive(path):
+        return formats.load(path, device, trust)
+    folder = models_folder() / "unpacked" / sha256(path)
+    found = formats.load(only_folder(folder if folder.is_dir() else unpack(path, folder)), device, trust)
+    if found is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise InputError(f"The archive {path} holds no network: give an archive of {formats.what_to_give()}.")
+    return found
 
 
 def load_localizer(name: str | Path | None, device: torch.device, prompts: str | Path | None = None) -> Localizer:
@@ -192,12 +200,6 @@ def _here(entry: Entry) -> Path:
         f"The model {entry.name} is not on this machine: run `xaiclip models download {entry.name}` ({size}licence "
         f"{entry.licence}, from {entry.origin})."
     )
-
-
-def _unpacked(archive: Path) -> Path:
-    """The folder of a model that was given as an archive."""
-    folder = models_folder() / "unpacked" / sha256(archive)
-    return only_folder(folder if folder.is_dir() else unpack(archive, folder))
 
 
 def _check_cached(entry: Entry) -> None:

@@ -201,3 +201,13 @@ def test_the_command_writes_prompts_that_explain_takes(
     assert "Of 3 labelled scans 3 cannot be held out" in capsys.readouterr().err
     assert main([*command, "--validation", str(pairs[0].image.parent)]) == 1
     assert "is to be learned from and to validate on" in capsys.readouterr().err
+
+
+def test_explain_takes_a_file_of_prompts_and_says_where_there_is_none(
+    pairs: list[Pair], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from XAICLIPLib.cli import main
+
+    command = ["explain", str(pairs[0].image), "--prompt", "liver", "--output", str(tmp_path / "out")]
+    assert main([*command, "--prompts", str(tmp_path / "nowhere.safetensors"), "--device", "cpu"]) == 1
+    assert "There is no file of prompts" in capsys.readouterr().err
