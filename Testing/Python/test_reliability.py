@@ -13,8 +13,9 @@ import torch
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.evaluation.curves import Curve, Curves, Faithfulness
 from XAICLIPLib.evaluation.metrics import Share
-from XAICLIPLib.evaluation.reliability import NOISE, Declared, Evidence, FlagName, flags
+from XAICLIPLib.evaluation.reliability import NOISE, Declared, Evidence, flags
 from XAICLIPLib.evaluation.stability import Stability
+from XAICLIPLib.flags import FlagName
 from XAICLIPLib.localization.region import Agreement
 
 
@@ -62,7 +63,7 @@ def test_each_flag_is_raised_alone_with_its_number(name: FlagName) -> None:
     changed, number = BAD[name]
     (flag,) = flags(dataclasses.replace(GOOD, **changed))
     assert flag.name == name
-    assert flag.number == pytest.approx(number, rel=0.02)
+    assert flag.value == pytest.approx(number, rel=0.02)
     assert flag.sentence.endswith((".", "?"))
     assert flag.sentence[0].isupper() or flag.sentence[0].isdigit()
     assert json.loads(json.dumps(dataclasses.asdict(flag), allow_nan=False))["name"] == name
@@ -85,7 +86,7 @@ def test_spacing_is_compared_by_size_and_not_by_axis() -> None:
     assert flags(dataclasses.replace(GOOD, spacing_mm=(3.0, 0.8, 0.8))) == ()
     (finer,) = flags(dataclasses.replace(GOOD, spacing_mm=(0.2, 0.2, 0.2)))
     assert "finer" in finer.sentence
-    assert finer.number == pytest.approx(5)
+    assert finer.value == pytest.approx(5)
 
 
 def test_an_empty_map_with_noise_has_not_converged_and_one_without_noise_has() -> None:
