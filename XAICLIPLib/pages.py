@@ -207,7 +207,8 @@ class _Flow:
 
     def section(self, section: Section) -> None:
         """Write a section; its heading stays with what follows."""
-        self.need(1.0)
+        alone = section.picture is not None and not section.paragraphs
+        self.need(0.5 + sum(_fitted(section.picture)[1:]) if alone and section.picture else 1.0)
         self.y += 0.1 if self.y > MARGIN else 0
         self.text(section.title, 13, weight="bold", gap=0.06)
         for paragraph in section.paragraphs:
@@ -220,15 +221,8 @@ class _Flow:
 
     def picture(self, picture: Picture) -> None:
         """Show a picture as wide as the text, or as high as a page."""
+        width, height, below = _fitted(picture)
         pixels = imread(io.BytesIO(picture.png))
-        rows, columns = pixels.shape[:2]
-        caption = wrapped(picture.caption, 9, ROOM) if picture.caption else []
-        below = len(caption) * 9 * LINE / 72 + 0.1
-        width = ROOM
-        height = width * rows / columns
-        tallest = HEIGHT - FOOT - MARGIN - below - 0.6
-        if height > tallest:
-            width, height = width * tallest / height, tallest
         self.need(height + below)
         left = MARGIN + (ROOM - width) / 2
         axes = self.figure.add_axes((left / WIDTH, 1 - (self.y + height) / HEIGHT, width / WIDTH, height / HEIGHT))
@@ -240,7 +234,7 @@ class _Flow:
 
     def table(self, table: Table) -> None:
         """Write rows; the columns are as wide as their texts ask for."""
-        size = 9.0
+        size = 8.5
         step = size * LINE / 72
         widths = _columns([*([table.header] if table.header else []), *table.rows], size)
         rows = [(True, table.header)] if table.header else []
@@ -282,6 +276,16 @@ class _Flow:
                     va="baseline",
                 )
                 pdf.savefig(page)
+
+
+def _fitted(picture: Picture) -> tuple[float, float, float]:
+    """Width and height of a picture on the page, and the height of its caption."""
+    rows, columns = imread(io.BytesIO(picture.png)).shape[:2]
+    caption = wrapped(picture.caption, 9, ROOM) if picture.caption else []
+    below = len(caption) * 9 * LINE / 72 + 0.2
+    width, height = ROOM, ROOM * rows / columns
+    tallest = HEIGHT - FOOT - MARGIN - below - 0.6
+    return (width * tallest / height, tallest, below) if height > tallest else (width, height, below)
 
 
 def wrapped(text: str, size: float, width: float, weight: str = "normal") -> list[str]:

@@ -241,7 +241,6 @@ def _planes(found: Saved, scan: sitk.Image | None) -> Section | None:
             "The planes go through the strongest effect in or near the structure. Radiological view: the patient's "
             "right is on the left of the picture.",
         ),
-        page=True,
     )
 
 
@@ -273,7 +272,6 @@ def _slices(found: Saved, scan: sitk.Image | None) -> Section:
             f"The {count} axial slices with most of the effect, from head to foot. Positions are in mm as 3D Slicer "
             "shows them.",
         ),
-        page=True,
     )
 
 
@@ -296,7 +294,6 @@ def _structures(record: Mapping[str, Any]) -> Section | None:
             [(row["structure"], f"{row['volume_ml']:.0f} ml", _signed(row["score_lost"])) for row in rows],
             ("Structure", "Volume", "Score lost"),
         ),
-        page=True,
     )
 
 
@@ -341,7 +338,6 @@ def _faithfulness(record: Mapping[str, Any]) -> Section:
             "Deletion and insertion curves of the map and of the controls; their areas are in the table.",
         ),
         Table(rows, ("Order", "Area while hiding (low is good)", "Area while showing (high is good)")),
-        page=True,
     )
 
 
@@ -372,7 +368,6 @@ def _reading(record: Mapping[str, Any]) -> Section:
             "it may also be blur of the method.",
             "Compare numbers with what chance would give: both are told wherever there are both.",
         ],
-        page=True,
     )
 
 

@@ -31,6 +31,9 @@ POINTS = 5
 ORDERS = 4
 """The map, chance, and two maps that know nothing of the network: the depth in the region, and edges of the scan."""
 
+SURE = 2.0
+"""Standard errors beyond which a value counts as an effect."""
+
 PERTURBATIONS = ORDERS * (2 * POINTS - 1)
 
 
@@ -88,6 +91,10 @@ def _outside(name: str, method: Method, ground: Ground, last: Estimate, saliency
     if not bool((saliency != 0).any()) or not bool(reference.any()):
         return None
     size = next((getattr(method, key) for key in ("window_mm", "cell_mm", "size_mm") if hasattr(method, key)), 0.0)
+    if last.standard_error is not None:  # noise is everywhere, and most places lie outside
+        saliency = torch.where(saliency.abs() > SURE * last.standard_error().cpu(), saliency, 0.0)
+        if not bool((saliency != 0).any()):
+            return None
     return outside_share(saliency, reference, ground.spacing_mm, (size or 0.0) / 2)
 
 
