@@ -64,7 +64,9 @@ def _units(volume: sitk.Image, network: str) -> Flag:
     low, high = (float(v) for v in np.percentile(values[::2, ::2, ::2], (0.5, 99.5)))
     run = f"The values of this volume run from {low:g} to {high:g}"
     if low <= AIR_HU:
-        sentence = f"The lowest values of this volume, about {low:.0f}, are those of a CT in Hounsfield units."
+        sentence = f"The lowest values of this volume, about {low:.0f}, are those of a CT in Hounsfield units.".replace(
+            "-", "−"
+        )
     elif high > 900:
         sentence = (
             f"The values of this volume run from {low:.0f} to {high:.0f}, as of a CT with an offset (often 1024), "

@@ -75,6 +75,7 @@ def evidence_of(
         name,
         agreement=agreement,
         outside=_outside(name, method, ground, last, saliency),
+        margin_mm=_margin(method),
         saliency=None if error is None else saliency.cpu()[probed].numpy(),
         standard_error=error,
     )
@@ -90,12 +91,17 @@ def _outside(name: str, method: Method, ground: Ground, last: Estimate, saliency
     reference = ground.scorer.target.reference.cpu()
     if not bool((saliency != 0).any()) or not bool(reference.any()):
         return None
-    size = next((getattr(method, key) for key in ("window_mm", "cell_mm", "size_mm") if hasattr(method, key)), 0.0)
     if last.standard_error is not None:  # noise is everywhere, and most places lie outside
         saliency = torch.where(saliency.abs() > SURE * last.standard_error().cpu(), saliency, 0.0)
         if not bool((saliency != 0).any()):
             return None
-    return outside_share(saliency, reference, ground.spacing_mm, (size or 0.0) / 2)
+    return outside_share(saliency, reference, ground.spacing_mm, _margin(method))
+
+
+def _margin(method: Method) -> float:
+    """Half the edge of what the method hides at once, in mm."""
+    sizes = [getattr(method, key) for key in ("window_mm", "cell_mm", "size_mm") if hasattr(method, key)]
+    return float(sizes[0] or 0) / 2 if sizes else 0.0
 
 
 def check(

@@ -77,8 +77,9 @@ class Evidence:
     agreement
         Of region and prediction.
     outside
-        Share of the effect outside the organ, by `XAICLIPLib.evaluation.metrics.outside_share`; with half a window of
-        margin, where the method is occlusion.
+        Share of the effect outside the organ and a margin, by `XAICLIPLib.evaluation.metrics.outside_share`.
+    margin_mm
+        The margin: half of what was hidden at once, over which a method smears an effect.
     saliency, standard_error
         The map, where it is known, and its standard error there: (n,) or any one shape.
     faithfulness
@@ -96,6 +97,7 @@ class Evidence:
     name: str
     agreement: Agreement | None = None
     outside: Share | None = None
+    margin_mm: float = 0.0
     saliency: ArrayLike | None = None
     standard_error: ArrayLike | None = None
     faithfulness: Faithfulness | None = None
@@ -155,14 +157,15 @@ def leans_outside(evidence: Evidence) -> Flag | None:
     if evidence.outside is None:
         return None
     share, chance = evidence.outside.value, evidence.outside.chance
+    apart = f"more than {evidence.margin_mm:.0f} mm outside" if evidence.margin_mm else "outside"
     return _flag(
         "leans outside",
         share,
         OUTSIDE,
         share > OUTSIDE,
-        f"{share:.0%} of the effect lies outside the {evidence.name}: the network draws it mostly because of other "
+        f"{share:.0%} of the effect lies {apart} the {evidence.name}: the network draws it mostly because of other "
         f"tissue (a map that knows nothing would have {chance:.0%} there).",
-        f"{share:.0%} of the effect lies outside the {evidence.name} (a map that knows nothing would have "
+        f"{share:.0%} of the effect lies {apart} the {evidence.name} (a map that knows nothing would have "
         f"{chance:.0%} there).",
     )
 
