@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import warnings
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -290,21 +291,22 @@ def _fitted(picture: Picture) -> tuple[float, float, float]:
 
 def wrapped(text: str, size: float, width: float, weight: str = "normal") -> list[str]:
     """Lines of a text that are no wider than ``width`` inches; a word that is wider is broken."""
-    lines, line = [], ""
+    lines: list[str] = []
+    line, taken, space = "", 0.0, _width("n n", size, weight) - _width("nn", size, weight)
     for word in _words(text, size, width, weight):
-        longer = f"{line} {word}" if line else word
-        if line and _width(longer, size, weight) > width:
+        own = _width(word, size, weight)
+        if line and taken + space + own > width:
             lines.append(line)
-            line = word
+            line, taken = word, own
         else:
-            line = longer
+            line, taken = (f"{line} {word}", taken + space + own) if line else (word, own)
     return [*lines, line]
 
 
 def _words(text: str, size: float, width: float, weight: str) -> Iterator[str]:
     for word in text.split():
         while _width(word, size, weight) > width:
-            fits = next((n for n in range(len(word) - 1, 1, -1) if _width(word[:n], size, weight) <= width), 1)
+            fits = bisect_right(range(1, len(word)), width, key=lambda n: _width(word[:n], size, weight)) or 1
             yield word[:fits]
             word = word[fits:]
         yield word

@@ -13,9 +13,9 @@ import torch
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.evaluation.curves import Curve, Curves, Faithfulness
 from XAICLIPLib.evaluation.metrics import Share
-from XAICLIPLib.evaluation.reliability import NOISE, Declared, Evidence, flags
+from XAICLIPLib.evaluation.reliability import NOISE, Declared, Evidence, checks, flags
 from XAICLIPLib.evaluation.stability import Stability
-from XAICLIPLib.flags import FlagName
+from XAICLIPLib.flags import FLAGS, FlagName
 from XAICLIPLib.localization.region import Agreement
 
 
@@ -107,3 +107,13 @@ def test_noise_threshold_is_the_correlation_that_its_reason_says() -> None:
 def test_maps_of_different_shapes_are_refused() -> None:
     with pytest.raises(InputError, match="different shapes"):
         flags(dataclasses.replace(GOOD, standard_error=np.zeros(4)))
+
+
+def test_a_check_that_passes_says_so_with_its_number() -> None:
+    made = checks(GOOD)
+    assert {flag.name for flag in made} == set(BAD)
+    assert not any(flag.raised for flag in made)
+    assert [flag.name for flag in made] == sorted((flag.name for flag in made), key=FLAGS.index)
+    said = next(flag for flag in made if flag.name == "region disagrees")
+    assert (said.value, said.threshold) == (0.97, 0.5) and "97%" in said.sentence
+    assert checks(Evidence("liver")) == ()

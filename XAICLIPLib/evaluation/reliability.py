@@ -78,8 +78,6 @@ class Evidence:
         Of region and prediction.
     outside
         Share of the effect outside the organ and a margin, by `XAICLIPLib.evaluation.metrics.outside_share`.
-    margin_mm
-        The margin: half of what was hidden at once, over which a method smears an effect.
     saliency, standard_error
         The map, where it is known, and its standard error there: (n,) or any one shape.
     faithfulness
@@ -92,12 +90,13 @@ class Evidence:
         Of the scan.
     declared
         By the network.
+    margin_mm
+        Of ``outside``: half of what was hidden at once, over which a method smears an effect.
     """
 
     name: str
     agreement: Agreement | None = None
     outside: Share | None = None
-    margin_mm: float = 0.0
     saliency: ArrayLike | None = None
     standard_error: ArrayLike | None = None
     faithfulness: Faithfulness | None = None
@@ -105,6 +104,7 @@ class Evidence:
     body_intensities: ArrayLike | None = None
     spacing_mm: tuple[float, float, float] | None = None
     declared: Declared | None = None
+    margin_mm: float = 0.0
 
 
 def checks(evidence: Evidence) -> tuple[Flag, ...]:
