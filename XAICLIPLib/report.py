@@ -28,6 +28,9 @@ from XAICLIPLib.saved import Saved
 
 NOTICE = "Research software, not a medical device: not for diagnosis."
 
+HALLUCINATES = 0.5
+"""Share of the score that is left with all hidden, from which the network draws what it cannot see."""
+
 TITLES: Mapping[FlagName, str] = {
     "unfamiliar modality": "Kind of scan",
     "unfamiliar intensities": "Grey values",
@@ -190,7 +193,6 @@ def _summary(record: Mapping[str, Any]) -> Section:
         "file": "given by the user",
     }.get(region.get("source"), str(region.get("source")))
     rows = [
-        ("Structure", name),
         ("Words", record["prompt"]),
         ("Segmentation network", _model(models["segmenter"])),
         ("Image-text model", _model(models["localizer"]) if models.get("localizer") else "none was needed"),
@@ -320,8 +322,14 @@ def _faithfulness(record: Mapping[str, Any]) -> Section:
     if leads:
         lead = sum(leads) / len(leads)
         said.append(
-            f"The map leads the best of them by {_signed(lead)} on a scale on which chance is 0 and an ideal order 1; "
-            "0.1 and less may be luck."
+            f"The map {'leads the best of them by' if lead > 0 else 'lies behind the best of them by'} {abs(lead):.3f} "
+            "on a scale on which chance is 0 and an ideal order 1; a lead of 0.1 and less may be luck."
+        )
+    bare, full = found["map"]["deletion"]["scores"][-1], found["map"]["insertion"]["scores"][-1]
+    if bare > HALLUCINATES * full:
+        said.append(
+            f"Even with all of it hidden, the score is still {bare:.2f} of {full:.2f}: the network goes on drawing "
+            "what it cannot see, so that these curves say little. Another way of hiding may say more."
         )
     stability = record["stability"] or {}
     change = stability.get("max_sensitivity")
