@@ -17,7 +17,7 @@ from XAICLIPLib import methods, protocol
 from XAICLIPLib.doctor import NEEDED
 from XAICLIPLib.errors import Cancelled, InputError
 from XAICLIPLib.files import try_folder
-from XAICLIPLib.protocol import Box, Explain, Localize, Mask, Named, Reply, Request
+from XAICLIPLib.protocol import Box, Explain, Localize, Mask, Named, Reply, Report, Request
 from XAICLIPLib.versions import versions
 
 if TYPE_CHECKING:
@@ -88,9 +88,9 @@ class Answers:
         return protocol.Devices(id=id, devices=tuple(names), device_names=names)
 
     def compute(
-        self, request: Localize | Explain, cancelled: Callable[[], bool], abandoned: Callable[[], bool]
-    ) -> protocol.FoundRegion | protocol.Explained:
-        """Find a region or explain, with progress on the way.
+        self, request: Localize | Explain | Report, cancelled: Callable[[], bool], abandoned: Callable[[], bool]
+    ) -> protocol.FoundRegion | protocol.Explained | protocol.Reported:
+        """Find a region, explain, or write a report, with progress on the way.
 
         Parameters
         ----------
@@ -113,6 +113,8 @@ class Answers:
             raise Cancelled("Cancelled before there was a result.")
         if isinstance(request, Localize):
             return self._localize(request, cancelled)
+        if isinstance(request, Report):
+            return self._report(request)
         # Mistakes here are told at once, and not after PyTorch and the models were loaded.
         methods.method(request.method or next(iter(methods.METHODS)), **request.parameters or {})
         wanted = Path(request.output) if request.output else None
@@ -168,7 +170,7 @@ class Answers:
             on_estimate=(lambda saliency: self._tell_estimate(saliency, teller)) if request.estimates else None,
             cancelled=cancelled,
             **places,
-            **_given(request, *options, "seed", "trust"),
+            **_given(request, *options, "seed", "trust", "check"),
             **request.parameters or {},
         )
         if abandoned():
@@ -181,6 +183,12 @@ class Answers:
             # Read back: the file has null where numbers are not finite, which JSON could not hold.
             record=json.loads(files["explanation"].read_text(encoding="utf-8")),
         )
+
+    def _report(self, request: Report) -> protocol.Reported:
+        from XAICLIPLib.report import save_report
+
+        files = save_report(request.folder, request.output, volume=request.volume, pdf=bool(request.pdf))
+        return protocol.Reported(id=request.id, files={name: str(path.resolve()) for name, path in files.items()})
 
     def _tell_estimate(self, saliency: sitk.Image, teller: Teller) -> None:
         from XAICLIPLib import imaging

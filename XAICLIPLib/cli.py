@@ -108,6 +108,25 @@ def _parser() -> argparse.ArgumentParser:
     _add_options(explain)
     explain.set_defaults(command=_explain)
 
+    report = commands.add_parser(
+        "report",
+        help="write a saved explanation as a page for a reader",
+        description="Write the explanation in a folder as one HTML file that needs nothing else, or as a PDF: what was "
+        "explained, with what, whether to believe it, and how to read it. No names, dates or paths of the scan are "
+        "written; the pictures show the anatomy.",
+    )
+    report.add_argument("folder", type=_folder, metavar="FOLDER", help="the folder that `xaiclip explain` wrote")
+    report.add_argument(
+        "--output", type=_folder, metavar="FILE", help="an .html or .pdf file; default: report.html in the folder"
+    )
+    report.add_argument("--pdf", action="store_true", help="write a PDF too, beside the HTML file")
+    report.add_argument(
+        "--volume",
+        metavar="PATH",
+        help="the scan, to show the slices with the largest effect: the folder does not hold it",
+    )
+    report.set_defaults(command=_report)
+
     add_commands(
         commands.add_parser(
             "models",
@@ -236,6 +255,12 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="run the code that the --model folder brings in its configuration; only for a bundle that you trust",
     )
     parser.add_argument(
+        "--check",
+        action="store_true",
+        help="test the map when it is done: against maps that know nothing of the network, and with a little noise in "
+        "the scan; takes about as long again",
+    )
+    parser.add_argument(
         "--output",
         type=_folder,
         metavar="FOLDER",
@@ -317,6 +342,7 @@ def _explain(options: argparse.Namespace) -> int:
             batch_size=options.batch_size,
             seed=options.seed,
             trust=options.trust,
+            check=options.check,
             **({} if options.margin_mm is None else {"margin_mm": options.margin_mm}),
             **{name: value for name in _parameter_names() if (value := getattr(options, name)) is not None},
         )
@@ -447,6 +473,14 @@ def summary(explanation: Explanation) -> str:
     if computed:
         work += f", {computed} network patches instead of {full} ({full / computed:.1f} times fewer)"
     return "\n".join([*lines, f"Work:      {work}"])
+
+
+def _report(options: argparse.Namespace) -> int:
+    from XAICLIPLib.report import save_report
+
+    for path in save_report(options.folder, options.output, volume=options.volume, pdf=options.pdf).values():
+        print(f"Written: {path}")
+    return 0
 
 
 def _doctor(options: argparse.Namespace) -> int:

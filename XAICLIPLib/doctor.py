@@ -33,6 +33,7 @@ NEEDED = {
     "tqdm": ("tqdm", "4.66"),
     "captum": ("captum", "0.8"),
     "pooch": ("pooch", "1.8"),
+    "jinja2": ("jinja2", "3.1"),
     "einops": ("einops", "0.7"),
 }
 """Module and oldest version of each package that XAI-CLIP needs, as in pyproject.toml (a test compares them).

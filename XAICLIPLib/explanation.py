@@ -6,10 +6,11 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,7 +22,9 @@ from XAICLIPLib import anatomy, catalog, imaging, methods, record
 from XAICLIPLib.channels import Volume, read_images, stack
 from XAICLIPLib.devices import choose_device
 from XAICLIPLib.errors import Cancelled, InputError
+from XAICLIPLib.evaluation import assessment, reliability
 from XAICLIPLib.explainers import Ground, estimates, in_words, name_of, with_defaults
+from XAICLIPLib.flags import ordered
 from XAICLIPLib.localization.localizer import Localizer
 from XAICLIPLib.localization.plugins import checked_localizer, checked_probability
 from XAICLIPLib.localization.region import (
@@ -42,10 +45,10 @@ from XAICLIPLib.scoring import Scorer
 from XAICLIPLib.segmentation.described import Predictor, from_object
 from XAICLIPLib.segmentation.prediction import label_values, predict, surroundings
 from XAICLIPLib.segmentation.segmenter import Prepared, Promptable, Segmenter
-from XAICLIPLib.suitability import mismatches
+from XAICLIPLib.suitability import checks as suits
 from XAICLIPLib.target import RIM_MM, Place, box_of, class_of, is_mask, make_target, read_mask
 
-Stage = Literal["localize", "segment", "explain"]
+Stage = Literal["localize", "segment", "explain", "check"]
 
 REGIONS = ("guided", "whole", "prediction")
 """Words for a region."""
@@ -64,7 +67,7 @@ class Progress:
     Attributes
     ----------
     stage
-        ``localize`` counts slices, ``segment`` patches, ``explain`` perturbations.
+        ``localize`` counts slices, ``segment`` patches, ``explain`` and ``check`` perturbations.
     done, total
         Of this stage.
     seconds_left
@@ -130,8 +133,9 @@ class Explanation:
     def save(self, folder: str | Path) -> dict[str, Path]:
         """Write ``saliency.nrrd``, ``region.nrrd``, ``segmentation.nrrd``, ``explanation.json`` and ``figure.png``.
 
-        A random method writes ``standard_error.nrrd`` as well. Returns the path of each by its name without the
-        ending. Files of an earlier explanation are replaced.
+        A random method writes ``standard_error.nrrd`` as well, and a target that was given or lies in a box
+        ``target.nrrd``. Returns the path of each by its name without the ending. Files of an earlier explanation are
+        replaced.
 
         Raises
         ------
@@ -151,11 +155,13 @@ class Explanation:
                 ("region", self.region.mask),
                 ("segmentation", self.segmentation),
                 ("standard_error", self.standard_error),
+                # The network's own label says what was explained, where no one drew it.
+                ("target", None if self.target["voxels"] == "predicted" else self.prediction),
             )
             if volume is not None
         }
-        if self.standard_error is None:  # of an earlier explanation by another method
-            (folder / "standard_error.nrrd").unlink(missing_ok=True)
+        for name in {"standard_error", "target"} - set(written):  # of an earlier explanation by another method
+            (folder / f"{name}.nrrd").unlink(missing_ok=True)
         parameters = self.record["parameters"]
         written["figure"] = save_figure(
             folder / "figure.png",
@@ -175,6 +181,27 @@ class Explanation:
         )
         written["explanation"] = record.write(self.record, folder / "explanation.json")
         return written
+
+    def report(self, path: str | Path, pdf: bool = False) -> dict[str, Path]:
+        """Write it as one page for a reader; see `XAICLIPLib.report.save_report`.
+
+        Parameters
+        ----------
+        path
+            The file, ``.html`` or ``.pdf``.
+        pdf
+            Beside an HTML file write a PDF as well.
+
+        Raises
+        ------
+        InputError
+            The file cannot be written, or has another ending.
+        """
+        from XAICLIPLib.report import save_report
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(folder)
+            return save_report(folder, path, volume=self.image, pdf=pdf)
 
 
 def explain(
@@ -197,6 +224,7 @@ def explain(
     batch_size: int | None = None,
     seed: int = 0,
     trust: bool = False,
+    check: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
     on_estimate: Callable[[sitk.Image], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
@@ -252,6 +280,9 @@ def explain(
         Of all that is random. The same seed gives the same map on the same device.
     trust
         Run the code in the configuration of a bundle that does not ship.
+    check
+        Test the map when it is done: its deletion and insertion curves beside those of maps that know nothing of the
+        network, and whether a little noise in the scan changes it. Takes somewhat longer than another explanation.
     on_progress
         Called after every batch.
     on_estimate
@@ -310,7 +341,7 @@ def explain(
 
     with run.timed("segment"):
         prediction = predict(segmenter, network_sees, where, batch_size, lambda d, t: run.advance("segment", d, t))
-        run.warnings += mismatches(volume, modality, segmenter, prediction.prepared)
+        flags = suits(volume, modality, segmenter, prediction.prepared)
         segmentation = prediction.label_map(volume)
         explained = make_target(name, labels, drawn, prediction, box=in_a_box)
         decision = prediction.decision().cpu()
@@ -374,6 +405,9 @@ def explain(
     run.warnings += scorer.warnings
 
     found = last.saliency() if complete or last.measured is None else last.measured()  # no guesses in a result
+    evidence = assessment.evidence_of(
+        name, wanted, ground, last, found, roi.agreement if roi.source == "guided" else None
+    )
     saliency = imaging.resample_like(prepared.as_image(found), volume)
     error = last.standard_error
     perturbed = imaging.resample_like(prepared.as_image(last.probed()), volume, "nearest")
@@ -385,6 +419,17 @@ def explain(
     }
     measurements = measure(saliency, perturbed, structure, scorer, last, len(tiling.patches))
     run.warnings += cautions(name, prompt, structure, roi, scorer.full_score, score != "logit margin")
+    tested = assessment.Checked()
+    if check and complete:
+        with run.timed("check"):
+            tested = assessment.check(
+                wanted, ground, last, found, seed, lambda d, t: run.advance("check", d, t, True), run.cancelled
+            )
+        if tested.stability is None:
+            run.warnings.append("The check of the map was cancelled before its end: see what was not checked.")
+    evidence = replace(evidence, faithfulness=tested.faithfulness, stability=tested.stability)
+    flags = ordered([*flags, *reliability.checks(evidence)])
+    run.warnings[:0] = [flag.sentence for flag in flags if flag.raised]
     if not complete:
         run.warnings.append(f"Cancelled after {last.done} of {last.planned} perturbations: the saliency is incomplete.")
     return Explanation(
@@ -426,6 +471,9 @@ def explain(
             },
             timings=run.timings,
             warnings=run.warnings,
+            reliability=flags,
+            faithfulness=assessment.faithfulness_record(tested.faithfulness),
+            stability=assessment.stability_record(tested.stability),
             complete=complete,
             further_images=dict(zip(segmenter.inputs[1:], images[1:], strict=True)),
         ),

@@ -18,7 +18,8 @@ explain    volume, further_volumes?, prompt, output?, model?,    progress and es
            method?, parameters?, region?, target?, score?,
            baseline?, threshold?, margin_mm?, modality?,
            device?, precision?, batch_size?, seed?, trust?,
-           estimates?
+           check?, estimates?
+report     folder, output, volume?, pdf?                         reported
 cancel     request                                               cancelling
 shutdown                                                         bye, and the worker ends
 =========  ====================================================  =================================================
@@ -32,14 +33,17 @@ shutdown                                                         bye, and the wo
 - ``output`` is the folder for the results, by default a new one inside the worker's private folder. That folder, named
   by the reply to hello, is also for what the client hands over; the worker removes it when it ends.
 - ``hello`` is answered at once, with ``devices`` that may lack the GPUs; ``devices`` follows with all of them.
-- ``progress`` comes up to ten times a second: ``stage`` is ``localize``, ``segment`` or ``explain``.
+- ``progress`` comes up to ten times a second: ``stage`` is ``localize``, ``segment``, ``explain`` or, where ``check``
+  is true and the map is tested when it is done, ``check``.
 - ``estimate``, where ``estimates`` is true, names a new NRRD file with the saliency so far, written whole before the
   message. The client deletes it once read; the worker deletes all but the two newest, so a client that finds several
   estimates waiting reads the last.
+- ``report`` writes the explanation in ``folder`` as a page for a reader, into the file ``output`` (.html or .pdf), with
+  slices of the scan where ``volume`` names it; ``pdf`` writes the PDF beside the HTML.
 - ``cancel`` is heard while a request is computed. That request then ends with its partial ``explanation``, where
   ``complete`` is false, or with an error of kind ``cancelled``. A request that ended meanwhile can no longer be
   cancelled: an error of kind ``protocol`` says so.
-- One localize or explain is computed at a time; another meanwhile gets an error of kind ``protocol``.
+- One localize, explain or report is computed at a time; another meanwhile gets an error of kind ``protocol``.
 - ``error`` ends the request that it answers. ``kind`` is ``protocol`` (a mistake of the client, or busy), ``input``
   (the user can mend it), ``cancelled``, ``memory``, ``missing package`` or ``internal``; ``message`` is a sentence for
   the user.
@@ -72,7 +76,7 @@ PROTOCOL = 1
 LONGEST_LINE = 1 << 20
 """Bytes of a request, without the end of the line."""
 
-Stage = Literal["localize", "segment", "explain"]
+Stage = Literal["localize", "segment", "explain", "check"]
 ErrorKind = Literal["protocol", "input", "cancelled", "memory", "missing package", "internal"]
 
 
@@ -174,7 +178,19 @@ class Explain(Request):
     batch_size: int | None = _field(checks.whole(1), None)
     seed: int | None = _field(checks.whole(0), None)
     trust: bool | None = _field(checks.flag, None)
+    check: bool | None = _field(checks.flag, None)
     estimates: bool | None = _field(checks.flag, None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(Request):
+    """Ask for an explanation that was saved as a page for a reader."""
+
+    type = "report"
+    folder: str = _field(checks.path)
+    output: str = _field(checks.path)
+    volume: str | None = _field(checks.path, None)
+    pdf: bool | None = _field(checks.flag, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +251,7 @@ class Progress(Reply):
     """How far the stage is; ``seconds_left`` is of this stage, None where it is not known."""
 
     type = "progress"
-    stage: Stage = _field(checks.choice("localize", "segment", "explain"))
+    stage: Stage = _field(checks.choice("localize", "segment", "explain", "check"))
     done: int = _field(checks.whole(0))
     total: int = _field(checks.whole(0))
     seconds_left: float | None = _field(checks.number(0), None)
@@ -272,6 +288,14 @@ class Explained(Reply):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reported(Reply):
+    """Answers `Report`: ``files["html"]``, ``files["pdf"]``, as far as they were asked for."""
+
+    type = "reported"
+    files: dict[str, str] = _field(checks.files)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cancelling(Reply):
     """Answers `Cancel`: the request will end soon."""
 
@@ -294,9 +318,12 @@ class Error(Reply):
     message: str = _field(checks.text)
 
 
-REQUESTS: Mapping[str, type[Request]] = {kind.type: kind for kind in (Hello, Localize, Explain, Cancel, Shutdown)}
+REQUESTS: Mapping[str, type[Request]] = {
+    kind.type: kind for kind in (Hello, Localize, Explain, Report, Cancel, Shutdown)
+}
 REPLIES: Mapping[str, type[Reply]] = {
-    kind.type: kind for kind in (Greeting, Devices, Progress, Estimate, FoundRegion, Explained, Cancelling, Bye, Error)
+    kind.type: kind
+    for kind in (Greeting, Devices, Progress, Estimate, FoundRegion, Explained, Reported, Cancelling, Bye, Error)
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,15 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
+from XAICLIPLib import checks
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.files import whole_file
+from XAICLIPLib.flags import FLAGS, Flag
 from XAICLIPLib.localization.region import Region
+from XAICLIPLib.methods import READINGS
 from XAICLIPLib.versions import versions
+
+FORMAT = "XAI-CLIP explanation 1"
 
 PACKAGES = ("torch", "monai", "open_clip_torch", "SimpleITK", "numpy", "scipy", "scikit-image")
 """What a result depends on."""
@@ -36,6 +41,9 @@ def build(
     timings: Mapping[str, float],
     warnings: list[str],
     complete: bool,
+    reliability: Sequence[Flag] = (),
+    faithfulness: Mapping[str, Any] | None = None,
+    stability: Mapping[str, Any] | None = None,
     further_images: Mapping[str, sitk.Image] | None = None,
 ) -> dict[str, Any]:
     """The record, ready for JSON.
@@ -45,7 +53,7 @@ def build(
     them.
     """
     kept = {
-        "format": "XAI-CLIP explanation 1",
+        "format": FORMAT,
         "prompt": prompt,
         "target": dict(target),
         "labels": {str(label): name for label, name in labels.items()},
@@ -53,10 +61,10 @@ def build(
             "size": list(image.GetSize()),
             "spacing_mm": [round(s, 4) for s in image.GetSpacing()],
             "modality": modality,
-            "voxels_sha256": _checksum(image),
+            "voxels_sha256": voxels_sha256(image),
         },
         "further_images": {
-            name: {"voxels_sha256": _checksum(further)} for name, further in (further_images or {}).items()
+            name: {"voxels_sha256": voxels_sha256(further)} for name, further in (further_images or {}).items()
         },
         "region": {
             "source": region.source,
@@ -70,12 +78,16 @@ def build(
         "versions": versions(PACKAGES),
         "timings_s": dict(timings),
         "warnings": list(warnings),
+        "reliability": [asdict(flag) for flag in reliability],
+        "faithfulness": faithfulness,
+        "stability": stability,
         "complete": complete,
     }
     return {key: _plain(value) for key, value in kept.items()}
 
 
-def _checksum(image: sitk.Image) -> str:
+def voxels_sha256(image: sitk.Image) -> str:
+    """Checksum of an image's voxels as they are stored, without its geometry."""
     return hashlib.sha256(np.ascontiguousarray(sitk.GetArrayViewFromImage(image)).tobytes()).hexdigest()
 
 
@@ -95,6 +107,94 @@ def write(record: Mapping[str, Any], path: Path) -> Path:
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}): choose another folder.") from error
     return path
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a record that `write` wrote, and check all of it that others rely on.
+
+    Raises
+    ------
+    InputError
+        It is missing, damaged, or of another format.
+    """
+    again = "explain the scan again, or name the folder of another explanation"
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+    except FileNotFoundError as error:
+        raise InputError(f"{path.parent} holds no explanation.json: name the folder of an explanation.") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error}): check the file.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged: {again}.") from error
+    if not isinstance(kept, dict) or kept.get("format") != FORMAT:
+        raise InputError(f'{path} is no record of the format "{FORMAT}": {again}.')
+    try:
+        _check_record(kept)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged ({_what(error)}): {again}.") from error
+    return kept
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _what(error: Exception) -> str:
+    return f"{error.args[0]} is missing" if isinstance(error, KeyError) else f"it should have {error}"
+
+
+def _check_record(kept: dict[str, Any]) -> None:
+    """Raise where a value is not what a reader of the record relies on."""
+    checks.text(kept["prompt"])
+    checks.flag(kept["complete"])
+    kept["warnings"] = list(checks.texts(kept["warnings"]))
+    for key in ("target", "labels", "input", "region", "measurements", "models", "parameters", "versions", "timings_s"):
+        checks.mapping(kept[key])
+    checks.text(kept["target"]["name"])
+    checks.choice("predicted", "predicted in a box", "given")(kept["target"]["voxels"])
+    label = kept["target"]["label"]
+    for number in label if isinstance(label, list) else [label]:
+        checks.whole(0)(number)
+    checks.text(kept["input"]["voxels_sha256"])
+    checks.choice("CT", "MR")(kept["input"]["modality"] or "CT")
+    spacing, size = kept["input"]["spacing_mm"], kept["input"]["size"]
+    _numbers(spacing, len(size))
+    _numbers(size, len(spacing))
+    checks.text(checks.mapping(kept["models"]["segmenter"])["name"])
+    checks.mapping(kept["models"].get("localizer") or {})
+    checks.choice(*READINGS)(kept["parameters"]["method"])
+    for key in ("described", "baseline", "score", "region"):
+        checks.text(kept["parameters"][key])
+    for key in ("volume_ml", "share_of_body"):
+        checks.number(0)(kept["region"][key])
+    for key, value in (kept["region"].get("agreement_with_prediction") or {}).items():
+        checks.text(key), checks.number(0)(value)
+    for flag in checks.objects(kept.setdefault("reliability", [])):
+        checks.text(flag["sentence"]), checks.flag(flag["raised"])
+        checks.choice(*FLAGS)(flag["name"])
+    for row in checks.objects(kept["measurements"].get("structures") or []):
+        checks.text(row["structure"]), checks.number(-math.inf)(row["score_lost"]), checks.number(0)(row["volume_ml"])
+    if kept.setdefault("faithfulness", None) is not None:
+        _check_faithfulness(checks.mapping(kept["faithfulness"]))
+    checks.mapping(kept.setdefault("stability", None) or {})
+
+
+def _check_faithfulness(found: Mapping[str, Any]) -> None:
+    points = len(found["volumes_mm3"])
+    _numbers(found["volumes_mm3"], points)
+    for way in ("deletion", "insertion"):
+        lead = checks.mapping(found["lead"])[way]
+        checks.number(-math.inf)(0 if lead is None else lead)
+        for curves in (found["map"], *checks.mapping(found["controls"]).values()):
+            _numbers(curves[way]["scores"], points)
+            checks.number(-math.inf)(curves[way]["area"])
+
+
+def _numbers(values: Any, count: int) -> None:
+    if not isinstance(values, list) or len(values) != count or not values:
+        raise ValueError(f"{count} numbers")
+    for value in values:
+        checks.number(-math.inf)(value)
 
 
 def _plain(value: Any) -> Any:

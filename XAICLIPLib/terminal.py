@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from XAICLIPLib.explanation import Progress
 
-STAGES = {"localize": "finding the prompt", "segment": "segmenting", "explain": "explaining"}
+STAGES = {
+    "localize": "finding the prompt",
+    "segment": "segmenting",
+    "explain": "explaining",
+    "check": "checking the map",
+}
 
 LINE_EVERY_S = 10.0
 

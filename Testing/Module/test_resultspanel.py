@@ -35,7 +35,7 @@ def red(layout_manager: Any) -> Any:
 
 def test_without_a_result_everything_says_why_it_is_disabled(ui: Any) -> None:
     names = "overlayCheckBox legendCheckBox show3DCheckBox opacitySlider saliencyThresholdSlider windowSpinBox "
-    names += "coloursSelector jumpButton tableButton chartButton compareButton saveButton"
+    names += "coloursSelector jumpButton tableButton chartButton compareButton saveButton reportButton"
     for name in names.split():
         assert not getattr(ui, name).isEnabled(), name
         assert "click Apply" in getattr(ui, name).toolTip, name
@@ -226,3 +226,38 @@ def test_without_a_main_window_nothing_breaks(panel: Any, session: Any, volume: 
         button.click()
     ui.show3DCheckBox.setChecked(True)
     ui.overlayCheckBox.setChecked(True)
+
+
+@pytest.mark.parametrize("given", ["report.html", "report", "report.pdf"])
+def test_a_report_is_asked_of_the_worker_with_the_scan_and_told_where_it_is(
+    run: Any, ui: Any, panel: Any, session: Any, tmp_path: Path, monkeypatch: Any, given: str
+) -> None:
+    import qt
+
+    run()
+    wanted = tmp_path / given
+    monkeypatch.setattr(qt.QFileDialog, "getSaveFileName", lambda *_arguments: str(wanted))
+    ui.reportButton.click()
+    asked = session.requests[-1]
+    assert asked.type == "report"
+    assert asked.output == str(wanted if wanted.suffix else wanted.with_suffix(".html"))
+    names = {path.name for path in Path(asked.folder).iterdir()}
+    assert {"saliency.nrrd", "region.nrrd", "target.nrrd", "explanation.json", "figure.png"} <= names
+    assert Path(asked.volume).is_file()
+    assert "report" in ui.statusLabel.text
+    session.answer("reported", files={"html": asked.output})
+    assert asked.output in ui.statusLabel.text
+    assert not Path(asked.folder).exists(), "the scan does not stay behind"
+
+
+def test_a_report_of_another_kind_of_file_is_refused(panel: Any, run: Any, session: Any, tmp_path: Path) -> None:
+    run()
+    before = len(session.requests)
+    panel.panel.results.reportTo(tmp_path / "report.docx")
+    assert len(session.requests) == before
+
+
+def test_what_was_checked_is_told_in_plain_words(run: Any, ui: Any) -> None:
+    flag = {"name": "leans outside", "sentence": "12% of the effect lies outside.", "value": 0.12, "threshold": 0.5}
+    run(reliability=[{**flag, "raised": False}])
+    assert "Checked: 12% of the effect lies outside." in ui.resultSummaryLabel.text

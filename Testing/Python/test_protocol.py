@@ -54,6 +54,7 @@ FULL: dict[str, Any] = {
     "batch_size": 4,
     "seed": 1,
     "trust": False,
+    "check": True,
     "estimates": True,
 }
 LOCALIZE: dict[str, Any] = {"id": 1, "type": "localize", "volume": "v", "prompt": "liver"}
@@ -118,7 +119,7 @@ def test_a_region_is_a_word_a_mask_or_a_box(value: Any) -> None:
         ({"seed": -1}, "a whole number from 0"),
         ({"trust": 1}, "true or false"),
         ({"estimates": "yes"}, "true or false"),
-        ({"type": "explode"}, "type 'explode': the types are hello, localize, explain, cancel, shutdown"),
+        ({"type": "explode"}, "type 'explode': the types are hello, localize, explain, report, cancel, shutdown"),
         ({"type": ["explain"]}, "the types are"),
         ({"type": "progress"}, "the types are"),
     ],

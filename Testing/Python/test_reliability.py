@@ -13,8 +13,9 @@ import torch
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.evaluation.curves import Curve, Curves, Faithfulness
 from XAICLIPLib.evaluation.metrics import Share
-from XAICLIPLib.evaluation.reliability import NOISE, Declared, Evidence, FlagName, flags
+from XAICLIPLib.evaluation.reliability import NOISE, Declared, Evidence, checks, flags
 from XAICLIPLib.evaluation.stability import Stability
+from XAICLIPLib.flags import FLAGS, FlagName
 from XAICLIPLib.localization.region import Agreement
 
 
@@ -62,7 +63,7 @@ def test_each_flag_is_raised_alone_with_its_number(name: FlagName) -> None:
     changed, number = BAD[name]
     (flag,) = flags(dataclasses.replace(GOOD, **changed))
     assert flag.name == name
-    assert flag.number == pytest.approx(number, rel=0.02)
+    assert flag.value == pytest.approx(number, rel=0.02)
     assert flag.sentence.endswith((".", "?"))
     assert flag.sentence[0].isupper() or flag.sentence[0].isdigit()
     assert json.loads(json.dumps(dataclasses.asdict(flag), allow_nan=False))["name"] == name
@@ -85,7 +86,7 @@ def test_spacing_is_compared_by_size_and_not_by_axis() -> None:
     assert flags(dataclasses.replace(GOOD, spacing_mm=(3.0, 0.8, 0.8))) == ()
     (finer,) = flags(dataclasses.replace(GOOD, spacing_mm=(0.2, 0.2, 0.2)))
     assert "finer" in finer.sentence
-    assert finer.number == pytest.approx(5)
+    assert finer.value == pytest.approx(5)
 
 
 def test_an_empty_map_with_noise_has_not_converged_and_one_without_noise_has() -> None:
@@ -106,3 +107,13 @@ def test_noise_threshold_is_the_correlation_that_its_reason_says() -> None:
 def test_maps_of_different_shapes_are_refused() -> None:
     with pytest.raises(InputError, match="different shapes"):
         flags(dataclasses.replace(GOOD, standard_error=np.zeros(4)))
+
+
+def test_a_check_that_passes_says_so_with_its_number() -> None:
+    made = checks(GOOD)
+    assert {flag.name for flag in made} == set(BAD)
+    assert not any(flag.raised for flag in made)
+    assert [flag.name for flag in made] == sorted((flag.name for flag in made), key=FLAGS.index)
+    said = next(flag for flag in made if flag.name == "region disagrees")
+    assert (said.value, said.threshold) == (0.97, 0.5) and "97%" in said.sentence
+    assert checks(Evidence("liver")) == ()

@@ -21,6 +21,7 @@ from XAICLIPLib.errors import Cancelled, InputError
 from . import display, results
 from .developing import DevelopingMap
 from .question import Box, Drawn, Question, Segment
+from .reporting import ReportQuestion
 from .results import ExplanationNodes
 from .session import Answer, Ended, Session, WorkerSession
 from .signals import Signal
@@ -53,7 +54,8 @@ class ExplanationError(RuntimeError):
 class _Run:
     """One request that is being computed."""
 
-    question: Question
+    question: Any
+    """A `Question`, or a `ReportQuestion`."""
     kind: str
     request: int = 0
     folder: Path | None = None
@@ -68,7 +70,8 @@ class _Run:
         return node if _exists(node) else None
 
     def isInputThere(self) -> bool:
-        return _exists(self.question.volumeNode)
+        """Whether the result could still be used; a report is a file, and outlives the scan."""
+        return self.kind == "report" or _exists(self.question.volumeNode)
 
 
 class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
@@ -91,6 +94,8 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
         Emitted with `ExplanationNodes`.
     regionFound
         Emitted with a vtkMRMLSegmentationNode and the worker's warnings, after `startLocalizing`.
+    reported
+        Emitted with the path of the file, after `startReporting`.
     failed
         Emitted with a sentence for the user and the kind of error.
     cancelled
@@ -109,7 +114,7 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
         ScriptedLoadableModuleLogic.__init__(self)
         VTKObservationMixin.__init__(self)
         self.stateChanged, self.progressed, self.estimated = Signal(), Signal(), Signal()
-        self.finished, self.regionFound = Signal(), Signal()
+        self.finished, self.regionFound, self.reported = Signal(), Signal(), Signal()
         self.failed, self.cancelled = Signal(), Signal()
         self.session: Session = session or WorkerSession()
         self.session.greeted.connect(self._onGreeted)
@@ -205,6 +210,21 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
         """
         self._start(question, "localize")
 
+    def startReporting(self, nodes: ExplanationNodes, output: Path) -> None:
+        """Begin to write an explanation as a page for a reader, an .html or .pdf file; `reported` follows.
+
+        Raises
+        ------
+        InputError
+            The file has another ending, or a computation is going on.
+        """
+        self._start(ReportQuestion(nodes, output), "report")
+
+    @property
+    def isReporting(self) -> bool:
+        """Whether it is a report that is being made."""
+        return self._run is not None and self._run.kind == "report"
+
     def cancel(self) -> None:
         """End what is going on with what it has; called again, at once and without a result."""
         if self._run is None:
@@ -227,11 +247,11 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
         self.session.greeted.disconnect(self._onGreeted)
         self.removeObservers()
 
-    def _start(self, question: Question, kind: str) -> None:
+    def _start(self, question: Question | ReportQuestion, kind: str) -> None:
         if self._run is not None:
             raise InputError(_("A computation is going on: wait for it, or cancel it first."))
         question.check()
-        if kind == "explain":
+        if isinstance(question, Question) and kind == "explain":
             checkDrawn(question.region)
             checkDrawn(question.target)
         self._run = _Run(question, kind)
@@ -262,11 +282,7 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
         try:
             # Inside the worker's private folder, which is removed with it, also after a crash.
             run.folder = Path(tempfile.mkdtemp(prefix="run-", dir=self.session.hello.folder))
-            asked = (
-                run.question.explainRequest(run.folder)
-                if run.kind == "explain"
-                else run.question.localizeRequest(run.folder)
-            )
+            asked = getattr(run.question, f"{run.kind}Request")(run.folder)
         except InputError as error:
             self._end()
             self.failed.emit(str(error), "input")
@@ -331,6 +347,8 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
             if reply.kind == "cancelled":
                 return self.cancelled, ()
             return self.failed, (reply.message, reply.kind)
+        if isinstance(reply, protocol.Reported):
+            return self.reported, (Path(next(iter(reply.files.values()))),)
         if not run.isInputThere():
             return self.failed, (_("The volume was removed during the computation: there is no result."), "input")
         volumeNode, question = run.question.volumeNode, run.question

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import slicer
@@ -131,6 +132,7 @@ class Panel:
             (logic.estimated, self._onEstimated),
             (logic.finished, self._onFinished),
             (logic.regionFound, self._onRegionFound),
+            (logic.reported, self._onReported),
             (logic.failed, self._onFailed),
             (logic.cancelled, self._onCancelled),
             (logic.session.greeted, self._onGreeted),
@@ -159,7 +161,7 @@ class Panel:
             self._say(_("Starting the worker (the first time takes up to a minute) …"))
         elif state is State.RUNNING:
             ui.progressBar.setRange(0, 0)
-            self._say(_("Loading the models …"))
+            self._say(_("Writing the report …") if self.logic.isReporting else _("Loading the models …"))
         elif state is State.CANCELLING:
             self._say(_("Ending with what is known by now …"))
         for name in ("inputSelector", "sampleButton", "modelComboBox", "modelFolderButton", "promptLineEdit"):
@@ -172,6 +174,7 @@ class Panel:
             "localize": _("Looking for the words in the scan"),
             "segment": _("Segmenting"),
             "explain": _("Hiding parts of the scan"),
+            "check": _("Checking the map"),
         }
         bar = self.ui.progressBar
         bar.setRange(0, 100)
@@ -197,6 +200,9 @@ class Panel:
         if self.choices.parameters is not None:
             self.choices.parameters.regionSegmentation = segmentationNode
             self.choices.parameters.regionSegment = segmentationNode.GetSegmentation().GetNthSegmentID(0)
+
+    def _onReported(self, path: Path) -> None:
+        self._say(_("The report was written to {path}").format(path=path))
 
     def _onFailed(self, message: str, kind: str) -> None:
         self._say(message, warning=True)

@@ -61,6 +61,7 @@ class ResultsPanel(VTKObservationMixin):
         ui.chartButton.connect("clicked(bool)", self._onChart)
         ui.compareButton.connect("toggled(bool)", self._onCompare)
         ui.saveButton.connect("clicked(bool)", self._onSave)
+        ui.reportButton.connect("clicked(bool)", self._onReport)
 
     def close(self) -> None:
         """Let go of the scene."""
@@ -157,7 +158,7 @@ class ResultsPanel(VTKObservationMixin):
     def _showButtons(self) -> None:
         ui, nodes = self.ui, results.explanationOf(self._node)
         why = "" if nodes is not None else _("There is no finished result: click Apply.")
-        for widget in (ui.show3DCheckBox, ui.tableButton, ui.saveButton):
+        for widget in (ui.show3DCheckBox, ui.tableButton, ui.saveButton, ui.reportButton):
             _enable(widget, nodes is not None, why)
         surface = self._node.GetNodeReference(SURFACE_ROLE) if self._node is not None else None
         ui.show3DCheckBox.setChecked(surface is not None and bool(surface.GetDisplayVisibility()))
@@ -280,9 +281,31 @@ class ResultsPanel(VTKObservationMixin):
         slicer.util.showStatusMessage(_("{count} files were written.").format(count=len(written)), 5000)
         return written
 
+    def _onReport(self, *_clicked: Any) -> None:
+        chosen = qt.QFileDialog.getSaveFileName(
+            self.ui.reportButton,
+            _("Report"),
+            "report.html",
+            _("Web page (*.html)") + ";;" + _("PDF (*.pdf)"),
+        )
+        # Qt's own gives name and filter, PythonQt's the name alone.
+        name = chosen[0] if isinstance(chosen, tuple) else chosen
+        if name:
+            self.reportTo(Path(name) if Path(name).suffix else Path(name).with_suffix(".html"))
+
+    def reportTo(self, path: Path) -> None:
+        """Begin to write the explanation that is shown as a page for a reader, an .html or .pdf file."""
+        nodes = self.explanation()
+        if nodes is None:
+            return
+        try:
+            self.logic.startReporting(nodes, path)
+        except InputError as error:
+            slicer.util.errorDisplay(str(error), windowTitle=_("XAI-CLIP"))
+
 
 def summary(record: dict[str, Any]) -> str:
-    """What was explained and how, in a few lines, with its warnings."""
+    """What was explained and how, in a few lines, with its warnings and what was checked."""
     segmenter = (record.get("models") or {}).get("segmenter") or {}
     lines = [
         _("{structure}, drawn by {model}; {method}, {score}, hidden by {baseline}.").format(
@@ -296,6 +319,8 @@ def summary(record: dict[str, Any]) -> str:
     if not record.get("complete", True):
         lines.append(_("Cancelled before the end: the map is incomplete."))
     lines += [_("Warning: {text}").format(text=text) for text in record.get("warnings", [])]
+    passed = [flag for flag in record.get("reliability") or [] if not flag.get("raised", True)]
+    lines += [_("Checked: {text}").format(text=flag.get("sentence", "")) for flag in passed]
     return "\n".join(lines)
 
 

@@ -44,7 +44,7 @@ class Ended:
 Answer = protocol.Reply | Ended
 Listener = Callable[[Any], None]
 
-FINAL = frozenset({"region", "explanation", "error", "bye"})
+FINAL = frozenset({"region", "explanation", "reported", "error", "bye"})
 """Types of answers after which a request is over."""
 
 

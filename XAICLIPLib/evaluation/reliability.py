@@ -6,7 +6,6 @@ A flag says that a check has failed. That none is raised does not make a map tru
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,17 +14,8 @@ from XAICLIPLib.errors import InputError
 from XAICLIPLib.evaluation.curves import DIRECTIONS, Faithfulness
 from XAICLIPLib.evaluation.metrics import Share
 from XAICLIPLib.evaluation.stability import Stability
+from XAICLIPLib.flags import Flag, FlagName, ordered
 from XAICLIPLib.localization.region import Agreement
-
-FlagName = Literal[
-    "region disagrees",
-    "leans outside",
-    "not converged",
-    "like the null",
-    "unstable",
-    "unfamiliar intensities",
-    "unfamiliar spacing",
-]
 
 REGION_RECALL = 0.5
 """Share of the prediction in the region below which they disagree: the region has a margin, so that even a shifted one
@@ -61,26 +51,6 @@ learned from; resampling cannot give it back."""
 
 
 @dataclass(frozen=True)
-class Flag:
-    """A check that has failed.
-
-    Attributes
-    ----------
-    name
-        Of the check.
-    sentence
-        What it means, for a reader who knows no statistics.
-    number, threshold
-        What was measured, and where it becomes a flag.
-    """
-
-    name: FlagName
-    sentence: str
-    number: float
-    threshold: float
-
-
-@dataclass(frozen=True)
 class Declared:
     """What a network says that it was made for, as far as it says so.
 
@@ -107,8 +77,7 @@ class Evidence:
     agreement
         Of region and prediction.
     outside
-        Share of the effect outside the organ, by `XAICLIPLib.evaluation.metrics.outside_share`; with half a window of
-        margin, where the method is occlusion.
+        Share of the effect outside the organ and a margin, by `XAICLIPLib.evaluation.metrics.outside_share`.
     saliency, standard_error
         The map, where it is known, and its standard error there: (n,) or any one shape.
     faithfulness
@@ -121,6 +90,8 @@ class Evidence:
         Of the scan.
     declared
         By the network.
+    margin_mm
+        Of ``outside``: half of what was hidden at once, over which a method smears an effect.
     """
 
     name: str
@@ -133,17 +104,18 @@ class Evidence:
     body_intensities: ArrayLike | None = None
     spacing_mm: tuple[float, float, float] | None = None
     declared: Declared | None = None
+    margin_mm: float = 0.0
 
 
-def flags(evidence: Evidence) -> tuple[Flag, ...]:
-    """All checks that fail, in the order in which a reader should know them.
+def checks(evidence: Evidence) -> tuple[Flag, ...]:
+    """All checks that could be made, passed or not, in the order in which a reader should know them.
 
     Raises
     ------
     InputError
         Map and standard error have different shapes.
     """
-    checks = (
+    made = (
         unfamiliar_intensities,
         unfamiliar_spacing,
         region_disagrees,
@@ -152,30 +124,50 @@ def flags(evidence: Evidence) -> tuple[Flag, ...]:
         unstable,
         leans_outside,
     )
-    return tuple(flag for check in checks if (flag := check(evidence)) is not None)
+    return tuple(ordered(flag for check in made if (flag := check(evidence)) is not None))
+
+
+def flags(evidence: Evidence) -> tuple[Flag, ...]:
+    """Only the checks that fail; see `checks`."""
+    return tuple(flag for flag in checks(evidence) if flag.raised)
+
+
+def _flag(name: FlagName, value: float, threshold: float, raised: bool, bad: str, good: str) -> Flag:
+    return Flag(name, bad if raised else good, value, threshold, raised)
 
 
 def region_disagrees(evidence: Evidence) -> Flag | None:
     """Whether most of the prediction lies outside the region."""
-    if evidence.agreement is None or evidence.agreement.recall >= REGION_RECALL:
+    if evidence.agreement is None:
         return None
     recall = evidence.agreement.recall
-    sentence = (
-        f"Only {recall:.0%} of what the network calls {evidence.name} lies in the region that was searched: either the "
-        "region or the network's drawing is in the wrong place."
+    return _flag(
+        "region disagrees",
+        recall,
+        REGION_RECALL,
+        recall < REGION_RECALL,
+        f"Region and prediction disagree: only {recall:.0%} of what the network calls {evidence.name} lies in the "
+        "region that was searched. Look at both: one of them may be wrong.",
+        f"{recall:.0%} of what the network calls {evidence.name} lies in the region that was searched.",
     )
-    return Flag("region disagrees", sentence, recall, REGION_RECALL)
 
 
 def leans_outside(evidence: Evidence) -> Flag | None:
     """Whether more of the effect lies outside the organ than in it."""
-    if evidence.outside is None or evidence.outside.value <= OUTSIDE:
+    if evidence.outside is None:
         return None
-    sentence = (
-        f"{evidence.outside.value:.0%} of the effect lies outside the {evidence.name}: the network draws it mostly "
-        f"because of other tissue (a map that knows nothing would have {evidence.outside.chance:.0%} there)."
+    share, chance = evidence.outside.value, evidence.outside.chance
+    apart = f"more than {evidence.margin_mm:.0f} mm outside" if evidence.margin_mm else "outside"
+    return _flag(
+        "leans outside",
+        share,
+        OUTSIDE,
+        share > OUTSIDE,
+        f"{share:.0%} of the effect lies {apart} the {evidence.name}: the network draws it mostly because of other "
+        f"tissue (a map that knows nothing would have {chance:.0%} there).",
+        f"{share:.0%} of the effect lies {apart} the {evidence.name} (a map that knows nothing would have "
+        f"{chance:.0%} there).",
     )
-    return Flag("leans outside", sentence, evidence.outside.value, OUTSIDE)
 
 
 def not_converged(evidence: Evidence) -> Flag | None:
@@ -188,42 +180,47 @@ def not_converged(evidence: Evidence) -> Flag | None:
     size = _root_mean_square(values)
     noise = _root_mean_square(error)
     ratio = min(noise / size, ALL_NOISE) if size else (ALL_NOISE if noise else 0.0)
-    if ratio <= NOISE:
-        return None
-    sentence = (
-        f"The map has not settled: with another seed its values would differ by about {ratio:.0%} of their usual size, "
-        "so ask for more samples before reading it."
+    differ = f"with another seed its values would differ by about {ratio:.0%} of their usual size"
+    return _flag(
+        "not converged",
+        ratio,
+        NOISE,
+        ratio > NOISE,
+        f"The map has not settled: {differ}, so ask for more samples before reading it.",
+        f"The map has settled: {differ}.",
     )
-    return Flag("not converged", sentence, ratio, NOISE)
 
 
 def like_the_null(evidence: Evidence) -> Flag | None:
     """Whether removing voxels in the map's order does hardly better than in that of a map that knows nothing.
 
-    The number is the mean lead in deletion and insertion, by soft Dice.
+    The value is the mean lead in deletion and insertion, by soft Dice.
     """
     if evidence.faithfulness is None or not evidence.faithfulness.controls:
         return None
     leads = [lead for way in DIRECTIONS if (lead := evidence.faithfulness.lead(way)) is not None]
-    if not leads or (number := float(np.mean(leads))) > LEAD:
+    if not leads:
         return None
-    sentence = (
+    lead = float(np.mean(leads))
+    return _flag(
+        "like the null",
+        lead,
+        LEAD,
+        lead <= LEAD,
         f"The map explains the {evidence.name} no better than a picture that knows nothing of the network "
-        "(noise, edges or the middle of the region): do not read it."
+        "(noise, edges or the middle of the region): do not read it.",
+        f"Hiding what the map marks first destroys the {evidence.name} sooner, and showing it first restores it "
+        "sooner, than in the order of pictures that know nothing of the network.",
     )
-    return Flag("like the null", sentence, number, LEAD)
 
 
 def unstable(evidence: Evidence) -> Flag | None:
     """Whether noise that no reader would see changes the map."""
-    if evidence.stability is None or evidence.stability.max_sensitivity <= NOISE:
+    if evidence.stability is None:
         return None
-    number = evidence.stability.max_sensitivity
-    sentence = (
-        f"A little noise in the scan, less than a reader would see, changes the map by {number:.0%} of its size: "
-        "details of it mean nothing."
-    )
-    return Flag("unstable", sentence, number, NOISE)
+    change = evidence.stability.max_sensitivity
+    little = f"A little noise in the scan, less than a reader would see, changes the map by {change:.0%} of its size"
+    return _flag("unstable", change, NOISE, change > NOISE, f"{little}: details of it mean nothing.", f"{little}.")
 
 
 def unfamiliar_intensities(evidence: Evidence) -> Flag | None:
@@ -235,13 +232,15 @@ def unfamiliar_intensities(evidence: Evidence) -> Flag | None:
     if not values.size:
         return None
     share = float(((values < low) | (values > high)).mean())
-    if share <= UNFAMILIAR:
-        return None
-    sentence = (
-        f"{share:.0%} of the body is darker or brighter than anything the network was made for ({low:g} to {high:g}): "
-        "is this the right kind of scan, in the right units?"
+    outside = f"{share:.0%} of the body is darker or brighter than anything the network was made for"
+    return _flag(
+        "unfamiliar intensities",
+        share,
+        UNFAMILIAR,
+        share > UNFAMILIAR,
+        f"{outside} ({low:g} to {high:g}): is this the right kind of scan, in the right units?",
+        f"{outside} ({low:g} to {high:g}).",
     )
-    return Flag("unfamiliar intensities", sentence, share, UNFAMILIAR)
 
 
 def unfamiliar_spacing(evidence: Evidence) -> Flag | None:
@@ -250,15 +249,17 @@ def unfamiliar_spacing(evidence: Evidence) -> Flag | None:
         return None
     own, fine, coarse = (np.sort(axes) for axes in (evidence.spacing_mm, *evidence.declared.spacing_mm))
     factor = float(max((own / coarse).max(), (fine / own).max()))
-    if factor <= SPACING_FACTOR:
-        return None
     way = "coarser" if (own / coarse).max() > (fine / own).max() else "finer"
     size = " × ".join(f"{s:.2g}" for s in evidence.spacing_mm)
-    sentence = (
+    return _flag(
+        "unfamiliar spacing",
+        factor,
+        SPACING_FACTOR,
+        factor > SPACING_FACTOR,
         f"The scan's voxels ({size} mm) are {factor:.1f} times {way} than any the network was made for: its drawing "
-        "may be poor."
+        "may be poor.",
+        f"The scan's voxels ({size} mm) are of a size that the network was made for.",
     )
-    return Flag("unfamiliar spacing", sentence, factor, SPACING_FACTOR)
 
 
 def _root_mean_square(values: NDArray[np.float64]) -> float:

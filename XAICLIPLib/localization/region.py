@@ -164,14 +164,8 @@ def guided_region(
             warnings=[f"The bounding box of the network's own prediction is used as the region: {problem}."],
         )
     agreement = None if prediction is None else agree(mask, prediction)
-    warnings = []
-    if agreement is not None and agreement.recall < 0.5:
-        warnings.append(
-            f"Region and prediction disagree: only {agreement.recall:.0%} of what the network calls the target lies "
-            f'in the region for "{prompt}". Look at both: one of them may be wrong.'
-        )
     low = imaging.resample_like(probability, image, "linear")
-    return Region(mask, "guided", imaging.volume_ml(mask), share, low, agreement, warnings)
+    return Region(mask, "guided", imaging.volume_ml(mask), share, low, agreement)
 
 
 def whole_region(image: sitk.Image) -> Region:

@@ -1,0 +1,207 @@
+"""Whether to believe the map that was just made: what is known of it for nothing, and what a check finds out.
+
+The check takes `PERTURBATIONS` perturbations of the whole region for the deletion and insertion curves, and one more
+explanation, of the scan with a little noise in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from XAICLIPLib.errors import Cancelled
+from XAICLIPLib.evaluation.controls import centre_map, edge_map, random_map
+from XAICLIPLib.evaluation.curves import DIRECTIONS, Curves, Faithfulness, removal_curves
+from XAICLIPLib.evaluation.metrics import Share, outside_share
+from XAICLIPLib.evaluation.reliability import Evidence
+from XAICLIPLib.evaluation.stability import RADIUS, Stability, stability
+from XAICLIPLib.explainers import Ground, estimates
+from XAICLIPLib.localization.region import Agreement
+from XAICLIPLib.methods import Method, Structures
+from XAICLIPLib.perturbation.perturbation import Estimate
+
+POINTS = 5
+"""Of each curve: from a thousandth of the region to all of it, each step removes 5.6 times what the one before did."""
+
+ORDERS = 4
+"""The map, chance, and two maps that know nothing of the network: the depth in the region, and edges of the scan."""
+
+SURE = 2.0
+"""Standard errors beyond which a value counts as an effect."""
+
+PERTURBATIONS = ORDERS * (2 * POINTS - 1)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a check found; None where it was cancelled before.
+
+    Attributes
+    ----------
+    faithfulness
+        Curves of the map beside those of chance, ``centre`` and ``edges``, over the voxels that were tried.
+    stability
+        Under noise in the input, from one noisy explanation.
+    """
+
+    faithfulness: Faithfulness | None = None
+    stability: Stability | None = None
+
+
+def evidence_of(
+    name: str, method: Method, ground: Ground, last: Estimate, saliency: Tensor, agreement: Agreement | None
+) -> Evidence:
+    """What is known of a map without asking the network again.
+
+    Parameters
+    ----------
+    name
+        Of the structure.
+    method, ground, last
+        What made the map, from what, and its last estimate.
+    saliency
+        (X, Y, Z), on the segmenter's grid.
+    agreement
+        Of a region that was found and the prediction; None where the region was given.
+    """
+    probed = last.probed().cpu()
+    error = None if last.standard_error is None else last.standard_error().cpu()[probed].numpy()
+    return Evidence(
+        name,
+        agreement=agreement,
+        outside=_outside(name, method, ground, last, saliency),
+        margin_mm=_margin(method),
+        saliency=None if error is None else saliency.cpu()[probed].numpy(),
+        standard_error=error,
+    )
+
+
+def _outside(name: str, method: Method, ground: Ground, last: Estimate, saliency: Tensor) -> Share | None:
+    """Share of the effect outside the target; of structures by what each costs, not by how large each is."""
+    if isinstance(method, Structures):
+        rows = last.findings()["structures"]
+        others = [row["share"] for row in rows if row["structure"] != name]
+        known = len(rows) > len(others) and any(row["share"] for row in rows)
+        return Share(float(sum(others)), len(others) / len(rows)) if known else None
+    reference = ground.scorer.target.reference.cpu()
+    if not bool((saliency != 0).any()) or not bool(reference.any()):
+        return None
+    if last.standard_error is not None:  # noise is everywhere, and most places lie outside
+        saliency = torch.where(saliency.abs() > SURE * last.standard_error().cpu(), saliency, 0.0)
+        if not bool((saliency != 0).any()):
+            return None
+    return outside_share(saliency, reference, ground.spacing_mm, _margin(method))
+
+
+def _margin(method: Method) -> float:
+    """Half the edge of what the method hides at once, in mm."""
+    sizes = [getattr(method, key) for key in ("window_mm", "cell_mm", "size_mm") if hasattr(method, key)]
+    return float(sizes[0] or 0) / 2 if sizes else 0.0
+
+
+def check(
+    method: Method,
+    ground: Ground,
+    last: Estimate,
+    saliency: Tensor,
+    seed: int,
+    advance: Callable[[int, int], None],
+    cancelled: Callable[[], bool],
+) -> Checked:
+    """Test a map on the network that it explains.
+
+    Parameters
+    ----------
+    method, ground, last, seed
+        What made the map, from what, its last estimate, and the seed of all that is random.
+    saliency
+        (X, Y, Z), on the segmenter's grid.
+    advance
+        Told how many perturbations are done, of how many.
+    cancelled
+        True ends with what is known.
+    """
+    total = PERTURBATIONS + last.planned
+    try:
+        curves = _curves(ground, last, saliency, seed, lambda done: advance(done, total), cancelled)
+    except Cancelled:
+        return Checked()
+    known = ground.scorer.volume
+    channels = len(ground.volume)
+
+    def again(volume: Tensor) -> Tensor:
+        if volume is known:
+            return saliency
+        noisy = torch.cat([volume[:channels], known[channels:]])  # a prompt's channels are no scan
+        there = replace(ground, scorer=replace(ground.scorer, volume=noisy), volume=noisy[:channels])
+        found: Estimate | None = None
+        for found in estimates(method, there, seed):
+            advance(PERTURBATIONS + min(found.done, last.planned), total)
+            if cancelled():
+                raise Cancelled("The check was cancelled.")
+        assert found is not None
+        return (found.measured or found.saliency)()
+
+    low, high = np.percentile(ground.volume.cpu().numpy().ravel()[::7], (0.5, 99.5))
+    try:
+        return Checked(curves, stability(again, known, radius=RADIUS * float(high - low or 1), samples=1, seed=seed))
+    except Cancelled:
+        return Checked(curves)
+
+
+def _curves(
+    ground: Ground,
+    last: Estimate,
+    saliency: Tensor,
+    seed: int,
+    advance: Callable[[int], None],
+    cancelled: Callable[[], bool],
+) -> Faithfulness:
+    """Curves over the voxels that were tried: elsewhere the map says nothing, and the controls should not either."""
+    spacing, shape = ground.spacing_mm, tuple(saliency.shape)
+    where = last.probed().cpu() & ground.changeable.cpu()
+    where = where if bool(where.any()) else ground.changeable.cpu()
+    orders: list[Callable[[], Tensor]] = [
+        lambda: saliency,
+        lambda: random_map(shape, spacing, seed),
+        lambda: centre_map(where, spacing),
+        lambda: edge_map(ground.volume, spacing),
+    ]
+    found: list[Curves] = []
+    for order in orders:
+        advance(PERTURBATIONS * len(found) // ORDERS)
+        if cancelled():
+            raise Cancelled("The check was cancelled.")
+        found.append(removal_curves(ground.scorer, order(), spacing, where=where, count=POINTS, seed=seed))
+    own, random, centre, edges = found
+    return Faithfulness(own, (random,), {"centre": centre, "edges": edges})
+
+
+def faithfulness_record(faithfulness: Faithfulness | None) -> dict[str, Any] | None:
+    """The curves for the record, by soft Dice: volumes in mm³, scores, areas, and how far the map leads."""
+    if faithfulness is None:
+        return None
+    first = faithfulness.saliency.deletion["soft dice"]
+    named: Mapping[str, Curves] = {"random": faithfulness.random[0], **faithfulness.controls}
+    return {
+        "score": "soft dice",
+        "volumes_mm3": list(first.volumes_mm3),
+        "map": _curves_record(faithfulness.saliency),
+        "controls": {name: _curves_record(curves) for name, curves in named.items()},
+        "lead": {way: faithfulness.lead(way) for way in DIRECTIONS},
+    }
+
+
+def _curves_record(curves: Curves) -> dict[str, Any]:
+    both = {way: curves.of(way)["soft dice"] for way in DIRECTIONS}
+    return {way: {"scores": list(curve.scores), "area": curve.area} for way, curve in both.items()}
+
+
+def stability_record(found: Stability | None) -> dict[str, Any] | None:
+    """The stability for the record."""
+    return None if found is None else asdict(found)
