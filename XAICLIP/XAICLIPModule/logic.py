@@ -49,11 +49,18 @@ class ExplanationError(RuntimeError):
         self.kind = kind
 
 
+@dataclass(frozen=True)
+class Download:
+    """Wanted: a model of the catalogue on this machine."""
+
+    name: str
+
+
 @dataclass
 class _Run:
     """One request that is being computed."""
 
-    question: Question
+    question: Question | Download
     kind: str
     request: int = 0
     folder: Path | None = None
@@ -68,7 +75,7 @@ class _Run:
         return node if _exists(node) else None
 
     def isInputThere(self) -> bool:
-        return _exists(self.question.volumeNode)
+        return isinstance(self.question, Download) or _exists(self.question.volumeNode)
 
 
 class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
@@ -91,6 +98,8 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
         Emitted with `ExplanationNodes`.
     regionFound
         Emitted with a vtkMRMLSegmentationNode and the worker's warnings, after `startLocalizing`.
+    downloaded
+        Emitted with the name of a model that is on this machine now, after `startDownloading`.
     failed
         Emitted with a sentence for the user and the kind of error.
     cancelled
@@ -109,7 +118,7 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
         ScriptedLoadableModuleLogic.__init__(self)
         VTKObservationMixin.__init__(self)
         self.stateChanged, self.progressed, self.estimated = Signal(), Signal(), Signal()
-        self.finished, self.regionFound = Signal(), Signal()
+        self.finished, self.regionFound, self.downloaded = Signal(), Signal(), Signal()
         self.failed, self.cancelled = Signal(), Signal()
         self.session: Session = session or WorkerSession()
         self.session.greeted.connect(self._onGreeted)
@@ -205,6 +214,26 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
         """
         self._start(question, "localize")
 
+    def startDownloading(self, name: str) -> None:
+        """Begin to download a model of the catalogue; `downloaded` follows.
+
+        Raises
+        ------
+        InputError
+            Another computation is going on.
+        """
+        self._start(Download(name), "download")
+
+    def lookForModels(self) -> None:
+        """Start the worker where none runs, which says in its hello what is on this machine.
+
+        Raises
+        ------
+        InputError
+            The interpreter of the settings does not exist.
+        """
+        self.session.start()
+
     def cancel(self) -> None:
         """End what is going on with what it has; called again, at once and without a result."""
         if self._run is None:
@@ -227,13 +256,14 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
         self.session.greeted.disconnect(self._onGreeted)
         self.removeObservers()
 
-    def _start(self, question: Question, kind: str) -> None:
+    def _start(self, question: Question | Download, kind: str) -> None:
         if self._run is not None:
             raise InputError(_("A computation is going on: wait for it, or cancel it first."))
-        question.check()
-        if kind == "explain":
-            checkDrawn(question.region)
-            checkDrawn(question.target)
+        if isinstance(question, Question):
+            question.check()
+            if kind == "explain":
+                checkDrawn(question.region)
+                checkDrawn(question.target)
         self._run = _Run(question, kind)
         self._setState(State.STARTING)
         if self.session.hello is not None:
@@ -260,13 +290,14 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
         assert self.session.hello is not None
         self.session.stopped.disconnect(self._onStoppedWhileStarting)
         try:
-            # Inside the worker's private folder, which is removed with it, also after a crash.
-            run.folder = Path(tempfile.mkdtemp(prefix="run-", dir=self.session.hello.folder))
-            asked = (
-                run.question.explainRequest(run.folder)
-                if run.kind == "explain"
-                else run.question.localizeRequest(run.folder)
-            )
+            if isinstance(run.question, Download):
+                asked: dict[str, Any] = {"name": run.question.name}
+            else:
+                # Inside the worker's private folder, which is removed with it, also after a crash.
+                run.folder = Path(tempfile.mkdtemp(prefix="run-", dir=self.session.hello.folder))
+                question, folder = run.question, run.folder
+                explains = run.kind == "explain"
+                asked = question.explainRequest(folder) if explains else question.localizeRequest(folder)
         except InputError as error:
             self._end()
             self.failed.emit(str(error), "input")
@@ -295,6 +326,7 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
             self._onLast(run, reply)
 
     def _onEstimate(self, run: _Run, path: Path) -> None:
+        assert isinstance(run.question, Question)
         if run is not self._run or run.dropped or not run.isInputThere():
             path.unlink(missing_ok=True)
             return
@@ -306,6 +338,7 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
     def _onMapUpdated(self, run: _Run, saliencyNode: Any) -> None:
         if not run.shown:
             run.shown = True
+            assert isinstance(run.question, Question)
             self._show(run.question.volumeNode, saliencyNode)
         self.estimated.emit(saliencyNode)
 
@@ -331,6 +364,9 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
             if reply.kind == "cancelled":
                 return self.cancelled, ()
             return self.failed, (reply.message, reply.kind)
+        if isinstance(run.question, Download):
+            self.session.refresh()
+            return self.downloaded, (run.question.name,)
         if not run.isInputThere():
             return self.failed, (_("The volume was removed during the computation: there is no result."), "input")
         volumeNode, question = run.question.volumeNode, run.question
@@ -371,7 +407,8 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
             self._drop()
 
     def _onSceneClosing(self, *_event: Any) -> None:
-        self._drop()
+        if self._run is None or not isinstance(self._run.question, Download):  # which is not for one scene
+            self._drop()
         self.views.forget()
 
     def _drop(self) -> None:
