@@ -317,10 +317,11 @@ def _stamp(kind: str, name: str | None) -> tuple[Any, ...]:
 
 
 def _described(entry: Entry, default: bool) -> dict[str, Any]:
-    keys = ("name", "format", "title", "modality", "licence", "citation", "size_mb", "installed")
+    keys = ("name", "format", "title", "modality", "licence", "citation", "installed")
     told: dict[str, Any] = {
         **{key: getattr(entry, key) for key in keys},
         "source": entry.origin,
+        "size_mb": entry.download_mb,
         "structures": list(entry.structures),
         "default": default,
     }

@@ -145,6 +145,14 @@ class Entry:
         return self.source if isinstance(self.source, Mapping) else {}
 
     @property
+    def download_mb(self) -> float | None:
+        """What has to be downloaded, in MB, as the catalogue says it or by its files; None where it is not known."""
+        sizes = [remote.size for remote in self.remotes.values()]
+        if self.size_mb is not None or not sizes or None in sizes:
+            return self.size_mb
+        return sum(size or 0 for size in sizes) / 1e6
+
+    @property
     def tells_inputs(self) -> bool:
         """Whether the inputs are known: a path of the user's own may lead to any network."""
         return self.inputs != ONE_IMAGE or not isinstance(self.source, Path)

@@ -67,7 +67,7 @@ def test_a_network_that_takes_several_images_has_a_selector_for_each(
     assert rows(ui, choices) == ["T1:", "T2:", "FLAIR:"] and ui.inputLabel.text == "Scan (T1c):"
     assert not ui.furtherImagesSpinBox.isVisibleTo(ui.inputsCollapsibleButton)
     ui.promptLineEdit.setText("whole tumor")
-    assert missing(ui) == "Choose the image T1.\nChoose the image T2.\nChoose the image FLAIR."
+    assert missing(ui) == "Choose a volume for T1.\nChoose a volume for T2.\nChoose a volume for FLAIR."
     for number in (0, 1):
         choices.furtherImages.selector(number).setCurrentNode(volumes[number + 1])
     choices.furtherImages.selector(2).setCurrentNode(volumes[0])
@@ -99,6 +99,7 @@ def test_the_images_are_saved_with_the_scene(
     slicer.mrmlScene.Clear(0)
     slicer.util.loadScene(path)
     wait(lambda: ui.modelComboBox.currentData == "brats-mri")
+    wait(lambda: None not in choices.furtherImages.volumes())
     assert [node.GetName() for node in choices.furtherImages.volumes()] == list(BRATS[1:])
 
 
@@ -121,7 +122,7 @@ def test_a_network_of_the_users_own_takes_as_many_images_as_the_user_says(
     ui.furtherImagesSpinBox.setValue(2)
     assert rows(ui, choices) == ["Image 2:", "Image 3:"]
     ui.promptLineEdit.setText("liver")
-    assert missing(ui) == "Choose the image Image 2.\nChoose the image Image 3."
+    assert missing(ui) == "Choose a volume for Image 2.\nChoose a volume for Image 3."
     for number in range(2):
         choices.furtherImages.selector(number).setCurrentNode(volumes[number + 1])
     ui.applyButton.click()
@@ -150,8 +151,8 @@ def test_images_under_different_transforms_lie_to_each_other_as_in_the_world(vol
     under(scan, [0, -1, 0, 10], [1, 0, 0, 20], [0, 0, 1, 30])
     under(other, [1, 0, 0, 5], [0, 1, 0, 6], [0, 0, 1, 7])
     image = export.imageFromVolume(other, scan)
-    # The world point (5, 6, 7) of the first voxel, in the scan's own RAS: turned back after the shift.
-    assert image.GetOrigin() == pytest.approx((-(6 - 20), -(-(5 - 10)), 7 - 30))
+    # The first voxel, at (5, 6, 7) in the world, lies at (-14, 5, -23) in the scan's own RAS, and x and y turn for LPS.
+    assert image.GetOrigin() == pytest.approx((14, -5, -23))
     assert export.imageFromVolume(other).GetOrigin() == pytest.approx((0, 0, 0))
     under(other, [1, 0.5, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0])
     with pytest.raises(InputError, match="sheared against the scan"):
@@ -379,7 +380,7 @@ def test_a_network_is_downloaded_after_a_cancel(
     assert missing(ui) == "Download the network first."
     behaviour.drip_s = 0
     ui.modelDownloadButton.click()
-    wait(lambda: missing(ui) == "", 60)
+    wait(lambda: state() == "idle" and missing(ui) == "", 60)
     assert ui.statusLabel.text == "net is on this machine now."
     assert [bool(range_) for range_ in behaviour.asked] == [False, True], "it went on where it was"
     assert (tmp_path / "mine" / "models" / "net" / "model.bin").read_bytes() == CONTENT

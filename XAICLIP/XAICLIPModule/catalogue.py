@@ -95,10 +95,6 @@ class Model:
             names, rest = ", ".join(self.structures[:MOST_STRUCTURES]), len(self.structures) - MOST_STRUCTURES
             more = _(" and {count} more").format(count=rest) if rest > 0 else ""
             lines.append(_("Knows: {structures}.").format(structures=names + more))
-        if self.inputs is not None and len(self.inputs) > 1:
-            lines.append(
-                _("Takes {count} images: {names}.").format(count=len(self.inputs), names=", ".join(self.inputs))
-            )
         if self.citation:
             lines.append(_("Cite: {citation}").format(citation=self.citation))
         return "\n".join(filter(None, lines))

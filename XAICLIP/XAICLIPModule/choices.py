@@ -187,6 +187,8 @@ class Choices(VTKObservationMixin):
         self.addObserver(parameters, vtk.vtkCommand.ModifiedEvent, self._onParametersModified)
         self._chooseFirstVolume()
         self._onParametersModified()
+        # Once more: while a scene is imported, selectors do not know its nodes yet.
+        qt.QTimer.singleShot(0, self._onParametersModified)
 
     def _boundByWrapper(self) -> dict[str, Any]:
         """Widgets of the .ui that name a parameter, by that name."""

@@ -51,7 +51,7 @@ class FurtherImages:
         for number, (label, selector) in enumerate(self._rows):
             if number < self._shown:
                 label.setText(f"{names[number]}:")
-                tip = _("The image {name} of the same patient, registered to the scan.").format(name=names[number])
+                tip = _("{name}: an image of the same patient, registered to the scan.").format(name=names[number])
                 selector.setToolTip(tip)
             label.setVisible(number < self._shown)
             selector.setVisible(number < self._shown)
@@ -88,7 +88,7 @@ def missing(scan: Any, names: Sequence[str], volumes: Sequence[Any]) -> list[str
         Of the further ones.
     """
     found = [
-        _("Choose the image {name}.").format(name=name)
+        _("Choose a volume for {name}.").format(name=name)
         for name, volume in zip(names, volumes, strict=True)
         if volume is None
     ]

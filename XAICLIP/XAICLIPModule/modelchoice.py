@@ -93,12 +93,12 @@ class ModelChoice:
     def chosen(self) -> Model:
         """The chosen model; one of the user's own is known by its path alone."""
         name = self.combo.currentData or ""
-        return next((model for model in self.models if model.name == name), None) or Model(
-            name,
-            _("A network of your own: {folder}").format(folder=name),
-            # An id of the hub, from a scene, would be downloaded unasked.
-            installed=os.path.exists(name) or (self._prefix == "model" and not name.startswith("hf-hub:")),
-        )
+        listed = next((model for model in self.models if model.name == name), None)
+        # What is no path may be in the user's catalogue, or offered by a package: the worker knows. But an id of the
+        # hub, which a scene may bring, would be downloaded unasked.
+        here = os.path.exists(name) or (self.known and self._prefix == "model" and not name.startswith("hf-hub:"))
+        own = Model(name, _("A network of your own: {folder}").format(folder=name), installed=here)
+        return listed or own
 
     @property
     def isOwn(self) -> bool:
