@@ -10,7 +10,7 @@ import contextlib
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from XAICLIPLib import archives, libraries
@@ -215,7 +215,7 @@ def _by_library(entry: Entry, on_progress: Progress, cancelled: Callable[[], boo
 
 
 @contextlib.contextmanager
-def _work_folder():  # type: ignore[no-untyped-def]
+def _work_folder() -> Iterator[Path]:
     """A folder beside the models, so that what is in it can be moved into place at once; taken away at the end."""
     parent = models_folder() / "downloads"
     try:

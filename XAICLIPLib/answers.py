@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from XAICLIPLib.catalog import Entry
     from XAICLIPLib.explanation import Progress
-    from XAICLIPLib.localization.localizer import ClipLocalizer
+    from XAICLIPLib.localization.localizer import Localizer
     from XAICLIPLib.segmentation.segmenter import Segmenter
 
 PROGRESS_EVERY_S = 0.1
@@ -283,12 +283,12 @@ class Models:
         segmenter: Segmenter = self._keep(key, lambda: catalog.load_segmenter(name, device, trust))
         return segmenter
 
-    def localizer(self, name: str | None, device: torch.device) -> ClipLocalizer:
+    def localizer(self, name: str | None, device: torch.device) -> Localizer:
         """The localizer of this name, folder or id, with what it remembers of the last volume."""
         from XAICLIPLib import catalog
 
         key = ("localizer", name, str(device), _stamp("localizer", name))
-        localizer: ClipLocalizer = self._keep(key, lambda: catalog.load_localizer(name, device))
+        localizer: Localizer = self._keep(key, lambda: catalog.load_localizer(name, device))
         return localizer
 
     def _keep(self, key: tuple[Any, ...], load: Callable[[], Any]) -> Any:

@@ -9,6 +9,7 @@ PyTorch is imported only where a model is loaded, so that they are listed at onc
 from __future__ import annotations
 
 import os
+import shutil
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +25,8 @@ from XAICLIPLib.resources import resource_path
 if TYPE_CHECKING:
     import torch
 
-    from XAICLIPLib.localization.localizer import ClipLocalizer
+    from XAICLIPLib.localization.localizer import Localizer
+    from XAICLIPLib.localization.openclip import ImageTextModel
     from XAICLIPLib.segmentation.segmenter import Segmenter
 
 __all__ = ["Entry", "entries", "find", "load_localizer", "load_segmenter", "shipped_entries"]
@@ -108,26 +110,56 @@ def load_segmenter(name: str | Path | None, device: torch.device, trust: bool = 
 def _load_path(path: Path, device: torch.device, trust: bool) -> Segmenter | None:
     from XAICLIPLib.segmentation import formats
 
-    return formats.load(_unpacked(path) if is_archive(path) else path, device, trust)
+    if not is_archive(path):
+        return formats.load(path, device, trust)
+    folder = models_folder() / "unpacked" / sha256(path)
+    found = formats.load(only_folder(folder if folder.is_dir() else unpack(path, folder)), device, trust)
+    if found is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise InputError(f"The archive {path} holds no network: give an archive of {formats.what_to_give()}.")
+    return found
 
 
-def load_localizer(name: str | Path | None, device: torch.device) -> ClipLocalizer:
-    """A localizer by its name in the catalogue, or whatever `openclip.load_model` takes.
+def load_localizer(name: str | Path | None, device: torch.device, prompts: str | Path | None = None) -> Localizer:
+    """A localizer by its name in the catalogue or among the installed plugins, or whatever `openclip.load_model` takes.
+
+    Parameters
+    ----------
+    name
+        None for the default.
+    prompts
+        A file of learned prompts (see `XAICLIPLib.localization.context`); by default the one in the model's folder, if
+        any.
 
     Raises
     ------
     InputError
-        There is no such model, it was changed, or it does not load.
+        There is no such model, it was changed, it does not load, or the prompts are not for it.
     """
+    from XAICLIPLib.localization import plugins
+    from XAICLIPLib.localization.context import load
     from XAICLIPLib.localization.localizer import ClipLocalizer
-    from XAICLIPLib.localization.openclip import hub_repository, load_model
+    from XAICLIPLib.localization.openclip import PROMPTS_FILE
 
     entry = _find("localizer", name)
+    if entry is None and (plugin := plugins.find(str(name))) is not None:
+        if prompts is not None:
+            raise InputError(f"The localizer {name} takes no learned prompts: leave --prompts out.")
+        return plugins.load(plugin, device)
+    model = _image_text_model(entry, name, device)
+    if prompts is None and model.folder is not None and (model.folder / PROMPTS_FILE).is_file():
+        prompts = model.folder / PROMPTS_FILE
+    return ClipLocalizer(model, contexts=None if prompts is None else load(prompts, model))
+
+
+def _image_text_model(entry: Entry | None, name: str | Path | None, device: torch.device) -> ImageTextModel:
+    from XAICLIPLib.localization.openclip import hub_repository, load_model
+
     if entry is None:
-        return ClipLocalizer(load_model(str(name), device))
+        return load_model(str(name), device)
     entry.check()
     if entry.folder is not None:
-        return ClipLocalizer(load_model(entry.folder, device))
+        return load_model(entry.folder, device)
     named = entry.fetched_as("open_clip")
     if named is None and entry.fetched_as("hf-hub") is None:
         _here(entry)
@@ -136,7 +168,7 @@ def load_localizer(name: str | Path | None, device: torch.device) -> ClipLocaliz
     if named and read_lock(entry.name) is None and (repository := hub_repository(named)):
         _remember(entry, repository)
     _check_cached(entry)  # once more: the library may just have downloaded something else
-    return ClipLocalizer(model)
+    return model
 
 
 def _find(kind: Kind, name: str | Path | None) -> Entry | None:
@@ -168,12 +200,6 @@ def _here(entry: Entry) -> Path:
         f"The model {entry.name} is not on this machine: run `xaiclip models download {entry.name}` ({size}licence "
         f"{entry.licence}, from {entry.origin})."
     )
-
-
-def _unpacked(archive: Path) -> Path:
-    """The folder of a model that was given as an archive."""
-    folder = models_folder() / "unpacked" / sha256(archive)
-    return only_folder(folder if folder.is_dir() else unpack(archive, folder))
 
 
 def _check_cached(entry: Entry) -> None:

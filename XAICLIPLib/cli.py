@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import XAICLIPLib
-from XAICLIPLib import methods
+from XAICLIPLib import methods, tuning
 from XAICLIPLib.errors import Cancelled, InputError
 from XAICLIPLib.files import try_folder
 from XAICLIPLib.modelscommand import add_commands
@@ -142,6 +142,8 @@ def _parser() -> argparse.ArgumentParser:
         help="where the real volumes are, if anywhere; default: ../shared/data",
     )
     demo.set_defaults(command=_demo)
+
+    tuning.add_command(commands)
     return parser
 
 
@@ -155,7 +157,12 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--localizer",
         metavar="NAME|FOLDER|hf-hub:ID",
         help="the image-text model that finds the prompt in the scan: a name from `xaiclip models`, or an open_clip "
-        "model by its folder or Hugging Face id (which is downloaded on first use)",
+        "model by its folder or Hugging Face id (which is downloaded on first use), or an installed plugin by its name",
+    )
+    parser.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="learned prompts for the --localizer, from `xaiclip tune-prompts`; default: those in its folder, if any",
     )
     parser.add_argument(
         "--method",
@@ -167,9 +174,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--region",
         default="guided",
-        metavar="guided|whole|FILE|box:R,R,A,A,S,S",
+        metavar="guided|whole|prediction|FILE|box:R,R,A,A,S,S",
         help="which part of the scan to try: where the prompt is found (guided, the default), all of it (whole, slow), "
-        "where a mask of yours is not 0, or a box (from and to along right, anterior and superior, in mm)",
+        "what the network itself draws and a margin (prediction), where a mask of yours is not 0, or a box (from and "
+        "to along right, anterior and superior, in mm)",
     )
     parser.add_argument(
         "--target",
@@ -200,7 +208,11 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="probability from which a place belongs to the guided region; default: the localizer's own",
     )
     parser.add_argument(
-        "--margin", type=float, metavar="MM", help="added around the guided region, in mm; default: 8", dest="margin_mm"
+        "--margin",
+        type=float,
+        metavar="MM",
+        help="added around the guided region, or the prediction, in mm; default: 8",
+        dest="margin_mm",
     )
     parser.add_argument("--modality", choices=["CT", "MR"], help="default: guessed from the intensities")
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda|mps", help="default: auto, a GPU if any")
@@ -292,6 +304,7 @@ def _explain(options: argparse.Namespace) -> int:
             region=options.region,
             model=options.model,
             localizer=options.localizer,
+            prompts=options.prompts,
             method=options.method,
             target=options.target,
             score=options.score,
@@ -399,6 +412,7 @@ def summary(explanation: Explanation) -> str:
         "guided": "the region found for the prompt",
         "prediction box": "a box around what the network drew",
         "whole": "the whole scan",
+        "prediction": "what the network drew, and a margin",
         "file": "the mask given",
     }[region.source]
     held = f", with {region.agreement.recall:.0%} of {drawn} inside" if region.agreement else ""

@@ -23,7 +23,16 @@ from XAICLIPLib.devices import choose_device
 from XAICLIPLib.errors import Cancelled, InputError
 from XAICLIPLib.explainers import Ground, estimates, in_words, name_of, with_defaults
 from XAICLIPLib.localization.localizer import Localizer
-from XAICLIPLib.localization.region import MARGIN_MM, Region, guided_region, region_from_mask, whole_region, with_target
+from XAICLIPLib.localization.plugins import checked_localizer, checked_probability
+from XAICLIPLib.localization.region import (
+    MARGIN_MM,
+    Region,
+    guided_region,
+    prediction_region,
+    region_from_mask,
+    whole_region,
+    with_target,
+)
 from XAICLIPLib.localization.slices import Modality
 from XAICLIPLib.measurements import cautions, measure
 from XAICLIPLib.methods import BASELINES, PRECISIONS, SCORES, Baseline, Precision, Score
@@ -37,6 +46,9 @@ from XAICLIPLib.suitability import mismatches
 from XAICLIPLib.target import RIM_MM, Place, box_of, class_of, is_mask, make_target, read_mask
 
 Stage = Literal["localize", "segment", "explain"]
+
+REGIONS = ("guided", "whole", "prediction")
+"""Words for a region."""
 
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
 
@@ -171,6 +183,7 @@ def explain(
     *,
     model: str | Path | Segmenter | Predictor | None = None,
     localizer: str | Path | Localizer | None = None,
+    prompts: str | Path | None = None,
     method: str = "occlusion",
     region: Place = "guided",
     target: Place | None = None,
@@ -206,12 +219,15 @@ def explain(
         what the prompt names, and is shown where: the target's mask or box, or else the region's, or else what the
         localizer finds, without a margin.
     localizer
-        A localizer, its name in the catalogue (default: the first), a folder, ``hf-hub:ID`` or ``NAME:TAG``.
+        A localizer (any object with the properties and the method of `Localizer`), its name in the catalogue (default:
+        the first) or among the installed plugins, a folder, ``hf-hub:ID`` or ``NAME:TAG``.
+    prompts
+        A file of learned prompts for the localizer; by default the one in its folder, if any.
     method
         The explainer; see `XAICLIPLib.methods` for all of them and their parameters.
     region
-        ``guided`` (by the localizer), ``whole`` (unguided), or a place: a mask, the path of one, a box (six numbers in
-        mm: from and to along right, anterior, superior).
+        ``guided`` (by the localizer), ``whole`` (unguided), ``prediction`` (what the network itself draws), or a place:
+        a mask, the path of one, a box (six numbers in mm: from and to along right, anterior, superior).
     target
         Another structure of the network than the prompt's, by name; or the place of the voxels whose class is to be
         explained: a mask ("why is *this* called liver?") or a box ("why does the liver end here?").
@@ -222,7 +238,7 @@ def explain(
     threshold
         Probability from which a voxel belongs to the guided region; by default the localizer's own.
     margin_mm
-        Added around the guided region.
+        Added around the guided region, or the prediction.
     modality
         CT or MR; by default guessed from the intensities.
     device
@@ -258,9 +274,9 @@ def explain(
     """
     wanted = methods.method(method, **parameters)
     _check_choices(score=(score, SCORES), baseline=(baseline, BASELINES), precision=(precision, PRECISIONS))
-    if isinstance(region, str) and region not in ("guided", "whole") and not is_mask(region):
-        raise InputError(f"The region {region} is neither guided, whole, a box nor the file of a mask.")
-    finding = _Finding.checked(localizer, threshold, margin_mm, modality)
+    if isinstance(region, str) and region not in REGIONS and not is_mask(region):
+        raise InputError(f"The region {region} is neither {', '.join(REGIONS)}, a box nor the file of a mask.")
+    finding = _Finding.checked(localizer, threshold, margin_mm, modality, prompts)
     batch_size = None if batch_size is None else _whole("batch_size", batch_size, 1)
     seed = _whole("seed", seed, 0)
     run = _Run(on_progress, cancelled or (lambda: False))
@@ -304,15 +320,19 @@ def explain(
         structure = drawn
         if structure is None or in_a_box:
             structure = imaging.resample_labels(prepared.as_image(explained.reference), volume)
+        values = label_values(segmenter)
 
     with run.timed("localize"):
         if guide is not None and guided:
             if probability is None:
                 probability = finding.locate(guide, volume, prompt, modality, run)
             roi = finding.region(guide, volume, probability, prompt, structure)
-            roi = roi if drawn is None else with_target(roi, volume, drawn, margin_mm)
+        elif isinstance(region, str) and region == "prediction":
+            roi = prediction_region(volume, _mask_of(segmentation, [values[channel] for channel in labels]), margin_mm)
         else:
             roi = whole_region(volume) if area is None else region_from_mask(volume, area, structure)
+        if drawn is not None and roi.source not in ("whole", "file"):
+            roi = with_target(roi, volume, drawn, margin_mm)
         run.warnings += roi.warnings
         probed = prepared.mask_from(roi.mask)
         body = prepared.mask_from(imaging.body_mask(volume))
@@ -326,7 +346,6 @@ def explain(
 
     wanted = with_defaults(wanted, imaging.volume_ml(structure))
     run.go_on()
-    values = label_values(segmenter)
     names = {values[channel]: structure for channel, structure in segmenter.labels.items()}
     with run.timed("explain"):
         forward, patches = surroundings(segmenter, tiling, explained.voxels)
@@ -395,7 +414,7 @@ def explain(
                 **asdict(wanted),
                 "region": roi.source,
                 "threshold": finding.threshold_of(guide),
-                "margin_mm": margin_mm if guided else None,
+                "margin_mm": margin_mm if guided or roi.source == "prediction" else None,
                 **({"pointed_by": pointed_by} if promptable else {}),
                 "score": score,
                 "baseline": baseline,
@@ -420,6 +439,7 @@ def localize(
     prompt: str,
     *,
     localizer: str | Path | Localizer | None = None,
+    prompts: str | Path | None = None,
     threshold: float | None = None,
     margin_mm: float = MARGIN_MM,
     modality: Modality | None = None,
@@ -438,7 +458,7 @@ def localize(
     Cancelled
         `cancelled` said so.
     """
-    finding = _Finding.checked(localizer, threshold, margin_mm, modality)
+    finding = _Finding.checked(localizer, threshold, margin_mm, modality, prompts)
     run = _Run(on_progress, cancelled or (lambda: False))
     (volume,) = read_images([image])
     guide = finding.load(choose_device(device))
@@ -454,20 +474,25 @@ class _Finding:
     localizer: str | Path | Localizer | None
     threshold: float | None
     margin_mm: float
+    prompts: str | Path | None
 
     @classmethod
-    def checked(cls, localizer: Any, threshold: Any, margin_mm: Any, modality: Any) -> _Finding:
+    def checked(cls, localizer: Any, threshold: Any, margin_mm: Any, modality: Any, prompts: Any) -> _Finding:
         if threshold is not None and not (_is_number(threshold) and 0 < threshold < 1):
             raise InputError(f"threshold is {threshold}: give a probability between 0 and 1.")
         if not (_is_number(margin_mm) and 0 <= margin_mm <= 200):
             raise InputError(f"margin_mm is {margin_mm}: give a length in mm from 0 to 200.")
         if modality is not None:
             _check_choices(modality=(modality, MODALITIES))
-        return cls(localizer, threshold, float(margin_mm))
+        if not (localizer is None or isinstance(localizer, (str, Path))):
+            checked_localizer(localizer, "given")
+            if prompts is not None:
+                raise InputError("Learned prompts are for a localizer that is named: leave prompts out, or name it.")
+        return cls(localizer, threshold, float(margin_mm), prompts)
 
     def load(self, device: torch.device) -> Localizer:
         if self.localizer is None or isinstance(self.localizer, (str, Path)):
-            return catalog.load_localizer(self.localizer, device)
+            return catalog.load_localizer(self.localizer, device, self.prompts)
         return self.localizer
 
     def threshold_of(self, guide: Localizer | None) -> float | None:
@@ -478,7 +503,8 @@ class _Finding:
     ) -> sitk.Image:
         """The probability of the prompt, on a grid of the localizer's own."""
         what = anatomy.resolve(prompt) or prompt
-        return guide.locate(volume, what, modality, lambda d, t: run.advance("localize", d, t))
+        found = guide.locate(volume, what, modality, lambda d, t: run.advance("localize", d, t))
+        return checked_probability(found, guide.name)
 
     def region(
         self,
@@ -547,6 +573,13 @@ def _follow(
             due = now + max(ESTIMATE_EVERY_S, (now - begun) / ESTIMATE_SHARE)
     assert last is not None  # the region is not empty, so that a window meets it
     return last, True
+
+
+def _mask_of(label_map: sitk.Image, values: list[int]) -> sitk.Image:
+    """Where a label map has one of some values, uint8."""
+    mask = sitk.GetImageFromArray(np.isin(sitk.GetArrayViewFromImage(label_map), values).astype(np.uint8))
+    mask.CopyInformation(label_map)
+    return mask
 
 
 def _segmenter(model: Any, device: torch.device, trust: bool) -> Segmenter:

@@ -26,8 +26,8 @@ shutdown                                                         bye, and the wo
 
 ``{"id": 2, "type": "explain", "volume": "scan.nrrd", "prompt": "liver", "region": {"box_ras_mm": [0, 90, ...]}}``
 
-- ``region`` is ``"guided"``, ``"whole"``, ``{"mask": PATH}`` or ``{"box_ras_mm": [...]}``; ``target`` is
-  ``{"structure": NAME}``, ``{"mask": PATH}`` or ``{"box_ras_mm": [...]}``. What is left out is as in
+- ``region`` is ``"guided"``, ``"whole"``, ``"prediction"``, ``{"mask": PATH}`` or ``{"box_ras_mm": [...]}``;
+  ``target`` is ``{"structure": NAME}``, ``{"mask": PATH}`` or ``{"box_ras_mm": [...]}``. What is left out is as in
   `XAICLIPLib.explain`; ``parameters`` are those of `XAICLIPLib.methods`.
 - ``further_volumes`` follow ``volume`` in the network's order, where it takes several images at once.
 - ``output`` is the folder for the results, by default a new one inside the worker's private folder. That folder, named
@@ -78,7 +78,7 @@ LONGEST_LINE = 1 << 20
 """Bytes of a request, without the end of the line."""
 
 Stage = Literal["localize", "segment", "explain", "download"]
-REGIONS = ("guided", "whole")
+REGIONS = ("guided", "whole", "prediction")
 """Words for a region."""
 ErrorKind = Literal["protocol", "input", "cancelled", "memory", "missing package", "internal"]
 

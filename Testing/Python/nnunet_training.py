@@ -92,9 +92,10 @@ def plan(number: int) -> dict[str, Any]:
     extractor.num_foreground_voxels_for_intensitystats = 3000
     extractor.run()
     planner = (ResEncUNetPlanner if number == 902 else ExperimentPlanner)(number)
-    planner.UNet_base_num_features = 4
-    planner.UNet_max_features_2d = planner.UNet_max_features_3d = 8
-    planner.UNet_blocks_per_stage_encoder = (1,) * 14
+    if os.environ.get("XAICLIP_NNUNET_WIDTH") != "default":  # as for the benchmark
+        planner.UNet_base_num_features = 4
+        planner.UNet_max_features_2d = planner.UNet_max_features_3d = 8
+        planner.UNet_blocks_per_stage_encoder = (1,) * 14
     planner.plan_experiment()
     saved = Path(paths.nnUNet_preprocessed) / planner.dataset_name / f"{planner.plans_identifier}.json"
     plans: dict[str, Any] = json.loads(saved.read_text())

@@ -251,7 +251,7 @@ def test_the_greeting_tells_what_a_panel_shows_of_a_model(tmp_path: Path) -> Non
     assert models["brats-mri"]["inputs"] == ["T1c", "T1", "T2", "FLAIR"]
     assert models["abdomen-ct"]["inputs"] == ["image"]
     assert {"format", "citation", "size_mb", "installed", "source"} <= set(models["abdomen-ct"])
-    assert greeting.regions == protocol.REGIONS
+    assert greeting.regions == protocol.REGIONS == explanation.REGIONS
     mine = Entry("m", "segmenter", "auto", "mine", "any", (), "unknown", tmp_path)
     assert "inputs" not in _described(mine, False), "a path of the user may lead to any network"
 

@@ -31,7 +31,7 @@ class Loaded:
     """Stands for a model that is loaded; remembers of what."""
 
     def __init__(self, source: Any, device: torch.device, trust: bool = False) -> None:
-        self.source, self.trust = source, trust
+        self.source, self.trust, self.folder = source, trust, None
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(formats, "load", load)
     monkeypatch.setattr(openclip, "load_model", Loaded)
-    monkeypatch.setattr(localizer, "ClipLocalizer", lambda model: model)
+    monkeypatch.setattr(localizer, "ClipLocalizer", lambda model, contexts: model)
 
 
 @pytest.fixture

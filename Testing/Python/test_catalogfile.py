@@ -192,16 +192,8 @@ def test_a_bad_entry_is_refused_in_a_sentence(given: Any, told: str) -> None:
 
 @pytest.mark.parametrize(("given", "told"), BAD, ids=range(len(BAD)))
 def test_the_schema_refuses_a_bad_entry(given: Any, told: str, valid: Callable[[Any], bool]) -> None:
-    ends_with_a_line = (
-        any(isinstance(text, str) and text.endswith("\n") for text in (given or {"": ""}).values())
-        if (isinstance(given, dict))
-        else False
-    )
-    in_files = isinstance(given, dict) and "x\n" in (given.get("files") or {})
-    if ends_with_a_line or in_files:
-        pytest.skip(
-            "in Python's regular expressions, unlike those of JSON Schema, $ also stands before a last line end"
-        )
+    if "\\n" in json.dumps(given):
+        pytest.skip("Python's $ also stands before a last line end, that of JSON Schema does not")
     assert not valid(given)
 
 

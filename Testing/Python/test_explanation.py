@@ -267,11 +267,48 @@ def test_the_whole_volume_is_a_region() -> None:
     assert result.measurements["effect_inside_target"] > 2 * null
 
 
+def test_the_networks_own_prediction_and_a_margin_are_a_region() -> None:
+    result = run(region="prediction", localizer="never loaded", margin_mm=4.0)
+    drawn = mask_of(scan(), BOXES[1])
+    assert np.array_equal(values(result.region.mask), values(grow(drawn, 4.0)))
+    assert result.region.source == result.record["parameters"]["region"] == "prediction"
+    assert result.record["parameters"]["margin_mm"] == 4.0
+    assert result.record["models"]["localizer"] is None
+    assert result.region.agreement is not None and result.region.agreement.recall == 1.0
+
+
+def test_the_prediction_is_all_that_the_network_draws_also_where_the_target_is_a_part_of_it() -> None:
+    image = scan()
+    part = (slice(5, 8), slice(5, 8), slice(4, 7))
+    result = run(image, region="prediction", target=mask_of(image, part), margin_mm=0)
+    assert np.array_equal(values(result.region.mask), values(mask_of(image, BOXES[1])))
+
+
+def test_an_object_that_is_no_localizer_is_refused_before_the_network_runs() -> None:
+    network = Network()
+    with pytest.raises(InputError, match=r"The localizer given is none .*lacks name, threshold, provenance, locate"):
+        run(model=network, localizer=object(), region="guided")
+    with pytest.raises(InputError, match="Learned prompts are for a localizer that is named"):
+        run(model=network, region="guided", prompts="prompts.safetensors")
+    assert network.calls == 0
+
+
+def test_a_text_to_mask_model_guides_with_a_mask() -> None:
+    class TextToMask(Finder):
+        def locate(self, image: sitk.Image, *asked: Any) -> sitk.Image:
+            return sitk.Cast(image == 100, sitk.sitkUInt8)
+
+    result = run(region="guided", localizer=TextToMask(name="text to mask"), margin_mm=0)
+    assert result.region.source == "guided"
+    assert np.array_equal(values(result.region.mask), values(mask_of(scan(), BOXES[1])))
+    assert result.record["models"]["localizer"]["name"] == "text to mask"
+
+
 def test_a_region_is_refused_before_the_network_runs(tmp_path: Path) -> None:
     image, network = scan(), Network()
     nothing = imaging.write_volume(mask_of(image, BOXES[1]) * 0, tmp_path / "nothing.nrrd")
     for region, message in (
-        ("liver", "The region liver is neither guided, whole, a box nor the file of a mask"),
+        ("liver", "The region liver is neither guided, whole, prediction, a box nor the file of a mask"),
         ("nosuch.nii.gz", "no file or folder nosuch"),
         (tmp_path / "nosuch", "no file or folder .*nosuch"),
         (nothing, "is empty"),

@@ -81,7 +81,9 @@ def test_what_is_left_out_or_null_is_none_and_is_not_sent() -> None:
     assert json.loads(encode(request)) == LOCALIZE
 
 
-@pytest.mark.parametrize("value", ["guided", "whole", {"mask": "m.nrrd"}, {"box_ras_mm": [0, 1, 0, 1, 0, 1]}])
+@pytest.mark.parametrize(
+    "value", ["guided", "whole", "prediction", {"mask": "m.nrrd"}, {"box_ras_mm": [0, 1, 0, 1, 0, 1]}]
+)
 def test_a_region_is_a_word_a_mask_or_a_box(value: Any) -> None:
     request = parse_request(line(**FULL | {"region": value}))
     assert json.loads(encode(request))["region"] == value
@@ -100,7 +102,7 @@ def test_a_region_is_a_word_a_mask_or_a_box(value: Any) -> None:
         ({"prompt": "\udfff"}, "valid Unicode"),
         ({"windw": 3}, "no key 'windw'"),
         ({"parameters": [1]}, "give an object"),
-        ({"region": "everywhere"}, "guided, whole, {mask: ...}, {box_ras_mm: ...}"),
+        ({"region": "everywhere"}, "guided, whole, prediction, {mask: ...}, {box_ras_mm: ...}"),
         ({"region": {"mask": "m", "box_ras_mm": [0, 1, 0, 1, 0, 1]}}, "give one of"),
         ({"region": {"structure": "liver"}}, "give one of"),
         ({"region": {"box_ras_mm": [0, 1, 0, 1, 0]}}, "six numbers"),

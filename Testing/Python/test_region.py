@@ -15,6 +15,7 @@ from XAICLIPLib.localization.region import (
     clean,
     grow,
     guided_region,
+    prediction_region,
     region_from_mask,
     whole_region,
 )
@@ -297,3 +298,11 @@ def test_with_an_empty_mask_there_is_no_agreement() -> None:
     nothing = volume(np.zeros(SHAPE, np.uint8))
     assert agree(nothing, volume(ORGAN)) is None
     assert agree(volume(ORGAN), nothing) is None
+
+
+def test_a_prediction_and_a_margin_are_a_region() -> None:
+    region = prediction_region(CT, volume(ORGAN), margin_mm=6.0)
+    assert region.source == "prediction" and region.probability is None and region.warnings == []
+    assert np.array_equal(array_of(region.mask), array_of(grow(volume(ORGAN), 6.0)))
+    assert region.agreement is not None and region.agreement.recall == 1.0
+    assert_exactly_on(region.mask, CT)

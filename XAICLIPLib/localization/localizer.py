@@ -23,6 +23,8 @@ from torch.nn import functional
 from XAICLIPLib import anatomy, imaging
 from XAICLIPLib.anatomy import Structure
 from XAICLIPLib.errors import InputError
+from XAICLIPLib.localization import context
+from XAICLIPLib.localization.context import BACKGROUND, Contexts
 from XAICLIPLib.localization.crops import crop_embeddings
 from XAICLIPLib.localization.dense import dense_embeddings, has_patch_tokens
 from XAICLIPLib.localization.openclip import ImageTextModel
@@ -134,18 +136,51 @@ class Localizer(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class View:
+    """A volume as an image-text model sees it.
+
+    Attributes
+    ----------
+    slices
+        Its square axial slices; of them the grid counts.
+    grey
+        (S, H, W), windowed to [0, 1].
+    seen
+        Embedding maps (N, h, w, D) of batches of slices, by their checksum, as far as they have been computed.
+    """
+
+    slices: sitk.Image
+    grey: Tensor
+    seen: dict[bytes, Tensor]
+
+
 class ClipLocalizer:
     """Localisation with an open_clip model. Satisfies `Localizer`.
+
+    Parameters
+    ----------
+    model
+        The image-text model.
+    settings
+        How it is used; by default what its folder says.
+    contexts
+        Learned prompts; structures that have none, and volumes of a modality that they are not for, get hand-written
+        ones.
 
     References
     ----------
     C. Zhou, C. C. Loy, B. Dai. "Extract Free Dense Labels from CLIP" (MaskCLIP), ECCV 2022.
     """
 
-    def __init__(self, model: ImageTextModel, settings: Settings | None = None) -> None:
+    def __init__(
+        self, model: ImageTextModel, settings: Settings | None = None, contexts: Contexts | None = None
+    ) -> None:
         self.model = model
         self.settings = settings or Settings.of(model)
+        self.contexts = contexts
         self._embedded: dict[tuple[str, ...], Tensor] = {}
+        self._learned: dict[str, Tensor] = {}
         self._volume = b""  # the last volume's checksum and embeddings: another prompt for it costs next to nothing
         self._seen: dict[bytes, Tensor] = {}
 
@@ -161,9 +196,10 @@ class ClipLocalizer:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Name, checksum and settings."""
+        """Name, checksum, settings, and the learned prompts where there are any."""
         settings = {f.name: getattr(self.settings, f.name) for f in fields(self.settings)}
-        return {"name": self.name, "kind": "open_clip", "sha256": self.model.checksum, "settings": settings}
+        told = {"name": self.name, "kind": "open_clip", "sha256": self.model.checksum, "settings": settings}
+        return told if self.contexts is None else told | {"prompts": self.contexts.provenance}
 
     def locate(
         self,
@@ -191,17 +227,41 @@ class ClipLocalizer:
             Relative probability in [0, 1] (`Settings.certain`), float32, on square axial slices around the body.
         """
         classes, sought = self.class_embeddings(prompt, modality)
-        slices = field_of_view(image, self.model.side, self.settings.slice_mm, self.settings.field_of_view)
-        grey = prepare_slices(sitk.GetArrayFromImage(slices), modality)
-        volume = hashlib.sha256(grey.tobytes()).digest()
+        seen = self.view(image, modality)
+        volume = hashlib.sha256(seen.grey.numpy().tobytes()).digest()
         if volume != self._volume:
             self._volume, self._seen = volume, {}
+        return self.probability(View(seen.slices, seen.grey, self._seen), classes, sought, advance)
+
+    def with_contexts(self, contexts: Contexts | None) -> ClipLocalizer:
+        """The same localizer with other learned prompts, or none."""
+        other = type(self)(self.model, self.settings, contexts)
+        other._embedded = self._embedded
+        return other
+
+    def embeddings(self, view: View) -> Tensor:
+        """Patch embeddings of a volume, (S, h, w, D) of unit length, on the CPU."""
+        self._seen = view.seen
+        parts = view.grey.split(self.settings.batch_size)
+        with torch.inference_mode():
+            embedded = torch.cat([self._embed_slices(part.to(self.model.device)).cpu() for part in parts])
+        return embedded.clone()  # usable where gradients are computed
+
+    def view(self, image: sitk.Image, modality: Modality | None) -> View:
+        """A volume as the model sees it."""
+        slices = field_of_view(image, self.model.side, self.settings.slice_mm, self.settings.field_of_view)
+        return View(slices, torch.from_numpy(prepare_slices(sitk.GetArrayFromImage(slices), modality)), {})
+
+    def probability(
+        self, view: View, classes: Tensor, sought: Tensor, advance: Advance = lambda done, total: None
+    ) -> sitk.Image:
+        """Relative probability of the sought classes (see `class_embeddings`) in a volume, as `locate` gives it."""
+        slices, count = view.slices, len(view.grey)
+        self._seen = view.seen
         maps: list[Tensor] = []
-        size = self.settings.batch_size
-        for start in range(0, len(grey), size):
-            batch = torch.from_numpy(grey[start : start + size]).to(self.model.device)
-            maps.append(self._probability(batch, classes, sought).cpu())
-            advance(min(start + size, len(grey)), len(grey))
+        for batch in view.grey.split(self.settings.batch_size):
+            maps.append(self._probability(batch.to(self.model.device), classes, sought).cpu())
+            advance(sum(map(len, maps)), count)
         # By a finite kernel: ITK's recursive one leaves [0, 1] and wants four slices.
         sigma = self.settings.smoothing_mm / np.array(slices.GetSpacing()[::-1])
         smooth = ndimage.gaussian_filter(torch.cat(maps).numpy(), sigma, mode="nearest")
@@ -217,27 +277,43 @@ class ClipLocalizer:
         contrasts, or these alone where they make it up. A contrast that shares a part with the prompt does not compete
         with it, save a wider one where the prompt is a contrast too.
         """
-        rivals = [anatomy.structure(name) for name in self.settings.contrasts]
         if isinstance(prompt, str):
             own = [self.embed(anatomy.texts(prompt, modality))]
+            rivals = [anatomy.structure(name) for name in self.settings.contrasts]
+            written = [self.embed(self.wordings(s, modality)) for s in rivals]
+            same = _same_meaning(own[0], written) if written else None  # among what people wrote, not what was learned
+            rivals = [s for n, s in enumerate(rivals) if n != same]
         else:
-            inside = anatomy.parts(prompt)
-            known = [s for s in rivals if s.name in inside and s != prompt]
-            if not prompt.members or not set(prompt.members) <= {s.name for s in known}:
-                known = [prompt, *known]
-            own = [self.embed(anatomy.texts(s, modality)) for s in known]
-            # Beside "mandible", the contrast "bone" means the other bones; without it, it includes the mandible.
-            apart = {s.name for s in known} <= set(self.settings.contrasts)
-            rivals = [s for s in rivals if not inside & anatomy.parts(s) or (apart and inside < anatomy.parts(s))]
-        others = [self.embed(self._wordings(s, modality)) for s in rivals]
-        if isinstance(prompt, str) and others:
-            others = _without_same_meaning(own[0], others)
-        background = self.embed(anatomy.background_phrases())
+            known, rivals = self.classes(prompt)
+            own = [self.class_embedding(s.name, anatomy.texts(s, modality), modality) for s in known]
+        others = [self.class_embedding(s.name, self.wordings(s, modality), modality) for s in rivals]
+        background = self.class_embedding(BACKGROUND, anatomy.background_phrases(), modality)
         sought = torch.zeros(len(own) + len(others) + 1, dtype=torch.bool, device=self.model.device)
         sought[: len(own)] = True
         return torch.stack([*own, *others, background]), sought
 
-    def _wordings(self, structure: Structure, modality: Modality | None) -> list[str]:
+    def classes(self, prompt: Structure) -> tuple[list[Structure], list[Structure]]:
+        """The structures that a prompt is made of, and those that compete with it (see `class_embeddings`)."""
+        rivals = [anatomy.structure(name) for name in self.settings.contrasts]
+        inside = anatomy.parts(prompt)
+        known = [s for s in rivals if s.name in inside and s != prompt]
+        if not prompt.members or not set(prompt.members) <= {s.name for s in known}:
+            known = [prompt, *known]
+        # Beside "mandible", the contrast "bone" means the other bones; without it, it includes the mandible.
+        apart = {s.name for s in known} <= set(self.settings.contrasts)
+        return known, [s for s in rivals if not inside & anatomy.parts(s) or (apart and inside < anatomy.parts(s))]
+
+    def class_embedding(self, name: str, written: Sequence[str], modality: Modality | None) -> Tensor:
+        """Embedding (D,) of a class: of its learned prompt where there is one, else of these hand-written texts."""
+        if self.contexts is None or name not in self.contexts.vectors or not self.contexts.suit(modality):
+            return self.embed(written)
+        if name not in self._learned:
+            with torch.inference_mode():
+                self._learned[name] = context.embed(self.model, {name: self.contexts.vectors[name]})[0]
+        return self._learned[name]
+
+    def wordings(self, structure: Structure, modality: Modality | None) -> list[str]:
+        """Hand-written texts of a contrast."""
         return [t.format(structure.name) for t in anatomy.templates(modality)][: self.settings.wordings]
 
     @torch.inference_mode()
@@ -246,7 +322,7 @@ class ClipLocalizer:
         key = tuple(texts)
         if key not in self._embedded:
             tokens = self.model.tokenize(list(texts)).to(self.model.device)
-            parts = [self.model.model.encode_text(part) for part in tokens.split(64)]
+            parts = [_pooled(self.model.model.encode_text(part)) for part in tokens.split(64)]
             mean = functional.normalize(torch.cat(parts).float(), dim=-1).mean(0)
             self._embedded[key] = functional.normalize(mean, dim=-1)
         return self._embedded[key]
@@ -284,12 +360,12 @@ class ClipLocalizer:
         with torch.autocast(grey.device.type, torch.float16, enabled=grey.device.type == "cuda"):
             if has_patch_tokens(visual):
                 return dense_embeddings(visual, images)[1].float()
-            return crop_embeddings(self._pooled, images)
+            return crop_embeddings(lambda crops: _pooled(self.model.model.encode_image(crops)), images)
 
-    def _pooled(self, images: Tensor) -> Tensor:
-        """Embeddings (N, D) of whole images; a tower with ``output_tokens`` gives tokens beside them."""
-        found = self.model.model.encode_image(images)
-        return found[0] if isinstance(found, tuple) else found
+
+def _pooled(found: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """Embeddings (N, D) of whole images or texts; a tower with ``output_tokens`` gives tokens beside them."""
+    return found[0] if isinstance(found, tuple) else found
 
 
 def _structures(names: Any) -> tuple[str, ...]:
@@ -299,12 +375,12 @@ def _structures(names: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(anatomy.structure(name).name for name in names))
 
 
-def _without_same_meaning(own: Tensor, others: list[Tensor]) -> list[Tensor]:
-    """The contrasts less the one that means what the free text means, if there is such a one."""
+def _same_meaning(own: Tensor, others: list[Tensor]) -> int | None:
+    """Which of the contrasts means what the free text means, if one does."""
     middle = torch.stack(others).mean(0)
     alike = functional.cosine_similarity(torch.stack(others) - middle, (own - middle)[None], dim=-1)
     best = int(alike.argmax())
-    return [o for n, o in enumerate(others) if n != best or float(alike[n]) < SAME_MEANING]
+    return best if float(alike[best]) >= SAME_MEANING else None
 
 
 def field_of_view(image: sitk.Image, side: int, slice_mm: float, margin: float) -> sitk.Image:

@@ -19,6 +19,9 @@ from XAICLIPLib.checksums import sha256
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.torchvision_operators import import_without_operators
 
+PROMPTS_FILE = "prompts.safetensors"
+"""In a localizer's folder: its learned prompts, which are then used without being asked for."""
+
 
 def import_open_clip() -> ModuleType:
     """Import open_clip, also where torchvision's compiled operators do not match torch."""
@@ -86,12 +89,13 @@ def load_model(source: str | Path, device: torch.device) -> ImageTextModel:
     tag: str | None = None
     folder: Path | None = None
     weights: Path | None = None
+    config: dict[str, Any] = {}
     if text.startswith("hf-hub:"):
         identifier = text
     elif text.startswith("local-dir:") or Path(text).is_dir():
         folder = Path(text.removeprefix("local-dir:"))
         name, identifier = folder.resolve().name, f"local-dir:{folder}"
-        weights = _check_folder(folder)
+        config, weights = _check_folder(folder)
     else:
         identifier, _, tag = text.partition(":")
         if identifier not in open_clip.list_models():
@@ -112,10 +116,21 @@ def load_model(source: str | Path, device: torch.device) -> ImageTextModel:
                 model = open_clip.create_model(identifier, pretrained=tag, device=device, require_pretrained=True)
             else:
                 # In two steps, so that it is this file that is loaded (and its checksum that is recorded).
-                model = open_clip.create_model(identifier, device=device, load_weights=False, pretrained_text=False)
+                assert folder is not None
+                model = open_clip.create_model(
+                    identifier,
+                    device=device,
+                    load_weights=False,
+                    pretrained_text=False,
+                    text_cfg=local_text_config(folder, config),
+                )
                 open_clip.load_checkpoint(model, str(weights), strict=True, weights_only=True)
-            tokenize = _tokenizer(open_clip, identifier)
+            tokenize = (
+                _tokenizer(open_clip, identifier) if folder is None else _local_tokenizer(open_clip, folder, config)
+            )
         side, mean, std = _preprocessing(model)
+    except InputError:
+        raise
     except Exception as error:  # open_clip, huggingface_hub, safetensors and timm each raise their own
         raise InputError(f"The localizer {text} does not load: {_reason(error, weights)}") from error
     return ImageTextModel(
@@ -206,11 +221,59 @@ def _weights(folder: Path) -> Path | None:
     """The file of a folder's weights: of open_clip's own names, else the safest kind."""
     named = [folder / name for name in _NAMES if (folder / name).is_file()]
     other = [p for pattern in ("*.safetensors", "*.bin", "*.pth") for p in sorted(folder.glob(pattern))]
+    other = [path for path in other if path.name != PROMPTS_FILE]
     return next(iter([*named, *other]), None)
 
 
-def _check_folder(folder: Path) -> Path:
-    """The weights of a folder; refuses what open_clip would fill with random weights or fail on obscurely."""
+def local_text_config(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The ``text_cfg`` of a model's folder with the names of Hugging Face replaced by folders on this machine.
+
+    open_clip would ask the hub for the architecture of the text tower even where all lies in the folder.
+
+    Raises
+    ------
+    InputError
+        The folder does not hold what the names stand for.
+    """
+    text = dict(config["text_cfg"])
+    if text.get("hf_model_name"):
+        # All weights come from the model's own file: of the tower only the architecture is needed.
+        text["hf_model_name"] = str(_local(folder, text["hf_model_name"], ("config.json",), "architecture of its text"))
+        text["hf_model_pretrained"] = False
+    if text.get("hf_tokenizer_name"):
+        text["hf_tokenizer_name"] = str(_local(folder, text["hf_tokenizer_name"], TOKENIZER_FILES, "tokenizer"))
+    return text
+
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "spiece.model", "tokenizer.model")
+
+
+def _local(folder: Path, name: Any, files: tuple[str, ...], what: str) -> Path:
+    """Where files lie that a configuration names: in a folder of that name, or in the model's own."""
+    for place in (folder / str(name), folder):
+        if any((place / file).is_file() for file in files):
+            return place.resolve()
+    raise InputError(
+        f"The localizer {folder} lacks the {what} ({name}): put its {files[0]} beside open_clip_config.json."
+    )
+
+
+def _local_tokenizer(open_clip: ModuleType, folder: Path, config: dict[str, Any]) -> Callable[[list[str]], Tensor]:
+    """The tokenizer of a model's folder, from files on this machine alone and without code that they bring."""
+    text = local_text_config(folder, config)
+    length = {"context_length": text["context_length"]} if "context_length" in text else {}
+    named = {**(text.get("tokenizer_kwargs") or {}), **length}
+    tokenize: Callable[[list[str]], Tensor]
+    if not text.get("hf_tokenizer_name"):
+        tokenize = open_clip.tokenizer.SimpleTokenizer(**named)
+        return tokenize
+    named |= {"tokenizer_mode": text.get("tokenizer_mode"), "local_files_only": True, "trust_remote_code": False}
+    tokenize = open_clip.tokenizer.HFTokenizer(text["hf_tokenizer_name"], **named)
+    return tokenize
+
+
+def _check_folder(folder: Path) -> tuple[dict[str, Any], Path]:
+    """Configuration and weights of a folder; refuses what open_clip fills at random, downloads or fails on."""
     path = folder / "open_clip_config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -218,9 +281,15 @@ def _check_folder(folder: Path) -> Path:
         raise InputError(f"{folder} is no open_clip model: {path.name} is missing or damaged.") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_cfg"), dict):
         raise InputError(f"{folder} is no open_clip model: {path.name} has no model_cfg.")
+    model = config["model_cfg"]
+    if not all(isinstance(model.get(part), dict) for part in ("vision_cfg", "text_cfg")):
+        raise InputError(f"The localizer {folder} does not load: {path.name} does not describe its two towers.")
+    trunk = str(model["vision_cfg"].get("timm_model_name", ""))
+    if ":" in trunk:  # timm would fetch the architecture from there
+        raise InputError(f"The localizer {folder} names {trunk} as its image tower: name an architecture of timm.")
     weights = _weights(folder)
     if weights is None:
         raise InputError(
             f"The localizer {folder} has no weights: put a .safetensors, .bin or .pth file beside {path.name}."
         )
-    return weights
+    return model, weights

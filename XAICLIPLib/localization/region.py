@@ -12,7 +12,7 @@ from scipy.ndimage import center_of_mass
 from XAICLIPLib import imaging
 from XAICLIPLib.errors import InputError
 
-RegionSource = Literal["guided", "whole", "file", "prediction box"]
+RegionSource = Literal["guided", "whole", "prediction", "file", "prediction box"]
 
 MARGIN_MM = 8.0
 """Added around the region: context beside an organ matters, and patches blur borders."""
@@ -57,7 +57,7 @@ class Region:
         uint8, in the input's geometry.
     source
         ``guided``: by the localizer; ``prediction box``: the localizer's region was unusable; ``whole``: everywhere;
-        ``file``: the user's mask.
+        ``prediction``: what the network itself draws; ``file``: the user's mask.
     probability
         float32 in the input's geometry, for ``guided``; else None.
     volume_ml, share_of_body
@@ -179,6 +179,12 @@ def whole_region(image: sitk.Image) -> Region:
     mask = sitk.Image(image.GetSize(), sitk.sitkUInt8) + 1
     mask.CopyInformation(image)
     return Region(mask, "whole", imaging.volume_ml(mask), 1.0)
+
+
+def prediction_region(image: sitk.Image, prediction: sitk.Image, margin_mm: float = MARGIN_MM) -> Region:
+    """The network's own prediction (uint8, in the image's geometry) and a margin."""
+    body = _voxels(imaging.body_mask(image))
+    return _described(image, grow(prediction, margin_mm), body, "prediction", prediction)
 
 
 def with_target(region: Region, image: sitk.Image, target: sitk.Image, margin_mm: float = MARGIN_MM) -> Region:

@@ -158,13 +158,13 @@ def run_within(network: nn.Sequential, patches: Tensor, box: Box) -> Tensor:
             a, b = start - before, stop + d * (k - 1) - before
             cuts.append(slice(max(a, 0) - own, min(b, n) - own))
             pads.append((max(-a, 0), max(b - n, 0)))  # the patch ends here, as it does for the whole network
-        values = values[(..., *cuts)]
+        values = values[(slice(None), slice(None), *cuts)]
         if any(any(pair) for pair in pads):
             values = functional.pad(values, [side for pair in reversed(pads) for side in pair])
         values = functional.conv3d(values, layer.weight, layer.bias, dilation=layer.dilation)
         here = want
     output = values.new_zeros((*values.shape[:2], *full))
-    output[(..., *box)] = values
+    output[(slice(None), slice(None), *box)] = values
     return output
 
 
@@ -308,7 +308,8 @@ def _convolution(
     # Before the module is made: a file that lies about its sizes is to be refused, not to fill the memory.
     kernel = take(f"{name}/kernel", (*size, channels, filters)).permute(4, 3, 0, 1, 2).contiguous()
     bias = take(f"{name}/bias", (filters,)) if config.get("use_bias", True) else None
-    conv = nn.Conv3d(channels, filters, size, padding="same", dilation=dilation, bias=bias is not None)
+    (kx, ky, kz), (dx, dy, dz) = size, dilation
+    conv = nn.Conv3d(channels, filters, (kx, ky, kz), padding="same", dilation=(dx, dy, dz), bias=bias is not None)
     conv.weight = nn.Parameter(kernel)
     conv.bias = None if bias is None else nn.Parameter(bias)
     return conv

@@ -84,8 +84,11 @@ class MeshNetSegmenter:
         self.by_quantiles = "quantile" in model.comment.lower()
         self._sha256 = model.sha256
         # oneDNN's dilated 3D convolutions are two to six times faster with the channels last.
-        layout = torch.channels_last_3d if device.type == "cpu" else torch.contiguous_format
-        self.network = model.network.to(device, memory_format=layout)
+        self.network = model.network.to(device)
+        if device.type == "cpu":
+            for parameter in self.network.parameters():
+                if parameter.ndim == 5:
+                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
 
     @property
     def name(self) -> str:

@@ -1,0 +1,162 @@
+"""Scans and their label maps, paired by name."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from XAICLIPLib import anatomy, imaging
+from XAICLIPLib.anatomy import Structure
+from XAICLIPLib.errors import InputError
+
+ENDINGS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
+
+_OF_LABELS = frozenset("label labels lbl seg segs segmentation mask masks gt".split())
+_OF_IMAGES = frozenset("image images img imgs ct mr mri scan volume 0000".split())
+"""Words of a file's name that say what it is, not whose; 0000 is nnU-Net's first channel."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A scan and its label map: two files on one grid."""
+
+    image: Path
+    labels: Path
+
+    def read(self) -> tuple[sitk.Image, sitk.Image]:
+        """The scan, and its labels (uint32) in exactly its geometry.
+
+        Raises
+        ------
+        InputError
+            One of them cannot be read, they lie on different grids, or the labels are no whole numbers.
+        """
+        image, labels = imaging.read_volume(self.image), imaging.read_volume(self.labels)
+        if not imaging.same_geometry(image, labels, tolerance_mm=0.1):
+            raise InputError(
+                f"The labels {self.labels} lie on another grid than their scan {self.image}: resample them to it, or "
+                "check that the two belong together."
+            )
+        values = sitk.GetArrayViewFromImage(labels)
+        if values.min() < 0 or (values.dtype.kind == "f" and bool((values != np.floor(values)).any())):
+            raise InputError(f"{self.labels} is no label map: give one of whole numbers from 0.")
+        labels = sitk.Cast(labels, sitk.sitkUInt32)
+        labels.CopyInformation(image)
+        return image, labels
+
+
+def find_pairs(images: Sequence[Path], labels: Sequence[Path]) -> list[Pair]:
+    """Pair files, or all of some folders, by name: "case_03_image" and "case_03_seg", or equal names in two folders.
+
+    A folder may hold both: then the names say which is which. Sorted by name.
+
+    Raises
+    ------
+    InputError
+        A file is missing, has no partner, or more than one.
+    """
+    found = {"scan": _by_key(_listed(images, of_labels=False)), "label map": _by_key(_listed(labels, of_labels=True))}
+    for what, other in (("scan", "label map"), ("label map", "scan")):
+        for key, path in found[what].items():
+            if key not in found[other]:
+                raise InputError(f"{path} has no {other} of the same name: give both, or leave it out.")
+    return [Pair(path, found["label map"][key]) for key, path in sorted(found["scan"].items())]
+
+
+def _listed(given: Sequence[Path], of_labels: bool) -> list[Path]:
+    files: list[Path] = []
+    for path in given:
+        if not path.is_dir():
+            if not path.exists():
+                raise InputError(f"There is no file or folder {path}: check the path.")
+            files.append(path)
+            continue
+        inside = [p for p in sorted(path.iterdir()) if p.name.lower().endswith(ENDINGS) and not p.name.startswith(".")]
+        told = [bool(_OF_LABELS & set(_words(p))) for p in inside]
+        if any(told) and not all(told):  # scans and labels beside each other
+            inside = [p for p, is_label in zip(inside, told, strict=True) if is_label == of_labels]
+        if not inside:
+            raise InputError(f"The folder {path} holds no {'label maps' if of_labels else 'scans'} (NIfTI, NRRD, MHA).")
+        files += inside
+    return files
+
+
+def _by_key(paths: Sequence[Path]) -> dict[tuple[str, ...], Path]:
+    found: dict[tuple[str, ...], Path] = {}
+    for path in paths:
+        key = tuple(w for w in _words(path) if w not in _OF_LABELS | _OF_IMAGES) or (path.parent.name,)
+        if key in found:
+            raise InputError(f"{path} and {found[key]} have the same name: give one of them.")
+        found[key] = path
+    return found
+
+
+def _words(path: Path) -> list[str]:
+    name = path.name.lower()
+    ending = max((e for e in ENDINGS if name.endswith(e)), key=len, default="")
+    return [word for word in re.split(r"[^a-z0-9]+", name.removesuffix(ending)) if word]
+
+
+def named_labels(names: Mapping[int, str]) -> dict[int, Structure]:
+    """What the values of a label map mean, by words.
+
+    Raises
+    ------
+    InputError
+        A name is no known structure, or two of them share a part.
+    """
+    found: dict[int, Structure] = {}
+    for value, name in names.items():
+        structure = anatomy.resolve(name)
+        if structure is None:
+            near = ", ".join(f'"{n}"' for n in anatomy.suggestions(name))
+            hint = f" (the nearest are {near})" if near else ""
+            raise InputError(f'The label {value}, "{name}", is no known structure{hint}: rename it or leave it out.')
+        for other in found.values():
+            if other != structure and anatomy.parts(other) & anatomy.parts(structure):
+                raise InputError(f'The labels "{other.name}" and "{structure.name}" overlap: give one of them.')
+        found[value] = structure
+    if not found:
+        raise InputError("No label has a name: say which value is which structure.")
+    return found
+
+
+def parse_names(text: str) -> dict[int, str]:
+    """Names from "1=spleen,2=right kidney".
+
+    Raises
+    ------
+    InputError
+        It is written otherwise.
+    """
+    found: dict[int, str] = {}
+    for part in text.split(","):
+        value, _, name = (p.strip() for p in part.partition("="))
+        if not value.isdecimal() or int(value) == 0 or not name or int(value) in found:
+            raise InputError(f'The structures "{text}" are not of the form "1=spleen,2=right kidney".')
+        found[int(value)] = name
+    return found
+
+
+def read_names(path: Path) -> dict[int, str]:
+    """Names from a JSON file: {"1": "spleen"} or {"spleen": 1}, also under "labels", as nnU-Net writes them.
+
+    Raises
+    ------
+    InputError
+        It cannot be read, or holds something else.
+    """
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        held = held.get("labels", held)
+        pairs = [(k, v) if str(k).isdecimal() else (v, k) for k, v in held.items()]
+        named = {int(value): str(name) for value, name in pairs}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f'{path} does not name labels: give JSON such as {{"1": "spleen"}}.') from error
+    return {value: name for value, name in named.items() if value > 0}
