@@ -250,7 +250,7 @@ def test_an_id_of_the_hub_in_a_scene_is_not_downloaded_unasked(panel: Any, ui: A
     ui.promptLineEdit.setText("liver")
     panel.logic.getParameterNode().localizer = "hf-hub:someone/clip"
     wait(lambda: session.hello is not None)
-    assert missing(ui) == "Choose another network: hf-hub:someone/clip is not on this machine."
+    assert missing(ui) == "Choose another model: hf-hub:someone/clip is not on this machine."
 
 
 def test_a_package_is_left_to_pip(ui: Any, session: Any, volume: Any) -> None:

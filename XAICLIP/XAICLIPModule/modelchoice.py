@@ -118,7 +118,7 @@ class ModelChoice:
             return _("Download the localizer first, in the section Region.")
         if model.package:
             return _("Install the Python package {package} first.").format(package=model.package)
-        return _("Choose another network: {name} is not on this machine.").format(name=model.name)
+        return _("Choose another model: {name} is not on this machine.").format(name=model.name)
 
     def showAbsence(self, visible: bool = True) -> None:
         """Say what a download would bring, where the chosen one is not here."""
