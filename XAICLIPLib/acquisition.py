@@ -9,13 +9,11 @@ from __future__ import annotations
 import contextlib
 import math
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit
+from pathlib import Path
 
-from XAICLIPLib import archives
+from XAICLIPLib import archives, libraries
 from XAICLIPLib.checksums import sha256
 from XAICLIPLib.downloads import Wanted, fetch
 from XAICLIPLib.entry import Entry, Remote
@@ -31,9 +29,6 @@ SPARE = 1.1
 
 MOST_BYTES = 20_000_000_000
 """Of a file whose size the catalogue does not say."""
-
-NOT_WEIGHTS = ("*.onnx", "*.msgpack", "*.h5", "*.tflite", "*.ot", "*.mlpackage/*", "*.gguf", "onnx/*", "*.md", ".*")
-"""What a Hugging Face repository may hold beside what is used here."""
 
 
 def download(
@@ -69,14 +64,7 @@ def download(
         return _download_archive(entry, source, on_progress, cancelled)
     if isinstance(source, Mapping):
         return _download_files(entry, source, on_progress, cancelled)
-    if repository := entry.fetched_as("hf-hub"):
-        return _by_library(entry, lambda folder: _from_hub(repository, folder))
-    if bundle := entry.fetched_as("monai"):
-        return _by_library(entry, lambda folder: _from_zoo(bundle, folder))
-    raise InputError(
-        f"The model {entry.name} is one of open_clip's own list, which downloads it when it is first used: use it once "
-        "with --localizer while there is a connection."
-    )
+    return _by_library(entry, on_progress, cancelled)
 
 
 def install(entry: Entry, given: Path) -> Path:
@@ -174,7 +162,7 @@ def _download_files(
 
 
 def _download_archive(entry: Entry, remote: Remote, on_progress: Progress, cancelled: Callable[[], bool]) -> Path:
-    name = PurePosixPath(urlsplit(remote.url).path).name or entry.name
+    name = remote.name or entry.name
     target = models_folder() / "downloads" / f"{remote.sha256[:16]}-{name}"
     otherwise = (
         f"get that file on another computer, then run `xaiclip models download {entry.name} --from FILE` or put it at "
@@ -196,43 +184,31 @@ def _most(entry: Entry, remote: Remote) -> int:
 # --- by other libraries ---------------------------------------------------------------------------------------------
 
 
-def _by_library(entry: Entry, get: Callable[[Path], Path]) -> Path:
-    """Let a library download into a folder, and make that the model's."""
+def _by_library(entry: Entry, on_progress: Progress, cancelled: Callable[[], bool]) -> Path | None:
+    """Let a library download into a folder, and make that the model's; open_clip's own go into its cache."""
+    way, _, what = str(entry.source).partition(":")
+    total = None if entry.size_mb is None else math.ceil(entry.size_mb * 1e6)
     with _work_folder() as work:
         try:
-            with contextlib.redirect_stdout(sys.stderr):  # MONAI prints
-                folder = get(work)
-        except ImportError:
-            raise
-        except Exception as error:  # huggingface_hub, MONAI and urllib each raise their own
-            told = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            found = libraries.fetch(
+                way,
+                entry.name if way == "open_clip" else what,
+                work,
+                lambda size: on_progress(entry.name, size if total is None else min(size, total), total),
+                cancelled,
+            )
+        except OSError as error:
+            told = str(error).splitlines()[0][:200]
+            by_hand = (
+                "get a folder with open_clip_config.json and weights on another computer, and give it as the localizer"
+                if way == "open_clip"
+                else "get it on another computer, as a folder or zip file, and run `xaiclip models download "
+                f"{entry.name} --from FILE`"
+            )
             raise InputError(
-                f"The model {entry.name} cannot be downloaded from {entry.origin} ({told}): get it on another "
-                f"computer, as a folder or zip file, and run `xaiclip models download {entry.name} --from FILE`."
+                f"The model {entry.name} cannot be downloaded from {entry.origin} ({told}): {by_hand}."
             ) from error
-        return _settle(entry, folder)
-
-
-def _from_hub(repository: str, folder: Path) -> Path:
-    from huggingface_hub import snapshot_download
-
-    place = folder / "hub"
-    snapshot_download(repository, local_dir=place, ignore_patterns=list(NOT_WEIGHTS))
-    shutil.rmtree(place / ".cache", ignore_errors=True)
-    weights = {path.suffix for path in place.rglob("*")}
-    if ".safetensors" in weights:  # the same weights once more, in a format that could hold code
-        for path in [p for p in place.rglob("*") if p.suffix in (".bin", ".pth", ".pt")]:
-            path.unlink()
-    return place
-
-
-def _from_zoo(bundle: str, folder: Path) -> Path:
-    from monai.bundle import download as download_bundle
-
-    name, _, version = bundle.partition("@")
-    download_bundle(name=name, version=version, bundle_dir=str(folder), source="monaihosting", progress=False)
-    shutil.rmtree(folder / name / ".cache", ignore_errors=True)
-    return folder / name
+        return entry.cached if way == "open_clip" else _settle(entry, found)
 
 
 # --- into its place -------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from XAICLIPLib import methods, protocol
 from XAICLIPLib.doctor import NEEDED
 from XAICLIPLib.errors import Cancelled, InputError
 from XAICLIPLib.files import try_folder
-from XAICLIPLib.protocol import Box, Explain, Localize, Mask, Named, Reply, Report, Request
+from XAICLIPLib.protocol import Box, Download, Explain, Localize, Mask, Named, Reply, Report, Request
 from XAICLIPLib.versions import versions
 
 if TYPE_CHECKING:
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from XAICLIPLib.segmentation.segmenter import Segmenter
 
 PROGRESS_EVERY_S = 0.1
+
+PACE_AFTER_S = 1.0
+"""A download's pace is not known earlier."""
 
 KEPT_ESTIMATES = 2
 """A client may be about to open the one before the newest."""
@@ -55,6 +58,7 @@ class Answers:
         self._models = Models()
         self._estimates: list[Path] = []
         self._numbered = 0
+        self._devices: dict[str, str] = {"cpu": "CPU"}
 
     def greeting(self, id: int) -> protocol.Greeting:
         """Who is here and what can be asked, as far as it is known without PyTorch."""
@@ -69,8 +73,8 @@ class Answers:
             id=id,
             protocol=protocol.PROTOCOL,
             versions=versions(NEEDED),
-            devices=("cpu",),
-            device_names={"cpu": "CPU"},
+            devices=tuple(self._devices),
+            device_names=self._devices,
             folder=str(self.folder),
             segmenters=listed["segmenter"],
             localizers=listed["localizer"],
@@ -78,19 +82,23 @@ class Answers:
             scores=methods.SCORES,
             baselines=methods.BASELINES,
             structures=tuple(anatomy.vocabulary()),
+            regions=protocol.REGIONS,
         )
 
     def devices(self, id: int) -> protocol.Devices:
         """Where networks can run."""
         from XAICLIPLib.devices import available_devices
 
-        names = available_devices()
-        return protocol.Devices(id=id, devices=tuple(names), device_names=names)
+        self._devices = available_devices()
+        return protocol.Devices(id=id, devices=tuple(self._devices), device_names=self._devices)
 
     def compute(
-        self, request: Localize | Explain | Report, cancelled: Callable[[], bool], abandoned: Callable[[], bool]
-    ) -> protocol.FoundRegion | protocol.Explained | protocol.Reported:
-        """Find a region, explain, or write a report, with progress on the way.
+        self,
+        request: Localize | Explain | Report | Download,
+        cancelled: Callable[[], bool],
+        abandoned: Callable[[], bool],
+    ) -> protocol.FoundRegion | protocol.Explained | protocol.Reported | protocol.Downloaded:
+        """Find a region, explain, write a report or download, with progress on the way.
 
         Parameters
         ----------
@@ -111,6 +119,8 @@ class Answers:
         self._estimates.clear()
         if cancelled():
             raise Cancelled("Cancelled before there was a result.")
+        if isinstance(request, Download):
+            return self._download(request, cancelled)
         if isinstance(request, Localize):
             return self._localize(request, cancelled)
         if isinstance(request, Report):
@@ -190,6 +200,14 @@ class Answers:
         files = save_report(request.folder, request.output, volume=request.volume, pdf=bool(request.pdf))
         return protocol.Reported(id=request.id, files={name: str(path.resolve()) for name, path in files.items()})
 
+    def _download(self, request: Download, cancelled: Callable[[], bool]) -> protocol.Downloaded:
+        from XAICLIPLib import acquisition, catalog
+
+        entry = catalog.find(request.name)
+        tally = Tally(entry, Teller(request.id, self._send))
+        place = acquisition.download(entry, tally, cancelled)
+        return protocol.Downloaded(id=request.id, name=entry.name, path=None if place is None else str(place))
+
     def _tell_estimate(self, saliency: sitk.Image, teller: Teller) -> None:
         from XAICLIPLib import imaging
 
@@ -217,24 +235,49 @@ class Teller:
 
     def __call__(self, progress: Progress) -> None:
         """Tell it, where it is time."""
-        first = progress.stage not in self._reached
-        self._reached[progress.stage] = progress.done, progress.total
+        self.tell(progress.stage, progress.done, progress.total, progress.seconds_left)
+
+    def tell(self, stage: protocol.Stage, done: int, total: int, seconds_left: float | None = None) -> None:
+        """Tell how far a stage is, where it is time; a total of 0 is not known."""
+        first, last = stage not in self._reached, 0 < total <= done
+        self._reached[stage] = done, total
         now = time.monotonic()
-        if first or progress.done >= progress.total or now - self._told >= PROGRESS_EVERY_S:
+        if first or last or now - self._told >= PROGRESS_EVERY_S:
             self._told = now
-            self._send(
-                protocol.Progress(
-                    id=self.id,
-                    stage=progress.stage,
-                    done=progress.done,
-                    total=progress.total,
-                    seconds_left=progress.seconds_left,
-                )
-            )
+            self._send(protocol.Progress(id=self.id, stage=stage, done=done, total=total, seconds_left=seconds_left))
 
     def of(self, stage: str) -> tuple[int, int]:
         """What is done and in all of a stage."""
         return self._reached.get(stage, (0, 0))
+
+
+class Tally:
+    """Adds up the files of a download: to be called with a file's name, its bytes that are here, and all of them."""
+
+    def __init__(self, entry: Entry, teller: Teller) -> None:
+        self._teller = teller
+        self._size = 0 if entry.size_mb is None else round(entry.size_mb * 1e6)
+        self._files = {name: (0, remote.size) for name, remote in entry.remotes.items()}
+        self._began: tuple[float, int] | None = None
+
+    def __call__(self, name: str, done: int, total: int | None) -> None:
+        """Tell how far all files are."""
+        self._files[name] = done, total
+        here = sum(done for done, _ in self._files.values())
+        sizes = [size for _, size in self._files.values()]
+        everything = self._size if None in sizes else sum(size or 0 for size in sizes)
+        everything = max(everything, here) if everything else 0
+        self._teller.tell("download", here, everything, self._seconds_left(here, everything))
+
+    def _seconds_left(self, here: int, everything: int) -> float | None:
+        """By the pace since the first byte that came now; what came in an earlier attempt took no time."""
+        now = time.monotonic()
+        if self._began is None:
+            self._began = now, here
+        began, before = self._began
+        if not everything or here <= before or now - began < PACE_AFTER_S:
+            return None
+        return (everything - here) * (now - began) / (here - before)
 
 
 class Models:
@@ -285,12 +328,17 @@ def _stamp(kind: str, name: str | None) -> tuple[Any, ...]:
 
 
 def _described(entry: Entry, default: bool) -> dict[str, Any]:
-    return {
-        **{key: getattr(entry, key) for key in ("name", "title", "modality", "licence", "installed")},
+    keys = ("name", "format", "title", "modality", "licence", "citation", "installed")
+    told: dict[str, Any] = {
+        **{key: getattr(entry, key) for key in keys},
         "source": entry.origin,
+        "size_mb": entry.download_mb,
         "structures": list(entry.structures),
         "default": default,
     }
+    if entry.kind == "segmenter" and entry.tells_inputs:
+        told["inputs"] = list(entry.inputs)
+    return told
 
 
 # --- what is asked ------------------------------------------------------------------------------------------------

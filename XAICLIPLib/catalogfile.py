@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from XAICLIPLib import checks
-from XAICLIPLib.entry import FORMATS, KINDS, MODALITIES, Entry, Remote, Source
+from XAICLIPLib.entry import FORMATS, KINDS, MODALITIES, ONE_IMAGE, Entry, Remote, Source
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.files import whole_file
 
@@ -35,7 +35,10 @@ WORDS = (
 """A source in words."""
 
 NEEDED = ("name", "kind", "format", "title", "modality", "structures", "licence", "source")
-MAY_HAVE = ("citation", "size_mb", "files", "trust")
+MOST_INPUTS = 8
+"""Images that a network may take at once: more than any that is known."""
+
+MAY_HAVE = ("citation", "size_mb", "files", "trust", "inputs")
 
 
 def read_catalogue(path: Path) -> tuple[Entry, ...]:
@@ -112,6 +115,7 @@ def read_entry(given: Any, which: str, beside: Path = Path()) -> Entry:
 def as_json(entry: Entry) -> dict[str, Any]:
     """An entry as `read_entry` takes it."""
     told: dict[str, Any] = {**vars(entry), "structures": list(entry.structures), "source": _source_json(entry.source)}
+    told["inputs"] = [] if entry.inputs == ONE_IMAGE else list(entry.inputs)  # empty ones are left out
     if not entry.files or not isinstance(entry.source, (str, Path, Remote)):
         del told["files"]
     else:
@@ -192,6 +196,13 @@ def _source(value: Any) -> Source:
     return _words(value)
 
 
+def _inputs(value: Any) -> tuple[str, ...]:
+    found = tuple(checks.texts(value))
+    if not 1 <= len(found) == len(set(found)) <= MOST_INPUTS:
+        raise ValueError(f"a list of 1 to {MOST_INPUTS} names of images, each another")
+    return found
+
+
 _CHECKS: dict[str, checks.Check] = {
     "name": _matching(NAME, "a name of at most 64 letters, digits and . _ -"),
     "kind": checks.choice(*KINDS),
@@ -205,6 +216,7 @@ _CHECKS: dict[str, checks.Check] = {
     "size_mb": checks.number(0),
     "files": _files,
     "trust": checks.flag,
+    "inputs": _inputs,
 }
 
 

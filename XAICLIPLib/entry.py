@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
+from urllib.parse import urlsplit
 
 from XAICLIPLib.checksums import sha256
 from XAICLIPLib.errors import InputError
@@ -65,6 +66,14 @@ class Remote:
     sha256: str
     size: int | None = None
 
+    @property
+    def name(self) -> str:
+        """The last part of its address; empty where that has none."""
+        return PurePosixPath(urlsplit(self.url).path).name
+
+
+ONE_IMAGE = ("image",)
+"""The inputs of most networks."""
 
 Source = str | Path | Remote | Mapping[str, Remote]
 """``shipped``; ``hf-hub:OWNER/NAME``, ``monai:NAME@VERSION``, ``open_clip:MODEL:WEIGHTS`` or ``package:NAME``, which
@@ -101,6 +110,8 @@ class Entry:
         SHA-256 by path within the folder; empty where the catalogue has none.
     trust
         Its code was reviewed and may run, so long as its files have these checksums.
+    inputs
+        Names of the images that a segmenter takes at once, in its order; one for most.
     """
 
     name: str
@@ -115,6 +126,7 @@ class Entry:
     size_mb: float | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     trust: bool = False
+    inputs: tuple[str, ...] = ONE_IMAGE
 
     @property
     def origin(self) -> str:
@@ -124,6 +136,26 @@ class Entry:
         if isinstance(self.source, Mapping):
             return next(iter(self.source.values())).url + (" and others" if len(self.source) > 1 else "")
         return str(self.source)
+
+    @property
+    def remotes(self) -> Mapping[str, Remote]:
+        """The files on a server that a download brings, by the names under which it tells of them."""
+        if isinstance(self.source, Remote):
+            return {self.source.name or self.name: self.source}
+        return self.source if isinstance(self.source, Mapping) else {}
+
+    @property
+    def download_mb(self) -> float | None:
+        """What has to be downloaded, in MB, as the catalogue says it or by its files; None where it is not known."""
+        sizes = [remote.size for remote in self.remotes.values()]
+        if self.size_mb is not None or not sizes or None in sizes:
+            return self.size_mb
+        return sum(size or 0 for size in sizes) / 1e6
+
+    @property
+    def tells_inputs(self) -> bool:
+        """Whether the inputs are known: a path of the user's own may lead to any network."""
+        return self.inputs != ONE_IMAGE or not isinstance(self.source, Path)
 
     def fetched_as(self, scheme: str) -> str | None:
         """What stands after ``scheme:`` in the source; None where the source is another."""

@@ -20,6 +20,7 @@ explain    volume, further_volumes?, prompt, output?, model?,    progress and es
            device?, precision?, batch_size?, seed?, trust?,
            check?, estimates?
 report     folder, output, volume?, pdf?                         reported
+download   name                                                  progress ..., then downloaded
 cancel     request                                               cancelling
 shutdown                                                         bye, and the worker ends
 =========  ====================================================  =================================================
@@ -33,8 +34,12 @@ shutdown                                                         bye, and the wo
 - ``output`` is the folder for the results, by default a new one inside the worker's private folder. That folder, named
   by the reply to hello, is also for what the client hands over; the worker removes it when it ends.
 - ``hello`` is answered at once, with ``devices`` that may lack the GPUs; ``devices`` follows with all of them.
-- ``progress`` comes up to ten times a second: ``stage`` is ``localize``, ``segment``, ``explain`` or, where ``check``
-  is true and the map is tested when it is done, ``check``.
+- ``download`` gets a model of the catalogue onto this machine, where it is not yet; nothing else downloads one, but
+  for a hub id that a client gives as ``model`` or ``localizer``. Its ``progress`` counts bytes, ``total`` being 0 while
+  it is not known. What came before a ``cancel`` is kept where the next download can go on with it. A ``hello`` after it
+  tells what is here by then.
+- ``progress`` comes up to ten times a second: ``stage`` is ``localize``, ``segment``, ``explain``, ``download`` or,
+  where ``check`` is true and the map is tested when it is done, ``check``.
 - ``estimate``, where ``estimates`` is true, names a new NRRD file with the saliency so far, written whole before the
   message. The client deletes it once read; the worker deletes all but the two newest, so a client that finds several
   estimates waiting reads the last.
@@ -43,7 +48,8 @@ shutdown                                                         bye, and the wo
 - ``cancel`` is heard while a request is computed. That request then ends with its partial ``explanation``, where
   ``complete`` is false, or with an error of kind ``cancelled``. A request that ended meanwhile can no longer be
   cancelled: an error of kind ``protocol`` says so.
-- One localize, explain or report is computed at a time; another meanwhile gets an error of kind ``protocol``.
+- One localize, explain, report or download is worked on at a time; another meanwhile gets an error of kind
+  ``protocol``.
 - ``error`` ends the request that it answers. ``kind`` is ``protocol`` (a mistake of the client, or busy), ``input``
   (the user can mend it), ``cancelled``, ``memory``, ``missing package`` or ``internal``; ``message`` is a sentence for
   the user.
@@ -76,7 +82,9 @@ PROTOCOL = 1
 LONGEST_LINE = 1 << 20
 """Bytes of a request, without the end of the line."""
 
-Stage = Literal["localize", "segment", "explain", "check"]
+Stage = Literal["localize", "segment", "explain", "check", "download"]
+REGIONS = ("guided", "whole", "prediction")
+"""Words for a region."""
 ErrorKind = Literal["protocol", "input", "cancelled", "memory", "missing package", "internal"]
 
 
@@ -162,9 +170,7 @@ class Explain(Request):
     localizer: str | None = _field(checks.path, None)
     method: str | None = _field(checks.text, None)
     parameters: dict[str, Any] | None = _field(checks.mapping, None)
-    region: str | Mask | Box | None = _field(
-        checks.place(("guided", "whole", "prediction"), mask=checks.mask, box_ras_mm=checks.box), None
-    )
+    region: str | Mask | Box | None = _field(checks.place(REGIONS, mask=checks.mask, box_ras_mm=checks.box), None)
     target: Named | Mask | Box | None = _field(
         checks.place((), structure=checks.named, mask=checks.mask, box_ras_mm=checks.box), None
     )
@@ -194,6 +200,14 @@ class Report(Request):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Download(Request):
+    """Get a model of the catalogue onto this machine."""
+
+    type = "download"
+    name: str = _field(checks.text)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cancel(Request):
     """End the running request of this id with what is known."""
 
@@ -219,8 +233,10 @@ class Reply(Message):
 class Greeting(Reply):
     """Answers `Hello`.
 
-    ``versions`` by package; ``segmenters`` and ``localizers``: name, title, modality, structures, licence, source,
-    installed, default; ``methods``: `XAICLIPLib.methods.describe`; ``structures``: names of the anatomy vocabulary.
+    ``versions`` by package; ``segmenters`` and ``localizers``: name, format, title, modality, structures, licence,
+    citation, source, size_mb (null where it is not known), installed, default, and inputs, the names of the images
+    that a segmenter takes at once, where they are known; ``methods``: `XAICLIPLib.methods.describe`; ``structures``:
+    names of the anatomy vocabulary; ``regions``: words for a region.
     """
 
     type = "hello"
@@ -235,6 +251,7 @@ class Greeting(Reply):
     scores: tuple[str, ...] = _field(checks.texts)
     baselines: tuple[str, ...] = _field(checks.texts)
     structures: tuple[str, ...] = _field(checks.texts)
+    regions: tuple[str, ...] | None = _field(checks.texts, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,10 +265,10 @@ class Devices(Reply):
 
 @dataclass(frozen=True, kw_only=True)
 class Progress(Reply):
-    """How far the stage is; ``seconds_left`` is of this stage, None where it is not known."""
+    """How far the stage is, in bytes for ``download``; ``seconds_left`` is of this stage, None where not known."""
 
     type = "progress"
-    stage: Stage = _field(checks.choice("localize", "segment", "explain", "check"))
+    stage: Stage = _field(checks.choice("localize", "segment", "explain", "check", "download"))
     done: int = _field(checks.whole(0))
     total: int = _field(checks.whole(0))
     seconds_left: float | None = _field(checks.number(0), None)
@@ -296,6 +313,15 @@ class Reported(Reply):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Downloaded(Reply):
+    """Answers `Download`: where the model lies, None where a library keeps it in a place of its own."""
+
+    type = "downloaded"
+    name: str = _field(checks.text)
+    path: str | None = _field(checks.path, None)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cancelling(Reply):
     """Answers `Cancel`: the request will end soon."""
 
@@ -319,11 +345,14 @@ class Error(Reply):
 
 
 REQUESTS: Mapping[str, type[Request]] = {
-    kind.type: kind for kind in (Hello, Localize, Explain, Report, Cancel, Shutdown)
+    kind.type: kind for kind in (Hello, Localize, Explain, Report, Download, Cancel, Shutdown)
 }
 REPLIES: Mapping[str, type[Reply]] = {
     kind.type: kind
-    for kind in (Greeting, Devices, Progress, Estimate, FoundRegion, Explained, Reported, Cancelling, Bye, Error)
+    for kind in (
+        *(Greeting, Devices, Progress, Estimate, FoundRegion, Explained),
+        *(Reported, Downloaded, Cancelling, Bye, Error),
+    )
 }
 
 

@@ -38,7 +38,7 @@ from XAICLIPLib import protocol, scratch
 from XAICLIPLib.answers import Answers
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.failures import failure
-from XAICLIPLib.protocol import Explain, Localize, ProtocolError, Report
+from XAICLIPLib.protocol import Download, Explain, Localize, ProtocolError, Report
 
 GRACE_S = 5.0
 """After the end of stdin, how long a computation may take to hear of it."""
@@ -128,7 +128,7 @@ def lines(stream: io.RawIOBase, longest: int = protocol.LONGEST_LINE) -> Iterato
 class Job:
     """A request that is computed, and whether its end is wished."""
 
-    request: Localize | Explain | Report
+    request: Localize | Explain | Report | Download
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
@@ -232,7 +232,7 @@ class Worker:
                 )
             self._send(self._answers.greeting(request.id))
             self._jobs.put(request)
-        elif isinstance(request, (Localize, Explain, Report)):
+        elif isinstance(request, (Localize, Explain, Report, Download)):
             self._accept(Job(request))
         elif isinstance(request, protocol.Cancel):
             self._cancel(request)

@@ -569,6 +569,26 @@ def test_parameters_refuse_what_their_annotations_do_not_allow(parameters: Any) 
     assert parameters.threshold == 0.5
 
 
+def test_a_list_of_nodes_is_kept_with_its_gaps_and_forgets_what_was_removed(slicer: Any) -> None:
+    from slicer.parameterNodeWrapper import parameterNodeWrapper
+
+    kind = type("Panel", (), {"__annotations__": {"volumes": list[slicer.vtkMRMLScalarVolumeNode]}})
+    wrap = parameterNodeWrapper(kind)
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScriptedModuleNode")
+    parameters = wrap(node)
+    assert parameters.volumes == []
+    first, second = (slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode") for _ in range(2))
+    parameters.volumes = [first, None, second]
+    assert wrap(node).volumes == [first, None, second]
+    assert (node.GetParameter("volumes_len"), node.GetNodeReferenceID("volumes_2")) == ("3", second.GetID())
+    slicer.mrmlScene.RemoveNode(second)
+    assert parameters.volumes == [first, None, None]
+    parameters.volumes = [first]
+    assert parameters.volumes == [first] and not node.HasParameter("volumes_1")
+    with pytest.raises(TypeError, match="vtkMRMLScalarVolumeNode"):
+        parameters.volumes = [node]
+
+
 def test_a_type_that_the_host_does_not_keep_is_refused(slicer: Any) -> None:
     from slicer.parameterNodeWrapper import parameterNodeWrapper
 

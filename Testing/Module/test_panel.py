@@ -48,11 +48,12 @@ def test_the_model_says_what_it_knows_and_under_which_licence(ui: Any) -> None:
     assert not ui.trustCheckBox.isVisible()
 
 
-def test_what_is_not_installed_says_so(ui: Any) -> None:
+def test_what_is_not_on_this_machine_says_so(ui: Any, session: Any) -> None:
     import qt
 
+    session.greet()
     index = ui.localizerComboBox.findData("biomedclip")
-    assert "Not installed" in ui.localizerComboBox.itemData(index, qt.Qt.ToolTipRole)
+    assert "Not on this machine" in ui.localizerComboBox.itemData(index, qt.Qt.ToolTipRole)
 
 
 def test_words_are_completed_from_models_and_vocabulary(ui: Any) -> None:
@@ -198,7 +199,7 @@ def test_a_network_of_the_users_own_needs_trust_that_no_scene_can_give(
     import qt
 
     monkeypatch.setattr(qt.QFileDialog, "getExistingDirectory", lambda *_arguments: str(tmp_path))
-    ready.modelFolderButton.click()
+    panel.panel.choices.models.folderAction.trigger()
     assert ready.modelComboBox.currentData == str(tmp_path)
     assert ready.trustCheckBox.isVisibleTo(ready.inputsCollapsibleButton)
     ready.applyButton.click()

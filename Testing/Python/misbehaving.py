@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+DRIP = 1 << 15
 
 
 @dataclass
@@ -25,6 +28,8 @@ class Behaviour:
     """Bytes of each answer after which the connection breaks; then it holds."""
     status: int = 200
     hangs: bool = False
+    drip_s: float = 0.0
+    """How long it rests after each `DRIP` bytes, so that there is time to cancel."""
     length: bool = True
     changes_to: bytes | None = None
     """What the file is after the first broken answer."""
@@ -79,7 +84,12 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             if behaviour.changes_to is not None:
                 behaviour.content, behaviour.etag, behaviour.modified = behaviour.changes_to, '"v2"', ""
-        self.wfile.write(rest)
+        with suppress(ConnectionError):  # a client that cancels hangs up
+            for first in range(0, len(rest), DRIP) if behaviour.drip_s else ():
+                self.wfile.write(rest[first : first + DRIP])
+                time.sleep(behaviour.drip_s)
+            if not behaviour.drip_s:
+                self.wfile.write(rest)
         if not behaviour.length:
             self.close_connection = True
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from misbehaving import Behaviour, serving
 
-from XAICLIPLib import acquisition
+from XAICLIPLib import acquisition, libraries
 from XAICLIPLib.acquisition import download, install
 from XAICLIPLib.catalog import find
 from XAICLIPLib.catalogfile import read_entry
@@ -232,53 +232,47 @@ def test_a_model_without_checksums_is_remembered_as_it_first_came(mine: Path, tm
 # By another library
 
 
-def test_a_bundle_of_the_zoo_is_downloaded_by_monai(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import monai.bundle
-
-    def fetched(name: str, version: str, bundle_dir: str, source: str, progress: bool) -> None:
-        print("MONAI says something")
-        assert (name, version, source) == ("some_bundle", "1.0.2", "monaihosting")
-        given_folder(Path(bundle_dir)).rename(Path(bundle_dir) / name)
-        (Path(bundle_dir) / name / ".cache").mkdir()
-
-    monkeypatch.setattr(monai.bundle, "download", fetched)
-    model = entry(source="monai:some_bundle@1.0.2", format="bundle")
-    assert download(model) == mine / "models" / "net"
-    assert contents(mine / "models" / "net") == FILES == {name: FILES[name] for name in model.checksums}
-    assert tidy(mine)
-
-
-def test_a_repository_of_the_hub_comes_with_one_kind_of_weights(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
-    def fetched(repository: str, local_dir: Path, ignore_patterns: list[str]) -> None:
-        assert repository == "someone/sam"
-        for name in ("config.json", "model.safetensors", "pytorch_model.bin"):
-            local_dir.mkdir(exist_ok=True)
-            (local_dir / name).write_text("x", encoding="utf-8")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
-    download(entry(source="hf-hub:someone/sam", format="sam"))
-    assert sorted(contents(mine / "models" / "net")) == ["config.json", "model.safetensors"]
-
-
-@pytest.mark.parametrize("source", ["monai:no_such_bundle@1.0", "hf-hub:nobody/nothing"])
-def test_without_a_network_the_other_libraries_fail_in_a_sentence(
-    mine: Path, source: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import huggingface_hub
-
-    def offline(*_: Any, **__: Any) -> None:
-        raise OSError("cannot reach\nthe hub")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+def test_without_a_network_another_library_fails_in_a_sentence(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    source = "hf-hub:nobody/nothing"
     model = entry(source=source, format="bundle")
     with pytest.raises(InputError) as error:
         download(model)
     text = str(error.value)
-    assert f"The model net cannot be downloaded from {source} (cannot reach): get it on another computer" in text
+    assert text.startswith(f"The model net cannot be downloaded from {source} (")
+    assert "get it on another computer" in text
     assert "`xaiclip models download net --from FILE`" in text and "\n" not in text
     assert tidy(mine) and not (mine / "models").exists()
+
+
+def test_a_localizer_of_open_clip_fails_in_a_sentence_too(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetched(way: str, what: str, *_: Any) -> Path:
+        assert (way, what) == ("open_clip", "clip-vit-b-16"), "by its name, so that its checksums are remembered"
+        raise OSError("The localizer does not load: its files cannot be downloaded.\nMore of it.")
+
+    monkeypatch.setattr(libraries, "fetch", fetched)
+    with pytest.raises(
+        InputError, match=r"from open_clip:.* \(The localizer .*downloaded\.\): get a folder .*localizer\.$"
+    ):
+        download(find("clip-vit-b-16"))
+    assert tidy(mine)
+
+
+def test_what_a_library_downloads_is_settled_with_its_checksums(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+
+    def fetched(way: str, what: str, folder: Path, on_size: Any, cancelled: Any) -> Path:
+        assert (way, what) == ("monai", "some_bundle@1.0.2")
+        on_size(500_000)
+        on_size(2_000_000)
+        return given_folder(folder)
+
+    monkeypatch.setattr(libraries, "fetch", fetched)
+    model = entry(source="monai:some_bundle@1.0.2", format="bundle", size_mb=1)
+    assert download(model, lambda *progress: told.append(progress)) == mine / "models" / "net"
+    assert contents(mine / "models" / "net") == FILES == {name: FILES[name] for name in model.checksums}
+    assert told == [("net", 500_000, 1_000_000), ("net", 1_000_000, 1_000_000)]
+    assert tidy(mine)
 
 
 def test_a_package_is_left_to_pip() -> None:

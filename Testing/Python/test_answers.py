@@ -16,8 +16,9 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from XAICLIPLib import catalog, explanation
-from XAICLIPLib.answers import KEPT_ESTIMATES, KEPT_MODELS, Answers, Models, Teller
+from XAICLIPLib import catalog, explanation, protocol
+from XAICLIPLib.answers import KEPT_ESTIMATES, KEPT_MODELS, Answers, Models, Tally, Teller, _described
+from XAICLIPLib.entry import Entry, Remote
 from XAICLIPLib.errors import Cancelled
 from XAICLIPLib.explanation import Progress
 from XAICLIPLib.protocol import Box, Explain, Mask, Named, Reply
@@ -207,6 +208,52 @@ def test_progress_is_told_ten_times_a_second_and_the_first_and_last_of_each_stag
         assert 25 <= len(done) <= 27
     assert teller.of("explain") == (101, 101)
     assert teller.of("localize") == (0, 0)
+
+
+def remote_entry(sizes: dict[str, int | None], size_mb: float | None = None) -> Entry:
+    source = {name: Remote(f"https://example.org/{name}", "0" * 64, size) for name, size in sizes.items()}
+    return Entry("net", "segmenter", "meshnet", "a net", "MR", (), "MIT", source, size_mb=size_mb)
+
+
+def test_the_files_of_a_download_are_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    now = itertools.count()
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(now)))
+    tally = Tally(remote_entry({"a": 100, "b": 300}), Teller(1, told.append))
+    for file, done in (("a", 0), ("a", 100), ("b", 100), ("b", 300)):
+        tally(file, done, None if file == "a" and not done else {"a": 100, "b": 300}[file])
+    assert [(message.stage, message.done, message.total) for message in told[1:]] == [
+        ("download", 100, 400),
+        ("download", 200, 400),
+        ("download", 400, 400),
+    ]
+    paced = [message.seconds_left for message in told]
+    assert paced[0] is None and paced[-1] == 0 and paced[1] > paced[2] > 0
+
+
+def test_a_size_that_nobody_knows_is_0_and_does_not_flood_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    now = itertools.count(0, 1 / 1024)
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    tally = Tally(remote_entry({"a": None}), Teller(1, told.append))
+    for done in range(1000):
+        tally("a", done, None)
+    assert len(told) < 40
+    assert {(message.total, message.seconds_left) for message in told} == {(0, None)}
+    rounded = Tally(remote_entry({"a": None}, size_mb=0.001), Teller(1, told.append))
+    rounded("a", 1002, None)
+    assert (told[-1].done, told[-1].total) == (1002, 1002)
+
+
+def test_the_greeting_tells_what_a_panel_shows_of_a_model(tmp_path: Path) -> None:
+    greeting = Answers(tmp_path, lambda reply: None).greeting(1)
+    models = {model["name"]: model for model in greeting.segmenters}
+    assert models["brats-mri"]["inputs"] == ["T1c", "T1", "T2", "FLAIR"]
+    assert models["abdomen-ct"]["inputs"] == ["image"]
+    assert {"format", "citation", "size_mb", "installed", "source"} <= set(models["abdomen-ct"])
+    assert greeting.regions == protocol.REGIONS == explanation.REGIONS
+    mine = Entry("m", "segmenter", "auto", "mine", "any", (), "unknown", tmp_path)
+    assert "inputs" not in _described(mine, False), "a path of the user may lead to any network"
 
 
 def test_an_estimate_is_whole_when_it_is_told_and_only_the_newest_stay(tmp_path: Path) -> None:

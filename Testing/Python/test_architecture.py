@@ -36,6 +36,7 @@ LAYERS = {
     "catalogfile": 3,
     "usercatalog": 4,
     "acquisition": 4,
+    "libraries": 4,
     "torchvision_operators": 0,
     "protocol": 1,
     "dicom": 1,

@@ -38,6 +38,28 @@ def test_where_it_comes_from_is_told_in_words(tmp_path: Path) -> None:
     assert PLAIN.fetched_as("monai") == "net@1.0" and PLAIN.fetched_as("hf-hub") is None
 
 
+def test_its_size_is_told_by_the_catalogue_or_by_its_files() -> None:
+    small, large = (Remote(f"https://example.org/{size}.bin", SUM, size) for size in (500_000, 1_500_000))
+    unknown = Remote("https://example.org/", SUM)
+    for source, size_mb, told in (
+        (small, None, 0.5),
+        ({"a": small, "b": large}, None, 2.0),
+        ({"a": small, "b": large}, 3.0, 3.0),
+        ({"a": small, "b": unknown}, None, None),
+        ("hf-hub:a/b", None, None),
+        ("hf-hub:a/b", 375.0, 375.0),
+    ):
+        assert replace(PLAIN, source=source, size_mb=size_mb).download_mb == told
+    assert list(replace(PLAIN, source=small).remotes) == ["500000.bin"]
+    assert list(replace(PLAIN, source=unknown).remotes) == ["net"], "by its own name, where the address has none"
+
+
+def test_inputs_are_known_but_for_a_path_of_the_user(tmp_path: Path) -> None:
+    assert PLAIN.tells_inputs and PLAIN.inputs == ("image",)
+    assert not replace(PLAIN, source=tmp_path).tells_inputs
+    assert replace(PLAIN, source=tmp_path, inputs=("T1", "T2")).tells_inputs
+
+
 def test_a_package_is_installed_where_pip_says_so() -> None:
     assert replace(PLAIN, source="package:numpy").installed
     assert not replace(PLAIN, source="package:no-such-package-here").installed

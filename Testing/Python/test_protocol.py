@@ -17,6 +17,8 @@ from XAICLIPLib.protocol import (
     REPLIES,
     REQUESTS,
     Box,
+    Download,
+    Downloaded,
     Error,
     Explain,
     Explained,
@@ -119,7 +121,10 @@ def test_a_region_is_a_word_a_mask_or_a_box(value: Any) -> None:
         ({"seed": -1}, "a whole number from 0"),
         ({"trust": 1}, "true or false"),
         ({"estimates": "yes"}, "true or false"),
-        ({"type": "explode"}, "type 'explode': the types are hello, localize, explain, report, cancel, shutdown"),
+        (
+            {"type": "explode"},
+            "type 'explode': the types are hello, localize, explain, report, download, cancel, shutdown",
+        ),
         ({"type": ["explain"]}, "the types are"),
         ({"type": "progress"}, "the types are"),
     ],
@@ -130,6 +135,17 @@ def test_a_wrong_request_is_refused_by_the_name_of_what_is_wrong_and_with_its_id
     assert said in str(caught.value)
     assert caught.value.id == 7
     assert str(caught.value).endswith(".")
+
+
+def test_a_download_names_a_model_and_its_end_where_it_lies() -> None:
+    assert parse_request(b'{"type": "download", "id": 3, "name": "brats-mri"}') == Download(id=3, name="brats-mri")
+    with pytest.raises(ProtocolError, match="name of download is ' ': give some text"):
+        Download(id=3, name=" ")
+    text = encode(Downloaded(id=3, name="clip-vit-b-16"))
+    assert text == b'{"type": "downloaded", "id": 3, "name": "clip-vit-b-16", "path": null}\n'
+    assert parse_reply(text) == Downloaded(id=3, name="clip-vit-b-16")
+    huge = Progress(id=3, stage="download", done=30_000_000_000, total=0)
+    assert parse_reply(encode(huge)) == huge
 
 
 @pytest.mark.parametrize("id", [None, "1", 1.0, True, 2**53, [1]])
@@ -200,6 +216,8 @@ def test_a_client_overlooks_what_a_newer_worker_adds() -> None:
         (b'{"type": "error", "id": 4, "kind": "bad", "message": "m"}', "one of protocol"),
         (b'{"type": "explanation", "id": 4, "complete": 1, "files": {}, "record": {}}', "true or false"),
         (b'{"type": "estimate", "id": 4, "files": {"saliency": 3}, "done": 1, "total": 2}', "give a path"),
+        (b'{"type": "downloaded", "id": 4, "path": "/m"}', "lacks name"),
+        (b'{"type": "progress", "id": 4, "stage": "upload", "done": 1, "total": 2}', "explain, download"),
         (b'{"type": "region", "id": 4, "files": {}, "region": {}, "warnings": "none"}', "list of texts"),
         (b"Segmentation fault", "no JSON object"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from misbehaving import Behaviour, serving
 
 from XAICLIPLib import protocol, scratch
 from XAICLIPLib.protocol import LONGEST_LINE, parse_reply
@@ -617,3 +619,79 @@ def test_lines_are_split_wherever_they_are_cut_and_long_ones_are_dropped(
     chunks: list[bytes], found: list[bytes | None]
 ) -> None:
     assert list(lines(Chunks(*chunks), longest=5)) == found
+
+
+# Downloading
+
+
+CONTENT = np.random.default_rng(0).bytes(2_000_000)
+
+
+@pytest.fixture
+def offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Behaviour]:
+    """A server on this machine, and a catalogue of the user with a model on it."""
+    pytest.importorskip("pooch", reason="pooch is not installed")
+    behaviour = Behaviour(CONTENT)
+    with serving(behaviour) as url:
+        remote = {"url": url, "sha256": hashlib.sha256(CONTENT).hexdigest(), "size": len(CONTENT)}
+        model = {"name": "net", "kind": "segmenter", "format": "meshnet", "title": "a net", "modality": "MR"}
+        model |= {"structures": [], "licence": "MIT", "source": {"files": {"model.bin": remote}}}
+        mine = tmp_path / "mine"
+        mine.mkdir()
+        (mine / "catalogue.json").write_text(json.dumps({"models": [model]}), encoding="utf-8")
+        monkeypatch.setenv("XAICLIP_MODELS", str(mine))
+        yield behaviour
+
+
+def is_installed(client: Client) -> bool:
+    (model,) = (model for model in client.hello()["segmenters"] if model["name"] == "net")
+    client.last("devices")
+    return bool(model["installed"])
+
+
+def test_a_model_is_downloaded_and_the_next_hello_tells_of_it(
+    start: Callable[..., Client], offered: Behaviour, tmp_path: Path
+) -> None:
+    client = start()
+    assert not is_installed(client)
+    assert offered.asked == [], "nothing is downloaded unasked"
+    client.send("download", name="net")
+    *told, end = client.until("downloaded")
+    assert (end["type"], end["name"], end["path"]) == ("downloaded", "net", str(tmp_path / "mine" / "models" / "net"))
+    assert {(reply["type"], reply["stage"], reply["total"]) for reply in told} == {("progress", "download", 2_000_000)}
+    assert told[-1]["done"] == 2_000_000
+    assert (tmp_path / "mine" / "models" / "net" / "model.bin").read_bytes() == CONTENT
+    assert is_installed(client)
+
+
+def test_a_download_is_cancelled_and_goes_on_where_it_was(
+    start: Callable[..., Client], offered: Behaviour, tmp_path: Path
+) -> None:
+    offered.drip_s = 0.05
+    client = start()
+    client.ready()
+    id = client.send("download", name="net")
+    while client.next()["done"] == 0:
+        pass
+    busy = client.send("localize", volume="v", prompt="p")
+    assert client.last("error")["id"] == busy
+    client.send("cancel", request=id)
+    end = client.until("error")[-1]
+    assert (end["id"], end["kind"]) == (id, "cancelled")
+    offered.drip_s = 0
+    client.send("download", name="net")
+    assert client.until("downloaded")[0]["done"] > 0
+    assert [bool(range_) for range_ in offered.asked] == [False, True]
+
+
+def test_a_download_that_fails_is_told_in_the_librarys_sentence(
+    start: Callable[..., Client], offered: Behaviour
+) -> None:
+    client = start()
+    client.ready()
+    offered.status = 404
+    for name, said in (("net", "the server answers 404"), ("nothing", "There is no model nothing")):
+        client.send("download", name=name)
+        end = client.until("downloaded")[-1]
+        assert (end["type"], end["kind"]) == ("error", "input")
+        assert said in end["message"] and end["message"].endswith(".")

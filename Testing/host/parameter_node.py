@@ -1,7 +1,7 @@
 """`slicer.parameterNodeWrapper`: typed parameters kept in a MRML node, and their widgets.
 
-The subset that a module with plain parameters uses: numbers, text, choices, paths, enumerations, nodes. Other types are
-refused.
+The subset that a module with plain parameters uses: numbers, text, choices, paths, enumerations, nodes, lists of nodes.
+Other types are refused. A list is to be set as a whole: Slicer's writes its changes to the node, this one does not.
 """
 
 from __future__ import annotations
@@ -101,6 +101,12 @@ def _is_node(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, slicer.vtkMRMLNode)
 
 
+def _node_of_list(kind: Any) -> Any:
+    """The class of the nodes of ``list[vtkMRML...Node]``; None for other types."""
+    arguments = typing.get_args(kind) if typing.get_origin(kind) is list else ()
+    return arguments[0] if len(arguments) == 1 and _is_node(arguments[0]) else None
+
+
 @dataclass(frozen=True)
 class Parameter:
     """One parameter: its type, its annotations, and how its value stands in a node."""
@@ -122,6 +128,11 @@ class Parameter:
         TypeError, ValueError
             Where it does not fit.
         """
+        if (element := _node_of_list(self.kind)) is not None:
+            for item in value:
+                if item is not None and not isinstance(item, element):
+                    raise TypeError(f"{self.name} must hold {element.__name__}, not {type(item).__name__}")
+            return
         if value is None and not _is_node(self.kind):
             raise ValueError(f"{self.name} must not be None")
         accepted = (int, float) if self.kind is float else self.kind
@@ -134,16 +145,37 @@ class Parameter:
     def write(self, node: Any, value: Any) -> None:
         """Put a value into the node."""
         self.validate(value)
-        if _is_node(self.kind):
+        if _node_of_list(self.kind) is not None:
+            self._write_list(node, list(value))
+        elif _is_node(self.kind):
             node.SetParameter(self.name, "")  # says that it was set, also where it was set to no node
             node.SetNodeReferenceID(self.name, value.GetID() if value is not None else None)
         else:
             node.SetParameter(self.name, value.name if isinstance(value, enum.Enum) else str(value))
 
+    def _write_list(self, node: Any, values: list[Any]) -> None:
+        """As Slicer lays it out: the length, and each element under a name of its own."""
+        length = f"{self.name}_len"
+        before = int(node.GetParameter(length) or 0)
+        with slicer.util.NodeModify(node):
+            for index, value in enumerate(values):
+                node.SetParameter(f"{self.name}_{index}", "")
+                node.SetNodeReferenceID(f"{self.name}_{index}", value.GetID() if value is not None else None)
+            node.SetParameter(length, str(len(values)))
+            for index in range(len(values), before):
+                node.UnsetParameter(f"{self.name}_{index}")
+                node.RemoveNodeReferenceIDs(f"{self.name}_{index}")
+
     def read(self, node: Any) -> Any:
         """The value in the node; the default is put there where there is none."""
-        if not node.HasParameter(self.name):
+        is_list = _node_of_list(self.kind) is not None
+        if not node.HasParameter(f"{self.name}_len" if is_list else self.name):
             self.write(node, self.default)
+        if is_list:
+            return [
+                node.GetNodeReference(f"{self.name}_{index}")
+                for index in range(int(node.GetParameter(f"{self.name}_len")))
+            ]
         if _is_node(self.kind):
             return node.GetNodeReference(self.name)
         text = node.GetParameter(self.name)
@@ -160,7 +192,7 @@ def _parameter(cls: type, name: str, hint: Any) -> Parameter:
     plain = isinstance(kind, type) and (
         kind in (bool, int, float, str) or issubclass(kind, (enum.Enum, pathlib.PurePath))
     )
-    if not plain and not _is_node(kind):
+    if not plain and not _is_node(kind) and _node_of_list(kind) is None:
         raise AttributeError(f"The test host keeps no parameter of type {kind} ({cls.__name__}.{name}).")
     declared = next((item for item in annotations if isinstance(item, Default)), None)
     if hasattr(cls, name):
@@ -169,6 +201,8 @@ def _parameter(cls: type, name: str, hint: Any) -> Parameter:
         default = declared.value
     elif _is_node(kind):
         default = None
+    elif _node_of_list(kind) is not None:
+        default = []
     else:
         default = next(iter(kind)) if issubclass(kind, enum.Enum) else kind()
     return Parameter(name, kind, annotations, default)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import qt
@@ -15,11 +14,12 @@ from slicer.util import VTKObservationMixin
 
 from XAICLIPLib import methods, protocol
 
-from . import catalogue, sampledata, terminology
-from .catalogue import Model
+from . import catalogue, furtherimages, sampledata, terminology
 from .display import SALIENCY_ATTRIBUTE
+from .furtherimages import FurtherImages
 from .installationpanel import InstallationPanel
 from .methodform import MethodForm
+from .modelchoice import ModelChoice
 from .question import Box, Question, Segment
 from .signals import Signal
 
@@ -29,6 +29,7 @@ ROWS: dict[str, dict[str, tuple[str, ...]]] = {
             *("localizerLabel", "localizerComboBox", "localizerFolderButton", "thresholdLabel", "ownThresholdCheckBox"),
             *("regionThresholdLabel", "regionThresholdSlider", "marginLabel", "regionMarginSpinBox"),
         ),
+        "prediction": ("marginLabel", "regionMarginSpinBox"),
         "segment": ("regionSegmentLabel", "regionSegmentSelector"),
         "box": ("regionBoxLabel", "regionBoxSelector"),
     },
@@ -38,7 +39,7 @@ ROWS: dict[str, dict[str, tuple[str, ...]]] = {
         "box": ("targetBoxLabel", "targetBoxSelector"),
     },
 }
-"""Widgets of a section that are there for one of its sources only."""
+"""Widgets of a section that are there for some of its sources only."""
 
 
 class Choices(VTKObservationMixin):
@@ -59,18 +60,23 @@ class Choices(VTKObservationMixin):
         The `XAICLIPParameterNode` that is shown, or None.
     changed
         Emitted whenever something was chosen, here or in the parameter node.
+    downloadWanted
+        Emitted with the name of a model that the user wants to have on this machine.
     """
 
     def __init__(self, ui: Any, widget: Any, installation: InstallationPanel) -> None:
         super().__init__()
-        self.ui, self.changed = ui, Signal()
+        self.ui, self.changed, self.downloadWanted = ui, Signal(), Signal()
         self.parameters: Any = None  # a XAICLIPParameterNode
-        self._widget, self._installation = widget, installation
+        self._installation = installation
         self._guiTag: Any = None
         self._updating = False
         self._shownMethod: tuple[str, dict[str, Any]] | None = None
-        self.models = catalogue.shipped("segmenter")
-        self.localizers = catalogue.shipped("localizer")
+        download = self.downloadWanted.emit
+        self.models = ModelChoice("model", ui, widget, self._onOwnModel, download)
+        self.localizers = ModelChoice("localizer", ui, widget, self._onOwnLocalizer, download)
+        self.furtherImages = FurtherImages(ui.inputsFormLayout, self._onFurtherImages)
+        self._regions: tuple[str, ...] = protocol.REGIONS
         self.methodForm = MethodForm(ui.methodParametersWidget, self._onMethodParameters)
         self._fillChoices()
         self._connectWidgets()
@@ -88,15 +94,7 @@ class Choices(VTKObservationMixin):
         _fill(ui.scoreComboBox, [(score, score) for score in methods.SCORES])
         _fill(ui.baselineComboBox, [(baseline, baseline) for baseline in methods.BASELINES])
         _fill(ui.modalityComboBox, [(_("Guessed from its intensities"), ""), ("CT", "CT"), ("MR", "MR")])
-        _fill(
-            ui.regionSourceComboBox,
-            [
-                (_("Where the words are found"), "guided"),
-                (_("The whole scan (slow)"), "whole"),
-                (_("Within a segment"), "segment"),
-                (_("Within a box"), "box"),
-            ],
-        )
+        self._fillRegions()
         _fill(
             ui.targetSourceComboBox,
             [
@@ -106,7 +104,6 @@ class Choices(VTKObservationMixin):
                 (_("A box"), "box"),
             ],
         )
-        self._fillModels()
         completer = qt.QCompleter(self._completions(), ui.promptLineEdit)
         completer.setCaseSensitivity(qt.Qt.CaseInsensitive)
         completer.setFilterMode(qt.Qt.MatchContains)
@@ -114,17 +111,20 @@ class Choices(VTKObservationMixin):
         ui.promptLineEdit.setCompleter(completer)
         self._completer = completer
 
-    def _fillModels(self) -> None:
-        for combo, listed in ((self.ui.modelComboBox, self.models), (self.ui.localizerComboBox, self.localizers)):
-            chosen = combo.currentData
-            _fill(combo, [(model.name, model.name) for model in listed])
-            for index, model in enumerate(listed):
-                combo.setItemData(index, model.description(), qt.Qt.ToolTipRole)
-            _choose(combo, chosen)
+    def _fillRegions(self) -> None:
+        sources = [
+            (_("Where the words are found"), "guided"),
+            (_("Where the network draws it"), "prediction"),
+            (_("The whole scan (slow)"), "whole"),
+            (_("Within a segment"), "segment"),
+            (_("Within a box"), "box"),
+        ]
+        offered = {*self._regions, "segment", "box"}
+        _fill(self.ui.regionSourceComboBox, [(text, source) for text, source in sources if source in offered])
 
     def _completions(self) -> list[str]:
         """Structures for the prompt: those of the models first, then the whole vocabulary."""
-        own = [structure for model in self.models for structure in model.structures]
+        own = [structure for model in self.models.models for structure in model.structures]
         return list(dict.fromkeys([*own, *terminology.structures()]))
 
     @property
@@ -135,8 +135,6 @@ class Choices(VTKObservationMixin):
     def _connectWidgets(self) -> None:
         ui = self.ui
         ui.sampleButton.connect("clicked(bool)", self._onSample)
-        ui.modelFolderButton.connect("clicked(bool)", self._onModelFolder)
-        ui.localizerFolderButton.connect("clicked(bool)", self._onLocalizerFolder)
         for kind in ROWS:
             getattr(ui, f"{kind}CollapsibleButton").connect("contentsCollapsed(bool)", self._showRows)
         for combo, name in self._boundCombos():
@@ -189,6 +187,8 @@ class Choices(VTKObservationMixin):
         self.addObserver(parameters, vtk.vtkCommand.ModifiedEvent, self._onParametersModified)
         self._chooseFirstVolume()
         self._onParametersModified()
+        # Once more: while a scene is imported, selectors do not know its nodes yet.
+        qt.QTimer.singleShot(0, self._onParametersModified)
 
     def _boundByWrapper(self) -> dict[str, Any]:
         """Widgets of the .ui that name a parameter, by that name."""
@@ -202,8 +202,8 @@ class Choices(VTKObservationMixin):
             return
         self._updating = True
         try:
-            for combo, kind in ((self.ui.modelComboBox, "model"), (self.ui.localizerComboBox, "localizer")):
-                self._offer(combo, getattr(parameters, kind))
+            self.models.offer(parameters.model)
+            self.localizers.offer(parameters.localizer)
             self._fillTargetStructures()
             for combo, name in self._boundCombos():
                 _choose(combo, getattr(parameters, name))
@@ -213,17 +213,12 @@ class Choices(VTKObservationMixin):
                     setattr(parameters, segment, selector.currentSegmentID() or "")  # what it shows is what is chosen
             for kind in ROWS:
                 self._place(getattr(parameters, f"{kind}Box"))
+            self._showFurtherImages()
             self._showMethod()
             self._showVisible()
         finally:
             self._updating = False
         self.changed.emit()
-
-    def _offer(self, combo: Any, name: str) -> None:
-        """Let a combo box offer a model of the user's own, which is in no list."""
-        if name and combo.findData(name) < 0:
-            combo.addItem(Path(name).name or name, name)
-            combo.setItemData(combo.count - 1, name, qt.Qt.ToolTipRole)
 
     def _place(self, box: Any) -> None:
         """Give a new box a place in the middle of the scan: made in a selector, it has none."""
@@ -237,7 +232,7 @@ class Choices(VTKObservationMixin):
         box.SetSize([(high - low) / 2 for low, high in zip(bounds[::2], bounds[1::2], strict=True)])
 
     def _fillTargetStructures(self) -> None:
-        structures = self.model().structures
+        structures = self.models.chosen().structures
         combo = self.ui.targetStructureComboBox
         if tuple(combo.itemText(i) for i in range(combo.count)) != structures:
             _fill(combo, [(structure, structure) for structure in structures])
@@ -262,24 +257,42 @@ class Choices(VTKObservationMixin):
             if own
             else _('The localizer\'s own threshold is used: check "Own threshold" to choose another.')
         )
-        ui.modelDescriptionLabel.setText(self.model().description())
-        ui.trustCheckBox.setVisible(self.model() not in self.models)
-        ui.trustLabel.setVisible(self.model() not in self.models)
+        model = self.models.chosen()
+        ui.modelDescriptionLabel.setText(model.description())
+        self.models.showAbsence()
+        for widget in (ui.trustLabel, ui.trustCheckBox):
+            widget.setVisible(self.models.isOwn)
+        for widget in (ui.furtherImagesLabel, ui.furtherImagesSpinBox):
+            widget.setVisible(model.inputs is None)
+        several = model.inputs is not None and len(model.inputs) > 1
+        first = _("Scan ({name}):").format(name=model.inputs[0]) if several and model.inputs else _("&Scan:")
+        ui.inputLabel.setText(first)
 
     def _showRows(self, *_collapsed: Any) -> None:
         """Show the rows of the chosen sources in the sections that are open: opening a section shows all of them."""
         for kind, rows in ROWS.items():
             if not getattr(self.ui, f"{kind}CollapsibleButton").collapsed:
                 chosen = getattr(self.ui, f"{kind}SourceComboBox").currentData
-                for source, names in rows.items():
-                    for name in names:
-                        getattr(self.ui, name).setVisible(source == chosen)
+                for name in {name for names in rows.values() for name in names}:
+                    getattr(self.ui, name).setVisible(name in rows.get(chosen, ()))
+        if not self.ui.regionCollapsibleButton.collapsed:
+            self.localizers.showAbsence(self._isGuided())
 
-    def model(self) -> Model:
-        """The chosen segmentation network; one of the user's own is known by its folder alone."""
-        name = self.ui.modelComboBox.currentData or ""
-        own = Model(name, _("A network of your own: {folder}").format(folder=name), installed=True)
-        return next((model for model in self.models if model.name == name), own)
+    def _isGuided(self) -> bool:
+        return bool(self.ui.regionSourceComboBox.currentData == "guided")
+
+    def _showFurtherImages(self) -> None:
+        self.furtherImages.show(self._furtherNames())
+        nodes = list(self.parameters.furtherVolumes)
+        self.furtherImages.setVolumes([node if _exists(node) else None for node in nodes])
+
+    def _furtherNames(self) -> list[str]:
+        """Of the images beside the scan; those of a network that does not tell them are counted."""
+        inputs = self.models.chosen().inputs
+        if inputs is not None:
+            return list(inputs[1:])
+        count = self.parameters.furtherImages if self.parameters is not None else 0
+        return [_("Image {number}").format(number=number) for number in range(2, count + 2)]
 
     # --- widgets → parameter node ---
 
@@ -318,16 +331,18 @@ class Choices(VTKObservationMixin):
             if self.parameters is not None:
                 self.parameters.inputVolume = volume
 
-    def _onModelFolder(self, *_clicked: Any) -> None:
-        folder = qt.QFileDialog.getExistingDirectory(self._widget, _("Folder of a MONAI bundle"))
-        if folder and self.parameters is not None:
+    def _onOwnModel(self, path: str) -> None:
+        if self.parameters is not None:
             self.ui.trustCheckBox.setChecked(False)  # trust is in one network, and is not saved with the scene
-            self.parameters.model = folder
+            self.parameters.model = path
 
-    def _onLocalizerFolder(self, *_clicked: Any) -> None:
-        folder = qt.QFileDialog.getExistingDirectory(self._widget, _("Folder of an open_clip model"))
-        if folder and self.parameters is not None:
-            self.parameters.localizer = folder
+    def _onOwnLocalizer(self, path: str) -> None:
+        if self.parameters is not None:
+            self.parameters.localizer = path
+
+    def _onFurtherImages(self) -> None:
+        if self.parameters is not None and not self._updating:
+            self.parameters.furtherVolumes = self.furtherImages.volumes()
 
     def _onNodeAdded(self, *_event: Any) -> None:
         # Later: the node that was added may not have its voxels yet.
@@ -349,9 +364,9 @@ class Choices(VTKObservationMixin):
         """What the panel asks."""
         parameters, ui = self.parameters, self.ui
         assert parameters is not None
-        guided = ui.regionSourceComboBox.currentData == "guided"
+        guided = self._isGuided()
+        grown = guided or ui.regionSourceComboBox.currentData == "prediction"
         name = ui.methodComboBox.currentData
-        own = self.model() not in self.models
         return Question(
             volumeNode=parameters.inputVolume,
             prompt=parameters.prompt,
@@ -365,13 +380,14 @@ class Choices(VTKObservationMixin):
             score=ui.scoreComboBox.currentData,
             baseline=ui.baselineComboBox.currentData,
             threshold=parameters.regionThreshold if guided and parameters.ownThreshold else None,
-            marginMm=parameters.regionMargin if guided and parameters.regionMargin >= 0 else None,
+            marginMm=parameters.regionMargin if grown and parameters.regionMargin >= 0 else None,
             modality=ui.modalityComboBox.currentData or None,
             device=self._installation.device,
             precision=self._installation.precision,
             seed=parameters.seed,
-            trust=True if own and ui.trustCheckBox.checked else None,
+            trust=True if self.models.isOwn and ui.trustCheckBox.checked else None,
             name=parameters.outputName,
+            furtherVolumeNodes=tuple(self.furtherImages.volumes()),
         )
 
     def _drawn(self, kind: str) -> Segment | Box | None:
@@ -396,11 +412,19 @@ class Choices(VTKObservationMixin):
             found.append(_("Type what to explain, such as liver."))
         return found
 
+    def missingToLocalize(self) -> list[str]:
+        """What is missing before the words can be looked for, a sentence each."""
+        return [*self.missingForAny(), *filter(None, [self.localizers.missing() if self._isGuided() else ""])]
+
     def missing(self) -> list[str]:
         """All that is still missing before Apply can be clicked, a sentence each."""
         parameters, found = self.parameters, self.missingForAny()
         if parameters is None:
             return found
+        if absent := self.models.missing():
+            found.append(absent)
+        found += furtherimages.missing(parameters.inputVolume, self._furtherNames(), self.furtherImages.volumes())
+        found += self.missingToLocalize()[len(self.missingForAny()) :]
         for kind, where in (("region", _("Region")), ("target", _("Target"))):
             drawn = self._drawn(kind)
             if isinstance(drawn, Segment) and (drawn.node is None or not drawn.segmentId):
@@ -411,18 +435,37 @@ class Choices(VTKObservationMixin):
             found.append(_("The structures of this network are not known: choose something else as the target."))
         return found
 
-    def setModels(self, hello: protocol.Greeting) -> None:
-        """The worker knows its models better than the shipped list does."""
-        models = [catalogue.fromReply(entry) for entry in hello.segmenters]
-        localizers = [catalogue.fromReply(entry) for entry in hello.localizers]
-        if (models, localizers) != (self.models, self.localizers) and models and localizers:
-            self.models, self.localizers = models, localizers
+    @property
+    def isUnsure(self) -> bool:
+        """Whether only a worker can tell if what is chosen is on this machine."""
+        guided = self._isGuided()
+        choices = [self.models, *([self.localizers] if guided else [])]
+        return any(choice.missing() and not choice.known for choice in choices)
+
+    def setModels(self, hello: protocol.Greeting | None) -> None:
+        """The worker knows its models better than the shipped list does; None where there is no worker to ask."""
+        before = self._offered()
+        for choice, told in ((self.models, "segmenters"), (self.localizers, "localizers")):
+            models = [catalogue.fromReply(entry) for entry in getattr(hello, told)] if hello is not None else []
+            choice.models, choice.known = models or choice.models, True
+        if hello is not None:
+            self._regions = hello.regions or protocol.REGIONS
+        if self._offered() != before:
             self._updating = True
             try:
-                self._fillModels()
+                self.models.fill()
+                self.localizers.fill()
+                self._fillRegions()
             finally:
                 self._updating = False
-            self._onParametersModified()
+        self._onParametersModified()
+
+    def _offered(self) -> tuple[Any, ...]:
+        return self.models.known, self.models.models, self.localizers.models, self._regions
+
+
+def _exists(node: Any) -> bool:
+    return node is not None and slicer.mrmlScene.GetNodeByID(node.GetID() or "") is node
 
 
 def _fill(combo: Any, items: Iterable[tuple[str, Any]]) -> None:

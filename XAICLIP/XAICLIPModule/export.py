@@ -24,13 +24,20 @@ from XAICLIPLib.errors import InputError
 LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
-def imageFromVolume(volumeNode: Any) -> sitk.Image:
+def imageFromVolume(volumeNode: Any, beside: Any = None) -> sitk.Image:
     """The voxels of a scalar volume in its own space (LPS, mm), checked; parent transforms are not applied.
+
+    Parameters
+    ----------
+    volumeNode
+        vtkMRMLScalarVolumeNode.
+    beside
+        Another one, whose own space is taken instead: the two lie to each other as they do in the world.
 
     Raises
     ------
     InputError
-        The volume is empty, no scalar 3D volume, or under a transform that bends it.
+        The volume is empty, no scalar 3D volume, or under a transform that bends or shears it.
     """
     name = _("the volume {name}").format(name=volumeNode.GetName())
     if volumeNode.GetImageData() is None or volumeNode.GetImageData().GetNumberOfPoints() == 0:
@@ -39,6 +46,10 @@ def imageFromVolume(volumeNode: Any) -> sitk.Image:
     array = slicer.util.arrayFromVolume(volumeNode)
     image = sitk.GetImageFromArray(array, isVector=array.ndim > 3)  # copies
     toRas = matrixFromVolume(volumeNode)
+    if beside is not None and beside.GetParentTransformNode() is not volumeNode.GetParentTransformNode():
+        checkTransform(beside)
+        toRas = np.linalg.inv(worldFromOwn(beside)) @ worldFromOwn(volumeNode) @ toRas
+        checkAxes(toRas, volumeNode)
     toLps = LPS_RAS @ toRas
     spacing = np.linalg.norm(toLps[:3, :3], axis=0)
     image.SetSpacing([float(s) for s in spacing])
@@ -53,6 +64,33 @@ def matrixFromVolume(volumeNode: Any) -> NDArray[np.float64]:
     matrix = vtk.vtkMatrix4x4()
     volumeNode.GetIJKToRASMatrix(matrix)
     return np.asarray(slicer.util.arrayFromVTKMatrix(matrix), dtype=float)
+
+
+def worldFromOwn(volumeNode: Any) -> NDArray[np.float64]:
+    """4 × 4 matrix from a volume's own RAS space to the world; its parent transform is linear, or there is none."""
+    matrix = vtk.vtkMatrix4x4()
+    parent = volumeNode.GetParentTransformNode()
+    if parent is not None:
+        parent.GetMatrixTransformToWorld(matrix)
+    return np.asarray(slicer.util.arrayFromVTKMatrix(matrix), dtype=float)
+
+
+def checkAxes(toRas: NDArray[np.float64], volumeNode: Any) -> None:
+    """Refuse a grid whose axes are not at right angles, which a transform has sheared.
+
+    Raises
+    ------
+    InputError
+        With the way out.
+    """
+    axes = toRas[:3, :3] / np.linalg.norm(toRas[:3, :3], axis=0)
+    if not np.allclose(axes.T @ axes, np.eye(3), atol=1e-4):
+        raise InputError(
+            _(
+                "The volume {name} is sheared against the scan by a transform: resample it to the scan first (Resample "
+                "Scalar/Vector/DWI Volume)."
+            ).format(name=volumeNode.GetName())
+        )
 
 
 def checkTransform(volumeNode: Any) -> None:

@@ -50,12 +50,18 @@ class ExplanationError(RuntimeError):
         self.kind = kind
 
 
+@dataclass(frozen=True)
+class Download:
+    """Wanted: a model of the catalogue on this machine."""
+
+    name: str
+
+
 @dataclass
 class _Run:
     """One request that is being computed."""
 
-    question: Any
-    """A `Question`, or a `ReportQuestion`."""
+    question: Question | Download | ReportQuestion
     kind: str
     request: int = 0
     folder: Path | None = None
@@ -70,8 +76,8 @@ class _Run:
         return node if _exists(node) else None
 
     def isInputThere(self) -> bool:
-        """Whether the result could still be used; a report is a file, and outlives the scan."""
-        return self.kind == "report" or _exists(self.question.volumeNode)
+        """Whether the result could still be used; a report or a model is a file, and outlives the scan."""
+        return not isinstance(self.question, Question) or _exists(self.question.volumeNode)
 
 
 class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
@@ -96,6 +102,8 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
         Emitted with a vtkMRMLSegmentationNode and the worker's warnings, after `startLocalizing`.
     reported
         Emitted with the path of the file, after `startReporting`.
+    downloaded
+        Emitted with the name of a model that is on this machine now, after `startDownloading`.
     failed
         Emitted with a sentence for the user and the kind of error.
     cancelled
@@ -114,7 +122,8 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
         ScriptedLoadableModuleLogic.__init__(self)
         VTKObservationMixin.__init__(self)
         self.stateChanged, self.progressed, self.estimated = Signal(), Signal(), Signal()
-        self.finished, self.regionFound, self.reported = Signal(), Signal(), Signal()
+        self.finished, self.regionFound = Signal(), Signal()
+        self.reported, self.downloaded = Signal(), Signal()
         self.failed, self.cancelled = Signal(), Signal()
         self.session: Session = session or WorkerSession()
         self.session.greeted.connect(self._onGreeted)
@@ -225,6 +234,26 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
         """Whether it is a report that is being made."""
         return self._run is not None and self._run.kind == "report"
 
+    def startDownloading(self, name: str) -> None:
+        """Begin to download a model of the catalogue; `downloaded` follows.
+
+        Raises
+        ------
+        InputError
+            Another computation is going on.
+        """
+        self._start(Download(name), "download")
+
+    def lookForModels(self) -> None:
+        """Start the worker where none runs, which says in its hello what is on this machine.
+
+        Raises
+        ------
+        InputError
+            The interpreter of the settings does not exist.
+        """
+        self.session.start()
+
     def cancel(self) -> None:
         """End what is going on with what it has; called again, at once and without a result."""
         if self._run is None:
@@ -247,10 +276,11 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
         self.session.greeted.disconnect(self._onGreeted)
         self.removeObservers()
 
-    def _start(self, question: Question | ReportQuestion, kind: str) -> None:
+    def _start(self, question: Question | Download | ReportQuestion, kind: str) -> None:
         if self._run is not None:
             raise InputError(_("A computation is going on: wait for it, or cancel it first."))
-        question.check()
+        if not isinstance(question, Download):
+            question.check()
         if isinstance(question, Question) and kind == "explain":
             checkDrawn(question.region)
             checkDrawn(question.target)
@@ -280,9 +310,12 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
         assert self.session.hello is not None
         self.session.stopped.disconnect(self._onStoppedWhileStarting)
         try:
-            # Inside the worker's private folder, which is removed with it, also after a crash.
-            run.folder = Path(tempfile.mkdtemp(prefix="run-", dir=self.session.hello.folder))
-            asked = getattr(run.question, f"{run.kind}Request")(run.folder)
+            if isinstance(run.question, Download):
+                asked: dict[str, Any] = {"name": run.question.name}
+            else:
+                # Inside the worker's private folder, which is removed with it, also after a crash.
+                run.folder = Path(tempfile.mkdtemp(prefix="run-", dir=self.session.hello.folder))
+                asked = getattr(run.question, f"{run.kind}Request")(run.folder)
         except InputError as error:
             self._end()
             self.failed.emit(str(error), "input")
@@ -311,6 +344,7 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
             self._onLast(run, reply)
 
     def _onEstimate(self, run: _Run, path: Path) -> None:
+        assert isinstance(run.question, Question)
         if run is not self._run or run.dropped or not run.isInputThere():
             path.unlink(missing_ok=True)
             return
@@ -322,6 +356,7 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
     def _onMapUpdated(self, run: _Run, saliencyNode: Any) -> None:
         if not run.shown:
             run.shown = True
+            assert isinstance(run.question, Question)
             self._show(run.question.volumeNode, saliencyNode)
         self.estimated.emit(saliencyNode)
 
@@ -349,6 +384,10 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
             return self.failed, (reply.message, reply.kind)
         if isinstance(reply, protocol.Reported):
             return self.reported, (Path(next(iter(reply.files.values()))),)
+        if isinstance(run.question, Download):
+            self.session.refresh()
+            return self.downloaded, (run.question.name,)
+        assert isinstance(run.question, Question)
         if not run.isInputThere():
             return self.failed, (_("The volume was removed during the computation: there is no result."), "input")
         volumeNode, question = run.question.volumeNode, run.question
@@ -389,7 +428,8 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
             self._drop()
 
     def _onSceneClosing(self, *_event: Any) -> None:
-        self._drop()
+        if self._run is None or not isinstance(self._run.question, Download):  # which is not for one scene
+            self._drop()
         self.views.forget()
 
     def _drop(self) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import qt
 import slicer
 from slicer.i18n import tr as _
 
@@ -35,6 +37,7 @@ class Panel:
     def __init__(self, ui: Any, widget: Any, logic: XAICLIPLogic) -> None:
         self.ui, self.logic = ui, logic
         self._chosenResults: tuple[Any, Any] | None = None
+        self._isDownloading = False
         self.installation = InstallationPanel(ui, logic.session)
         self.choices = Choices(ui, widget, self.installation)
         self.results = ResultsPanel(ui, logic)
@@ -42,6 +45,7 @@ class Panel:
         ui.showRegionButton.connect("clicked(bool)", self.onShowRegionButton)
         ui.promptLineEdit.connect("returnPressed()", self._onReturnPressed)
         self.choices.changed.connect(self._onChoicesChanged)
+        self.choices.downloadWanted.connect(self.onDownload)
         self._connectLogic()
         self._showState()
 
@@ -71,6 +75,8 @@ class Panel:
             self._chosenResults = chosen
             self.results.setNodes(*chosen)
         self.checkCanApply()
+        if self.choices.isUnsure:
+            qt.QTimer.singleShot(0, self._lookForModels)  # the worker's hello may change the choices at once
 
     # --- Apply ---
 
@@ -83,7 +89,7 @@ class Panel:
             ui.applyButton.setToolTip(
                 "\n".join(absent) or _("Explain why the network drew the structure where it did.")
             )
-            base = self.choices.missingForAny()
+            base = self.choices.missingToLocalize()
             ui.showRegionButton.setEnabled(not base)
             ui.showRegionButton.setToolTip(
                 "\n".join(base) or _("Find the words in the scan and show where, without explaining yet.")
@@ -93,6 +99,8 @@ class Panel:
             ui.applyButton.setToolTip(
                 _("End at once, without a result.")
                 if self.logic.state is State.CANCELLING
+                else _("End the download.")
+                if self._isDownloading
                 else _("End with what is known by then.")
             )
             ui.showRegionButton.setEnabled(False)
@@ -103,17 +111,38 @@ class Panel:
         if self.logic.state is not State.IDLE:
             self.logic.cancel()
             return
-        self._begin(self.logic.startExplaining)
+        self._begin(lambda: self.logic.startExplaining(self.choices.question()))
 
     def onShowRegionButton(self, *_clicked: Any) -> None:
         """Look for the words without explaining."""
-        self._begin(self.logic.startLocalizing)
+        self._begin(lambda: self.logic.startLocalizing(self.choices.question()))
 
-    def _begin(self, start: Any) -> None:
+    def onDownload(self, name: str) -> None:
+        """Get a model of the catalogue onto this machine."""
+        self._begin(lambda: self.logic.startDownloading(name), downloads=True)
+
+    def _lookForModels(self) -> None:
+        """Ask the worker what is on this machine, where that matters; where it does not start, nobody knows."""
+        if self.choices.parameters is None or not self.choices.isUnsure:
+            return
+        if self.logic.session.hello is not None:
+            self.choices.setModels(self.logic.session.hello)
+            return
+        try:
+            self.logic.lookForModels()
+        except InputError:
+            self._onSessionStopped("")
+
+    def _onSessionStopped(self, _message: str) -> None:
+        if self.choices.isUnsure:
+            self.choices.setModels(None)
+
+    def _begin(self, start: Callable[[], None], downloads: bool = False) -> None:
         try:
             if dependencies.ensure(self.logic.session.stop):
                 self._say("")
-                start(self.choices.question())
+                self._isDownloading = downloads
+                start()
         except InputError as error:
             self._onFailed(str(error), "input")
 
@@ -133,9 +162,11 @@ class Panel:
             (logic.finished, self._onFinished),
             (logic.regionFound, self._onRegionFound),
             (logic.reported, self._onReported),
+            (logic.downloaded, self._onDownloaded),
             (logic.failed, self._onFailed),
             (logic.cancelled, self._onCancelled),
             (logic.session.greeted, self._onGreeted),
+            (logic.session.stopped, self._onSessionStopped),
         ]
 
     def _connectLogic(self) -> None:
@@ -161,11 +192,18 @@ class Panel:
             self._say(_("Starting the worker (the first time takes up to a minute) …"))
         elif state is State.RUNNING:
             ui.progressBar.setRange(0, 0)
-            self._say(_("Writing the report …") if self.logic.isReporting else _("Loading the models …"))
+            if self._isDownloading:
+                self._say(_("Downloading …"))
+            else:
+                self._say(_("Writing the report …") if self.logic.isReporting else _("Loading the models …"))
         elif state is State.CANCELLING:
-            self._say(_("Ending with what is known by now …"))
-        for name in ("inputSelector", "sampleButton", "modelComboBox", "modelFolderButton", "promptLineEdit"):
+            self._say(_("Ending …") if self._isDownloading else _("Ending with what is known by now …"))
+        for name in (
+            *("inputSelector", "sampleButton", "modelComboBox", "modelFolderButton", "modelDownloadButton"),
+            *("furtherImagesSpinBox", "promptLineEdit", "localizerDownloadButton"),
+        ):
             getattr(ui, name).setEnabled(state is State.IDLE)
+        self.choices.furtherImages.setEnabled(state is State.IDLE)
 
     def _onProgressed(self, stage: str, done: int, total: int, secondsLeft: float | None) -> None:
         if self.logic.state is not State.RUNNING:
@@ -175,12 +213,14 @@ class Panel:
             "segment": _("Segmenting"),
             "explain": _("Hiding parts of the scan"),
             "check": _("Checking the map"),
+            "download": _("Downloading"),
         }
         bar = self.ui.progressBar
-        bar.setRange(0, 100)
+        bar.setRange(0, 100 if total or stage != "download" else 0)  # of an unknown size: busy
         bar.setValue(int(100 * done / total) if total else 0)
         left = "" if secondsLeft is None else " – " + _("{time} left").format(time=duration(secondsLeft))
-        self._say(f"{stages.get(stage, stage)}: {done} / {total}{left}")
+        parts = megabytes(done, total) if stage == "download" else f"{done} / {total}"
+        self._say(f"{stages.get(stage, stage)}: {parts}{left}")
 
     def _onEstimated(self, saliencyNode: Any) -> None:
         self.results.showDeveloping(saliencyNode)
@@ -204,13 +244,18 @@ class Panel:
     def _onReported(self, path: Path) -> None:
         self._say(_("The report was written to {path}").format(path=path))
 
+    def _onDownloaded(self, name: str) -> None:
+        self._say(_("{name} is on this machine now.").format(name=name))
+
     def _onFailed(self, message: str, kind: str) -> None:
         self._say(message, warning=True)
         self._showChosenResults()
         slicer.util.errorDisplay(message, windowTitle=_("XAI-CLIP"))
 
     def _onCancelled(self) -> None:
-        self._say(_("Cancelled before there was a result."))
+        self._say(
+            _("The download was cancelled.") if self._isDownloading else _("Cancelled before there was a result.")
+        )
         self._showChosenResults()
 
     def _showChosenResults(self) -> None:
@@ -226,6 +271,11 @@ class Panel:
         label.setStyleSheet("font-weight: bold" if warning else "")
         label.setText(text)
         label.setVisible(bool(text))
+
+
+def megabytes(done: int, total: int) -> str:
+    """Bytes in words: "1.2 / 375.0 MB", or "1.2 MB" where the total is not known (0)."""
+    return f"{done / 1e6:,.1f} MB" if not total else f"{done / 1e6:,.1f} / {total / 1e6:,.1f} MB"
 
 
 def duration(seconds: float) -> str:

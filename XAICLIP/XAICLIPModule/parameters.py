@@ -20,14 +20,16 @@ class XAICLIPParameterNode:
     ----------
     inputVolume
         The scan.
+    furtherImages, furtherVolumes
+        How many images beside the scan a network of the user's own takes, and the volumes chosen for further images.
     model, localizer
-        Names of the catalogue, or folders; empty for the default.
+        Names of the catalogue, or paths; empty for the default.
     method, methodParameters
         Its name, and JSON with the parameters of every method by its name.
     modality
         ``CT``, ``MR``, or empty to guess it.
     regionSource
-        ``guided``, ``whole``, ``segment`` or ``box``.
+        ``guided``, ``whole``, ``prediction``, ``segment`` or ``box``.
     targetSource
         ``prompt``, ``structure``, ``segment`` or ``box``.
     ownThreshold, regionThreshold
@@ -41,6 +43,8 @@ class XAICLIPParameterNode:
     """
 
     inputVolume: vtkMRMLScalarVolumeNode
+    furtherImages: Annotated[int, WithinRange(0, 7)]
+    furtherVolumes: list[vtkMRMLScalarVolumeNode]
     model: str
     prompt: str
     method: str

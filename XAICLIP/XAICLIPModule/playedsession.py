@@ -30,6 +30,8 @@ class PlayedSession:
     ----------
     requests
         What was asked, in order.
+    installed
+        Names of models that are on this machine, beside those that ship.
     cancelled
         The ids of the requests that were to be cancelled.
     """
@@ -39,6 +41,7 @@ class PlayedSession:
         self.hello: protocol.Greeting | None = None
         self.requests: list[Any] = []
         self.cancelled: list[int] = []
+        self.installed: set[str] = set()
         self._folder, self._greets = folder, greets
         self._listeners: dict[int, Listener] = {}
 
@@ -56,14 +59,25 @@ class PlayedSession:
             devices=devices,
             device_names={},
             folder=str(self._folder),
-            segmenters=tuple({**vars(model)} for model in catalogue.shipped("segmenter")),
-            localizers=tuple({**vars(model)} for model in catalogue.shipped("localizer")),
+            segmenters=self._listed("segmenter"),
+            localizers=self._listed("localizer"),
             methods=methods.describe(),
             scores=methods.SCORES,
             baselines=methods.BASELINES,
             structures=("liver", "spleen"),
+            regions=protocol.REGIONS,
         )
         self.greeted.emit(self.hello)
+
+    def _listed(self, kind: catalogue.Kind) -> tuple[dict[str, Any], ...]:
+        return tuple(
+            {**vars(model), "installed": model.installed or model.name in self.installed}
+            for model in catalogue.shipped(kind)
+        )
+
+    def refresh(self) -> None:
+        """Say hello anew."""
+        self.greet(self.hello.devices if self.hello is not None else ("cpu",))
 
     def request(self, kind: str, listener: Listener, /, **fields: Any) -> int:
         """Take a request, checked as a worker would check it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,8 +53,11 @@ class Question:
         vtkMRMLScalarVolumeNode.
     prompt
         The structure in words.
+    furtherVolumeNodes
+        vtkMRMLScalarVolumeNode of the same patient, in the order of the network's other inputs, where it takes several.
     region
-        ``guided`` (where the localizer finds the prompt), ``whole``, or something drawn.
+        ``guided`` (where the localizer finds the prompt), ``whole``, another of `XAICLIPLib.protocol.REGIONS`, or
+        something drawn.
     target
         None for what the prompt says, another structure of the network by its name, or something drawn.
     parameters
@@ -86,6 +89,7 @@ class Question:
     seed: int | None = None
     trust: bool | None = None
     name: str | None = None
+    furtherVolumeNodes: Sequence[Any] = ()
 
     def check(self) -> None:
         """Refuse at once what the worker would refuse after a while.
@@ -93,10 +97,14 @@ class Question:
         Raises
         ------
         InputError
-            No volume, no words, or parameters that the method does not take.
+            No volume, the same one twice, no words, or parameters that the method does not take.
         """
-        if self.volumeNode is None or slicer.mrmlScene.GetNodeByID(self.volumeNode.GetID() or "") is None:
-            raise InputError(_("No volume is chosen: load a scan and choose it."))
+        for node in (self.volumeNode, *self.furtherVolumeNodes):
+            if node is None or slicer.mrmlScene.GetNodeByID(node.GetID() or "") is None:
+                raise InputError(_("No volume is chosen: load a scan and choose it."))
+        ids = [node.GetID() for node in (self.volumeNode, *self.furtherVolumeNodes)]
+        if len(set(ids)) < len(ids):
+            raise InputError(_("One volume is given for two images: choose another for each."))
         if not self.prompt.strip():
             raise InputError(_('Nothing is asked for: type the name of a structure, such as "liver".'))
         methods.method(self.method or next(iter(methods.METHODS)), **self.parameters)
@@ -135,6 +143,10 @@ class Question:
         InputError
             The volume or what is drawn cannot be used or written.
         """
+        further = [
+            str(export.writeImage(export.imageFromVolume(node, self.volumeNode), folder / f"volume-{number}.nrrd"))
+            for number, node in enumerate(self.furtherVolumeNodes, 2)
+        ]
         region, target = self.region, self.target
         asked: dict[str, Any] = {"region": region}
         if not isinstance(region, str):
@@ -146,6 +158,7 @@ class Question:
         return {
             **self.localizeRequest(folder),
             **asked,
+            "further_volumes": further or None,
             "output": str(folder / "results"),
             "model": self.model,
             "method": self.method,

@@ -44,7 +44,7 @@ class Ended:
 Answer = protocol.Reply | Ended
 Listener = Callable[[Any], None]
 
-FINAL = frozenset({"region", "explanation", "reported", "error", "bye"})
+FINAL = frozenset({"region", "explanation", "reported", "downloaded", "error", "bye"})
 """Types of answers after which a request is over."""
 
 
@@ -64,6 +64,9 @@ class Session(Protocol):
 
     def cancel(self, request: int) -> None:
         """Ask the worker to end a request with what it has."""
+
+    def refresh(self) -> None:
+        """Have a worker that runs say hello anew; `greeted` follows."""
 
     def stop(self) -> None:
         """End the worker, whatever it does."""
@@ -166,6 +169,11 @@ class WorkerSession:
             self._answer(Ended(request, "cancelled", _("Cancelled before there was a result.")))
         if not waiting and request in self._listeners and self._process is not None:
             self._send(protocol.Cancel(id=self._nextId(), request=request))
+
+    def refresh(self) -> None:
+        """Have a worker that runs say hello anew, for example after a download; `greeted` follows."""
+        if self._process is not None and self.hello is not None:
+            self._send(protocol.Hello(id=self._nextId(), protocol=protocol.PROTOCOL))
 
     def stop(self, patience_ms: int = 1500) -> None:
         """End the worker: asked, by the end of its input, and, after ``patience_ms``, by force."""
