@@ -341,7 +341,7 @@ def kinds(work: Path, data: Path) -> Iterator[tuple[str, Callable[[], Kind]]]:
             overlap=0.25,
         ),
         [crop],
-        large,
+        (*large, "structures"),  # it draws all of its 105
     )
     swin = {"_target_": "SwinUNETR", "spatial_dims": 3, "img_size": 96, "in_channels": 1, "out_channels": 14}
     yield zoo(
