@@ -676,7 +676,7 @@ def test_nothing_that_is_written_names_the_patient(tmp_path: Path, from_file: bo
     result = run(**given, target=given["region"])
     written = result.save(folder / "result")
     assert {path.name for path in (folder / "result").iterdir()} == {
-        *("saliency.nrrd", "region.nrrd", "segmentation.nrrd", "explanation.json", "figure.png")
+        *("saliency.nrrd", "region.nrrd", "segmentation.nrrd", "target.nrrd", "explanation.json", "figure.png")
     }
     for path in written.values():
         content = contents(path).lower()
