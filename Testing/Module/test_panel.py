@@ -209,6 +209,22 @@ def test_a_network_of_the_users_own_needs_trust_that_no_scene_can_give(
     ready.trustCheckBox.setChecked(True)
     ready.applyButton.click()
     assert session.requests[1].trust is True
+    session.answer("error", kind="input", message="It holds other code.")
+    (tmp_path / "other").mkdir()
+    panel.panel.choices.parameters.model = str(tmp_path / "other")  # as a scene brings it
+    assert not ready.trustCheckBox.checked, "trust in one network is none in the next"
+    ready.applyButton.click()
+    assert (session.requests[2].model, session.requests[2].trust) == (str(tmp_path / "other"), None)
+
+
+def test_a_target_that_the_next_network_has_not_is_asked_for_again(panel: Any, ready: Any, tmp_path: Path) -> None:
+    ready.targetCollapsibleButton.collapsed = False
+    pick(ready.targetSourceComboBox, "structure")
+    pick(ready.targetStructureComboBox, "spleen")
+    assert ready.applyButton.isEnabled()
+    panel.panel.choices.parameters.model = str(tmp_path)
+    assert not ready.applyButton.isEnabled()
+    assert "structures of this network are not known" in ready.applyButton.toolTip
 
 
 def test_show_region_first_gives_a_segment_to_edit(ready: Any, session: Any, volume: Any, tmp_path: Path) -> None:

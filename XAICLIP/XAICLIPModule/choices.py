@@ -71,6 +71,7 @@ class Choices(VTKObservationMixin):
         self._installation = installation
         self._guiTag: Any = None
         self._updating = False
+        self._trusted = ""  # the network that the trust box is about
         self._shownMethod: tuple[str, dict[str, Any]] | None = None
         download = self.downloadWanted.emit
         self.models = ModelChoice("model", ui, widget, self._onOwnModel, download)
@@ -204,9 +205,11 @@ class Choices(VTKObservationMixin):
         try:
             self.models.offer(parameters.model)
             self.localizers.offer(parameters.localizer)
-            self._fillTargetStructures()
             for combo, name in self._boundCombos():
-                _choose(combo, getattr(parameters, name))
+                if name == "targetStructure":  # the last: the model is chosen by now
+                    self._fillTargetStructures()
+                # Of another network than before, a structure that it has not is none, and not its first.
+                _choose(combo, getattr(parameters, name), -1 if name == "targetStructure" else 0)
             for selector, node, segment in self._boundSegments():
                 _select(selector, getattr(parameters, node), getattr(parameters, segment))
                 if getattr(parameters, node) is not None and not getattr(parameters, segment):
@@ -250,6 +253,10 @@ class Choices(VTKObservationMixin):
         """Show what belongs to the choices: rows, tool tips, the model's description."""
         ui = self.ui
         self._showRows()
+        if self._trusted != self.models.chosen().name:
+            # Trust is in one network: not in the next one, and not in one that a scene brings.
+            self._trusted = self.models.chosen().name
+            ui.trustCheckBox.setChecked(False)
         own = ui.ownThresholdCheckBox.checked
         ui.regionThresholdSlider.setEnabled(own)
         ui.regionThresholdSlider.setToolTip(
@@ -333,7 +340,6 @@ class Choices(VTKObservationMixin):
 
     def _onOwnModel(self, path: str) -> None:
         if self.parameters is not None:
-            self.ui.trustCheckBox.setChecked(False)  # trust is in one network, and is not saved with the scene
             self.parameters.model = path
 
     def _onOwnLocalizer(self, path: str) -> None:
@@ -474,10 +480,10 @@ def _fill(combo: Any, items: Iterable[tuple[str, Any]]) -> None:
         combo.addItem(text, data)
 
 
-def _choose(combo: Any, data: Any) -> None:
-    """Choose the item with these data; the first, where it is empty or unknown."""
+def _choose(combo: Any, data: Any, otherwise: int = 0) -> None:
+    """Choose the item with these data; the first where it is empty, and by default where it is unknown."""
     index = combo.findData(data) if data else 0
-    combo.setCurrentIndex(max(index, 0) if combo.count else -1)
+    combo.setCurrentIndex((index if index >= 0 else otherwise) if combo.count else -1)
 
 
 def _select(selector: Any, node: Any, segmentId: str) -> None:

@@ -234,6 +234,11 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
         """Whether it is a report that is being made."""
         return self._run is not None and self._run.kind == "report"
 
+    @property
+    def isDownloading(self) -> bool:
+        """Whether it is a model that is being downloaded."""
+        return self._run is not None and self._run.kind == "download"
+
     def startDownloading(self, name: str) -> None:
         """Begin to download a model of the catalogue; `downloaded` follows.
 

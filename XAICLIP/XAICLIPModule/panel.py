@@ -119,7 +119,7 @@ class Panel:
 
     def onDownload(self, name: str) -> None:
         """Get a model of the catalogue onto this machine."""
-        self._begin(lambda: self.logic.startDownloading(name), downloads=True)
+        self._begin(lambda: self.logic.startDownloading(name))
 
     def _lookForModels(self) -> None:
         """Ask the worker what is on this machine, where that matters; where it does not start, nobody knows."""
@@ -137,11 +137,10 @@ class Panel:
         if self.choices.isUnsure:
             self.choices.setModels(None)
 
-    def _begin(self, start: Callable[[], None], downloads: bool = False) -> None:
+    def _begin(self, start: Callable[[], None]) -> None:
         try:
             if dependencies.ensure(self.logic.session.stop):
                 self._say("")
-                self._isDownloading = downloads
                 start()
         except InputError as error:
             self._onFailed(str(error), "input")
@@ -187,6 +186,8 @@ class Panel:
         }
         ui.applyButton.setText(titles[state])
         ui.progressBar.setVisible(state is not State.IDLE)
+        if state is not State.IDLE:  # remembered, for what is said once it has ended
+            self._isDownloading = self.logic.isDownloading
         if state is State.STARTING:
             ui.progressBar.setRange(0, 0)
             self._say(_("Starting the worker (the first time takes up to a minute) …"))
