@@ -47,6 +47,18 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+@pytest.fixture
+def show(capsys: pytest.CaptureFixture[str], pytestconfig: pytest.Config) -> Callable[[str], None]:
+    """Print a sentence where ``-s`` asks for it."""
+
+    def tell(sentence: str) -> None:
+        if pytestconfig.getoption("capture") == "no":
+            with capsys.disabled():
+                print(f"\n{sentence}", end="")
+
+    return tell
+
+
 class Runs:
     """A pickle that writes a file when it is read."""
 
@@ -180,14 +192,16 @@ ATTACKS: dict[Callable[[Path, Path], Path], str] = {
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
 def test_a_hostile_model_is_refused_and_does_nothing(
-    world: Path, capsys: pytest.CaptureFixture[str], attack: Callable[[Path, Path], Path]
+    world: Path,
+    capsys: pytest.CaptureFixture[str],
+    show: Callable[[str], None],
+    attack: Callable[[Path, Path], Path],
 ) -> None:
     model = attack(world / "theirs", world / "caught")
     before = snapshot(world)
     status = cli.main(["explain", str(world / "scan.nrrd"), "--prompt", "liver", "--model", str(model)])
     told = capsys.readouterr().err.strip()
-    with capsys.disabled():
-        print(f"\n{attack.__name__}: {told.replace(str(world), '…')}", end="")
+    show(f"{attack.__name__}: {told.replace(str(world), '…')}")
     assert status == 1 and told.count("\n") == 0 and re.search(ATTACKS[attack], told), told
     assert snapshot(world) == before, "something was written"
     assert not (world.parent / "caught").exists() and not (world / "caught").exists()
@@ -195,7 +209,7 @@ def test_a_hostile_model_is_refused_and_does_nothing(
 
 @pytest.mark.parametrize("attack", ["wrong checksum", "cut off", "larger than declared"])
 def test_a_download_that_is_not_what_the_catalogue_says_is_refused(
-    world: Path, capsys: pytest.CaptureFixture[str], attack: str
+    world: Path, capsys: pytest.CaptureFixture[str], show: Callable[[str], None], attack: str
 ) -> None:
     content = bytes(range(256)) * 1000
     sent = {"wrong checksum": content[:-1] + b"!", "cut off": content[:-500], "larger than declared": content * 3}[
@@ -212,7 +226,6 @@ def test_a_download_that_is_not_what_the_catalogue_says_is_refused(
         assert cli.main(["models", "download", "net"]) == 1
     (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("xaiclip: ")]
     assert re.search(r"SHA-256 differs|declared|larger|more than", told) and told.count("--from FILE") == 1
-    with capsys.disabled():
-        print(f"\n{attack}: {told.replace(str(world), '…')}", end="")
+    show(f"{attack}: {told.replace(str(world), '…')}")
     left = {name for name in set(snapshot(world)) - set(before) if not name.endswith((".part", ".part-version"))}
     assert not left, "nothing that could be taken for the model"
