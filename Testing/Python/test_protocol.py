@@ -217,7 +217,7 @@ def test_a_client_overlooks_what_a_newer_worker_adds() -> None:
         (b'{"type": "explanation", "id": 4, "complete": 1, "files": {}, "record": {}}', "true or false"),
         (b'{"type": "estimate", "id": 4, "files": {"saliency": 3}, "done": 1, "total": 2}', "give a path"),
         (b'{"type": "downloaded", "id": 4, "path": "/m"}', "lacks name"),
-        (b'{"type": "progress", "id": 4, "stage": "upload", "done": 1, "total": 2}', "explain, download"),
+        (b'{"type": "progress", "id": 4, "stage": "upload", "done": 1, "total": 2}', "explain, check, download"),
         (b'{"type": "region", "id": 4, "files": {}, "region": {}, "warnings": "none"}', "list of texts"),
         (b"Segmentation fault", "no JSON object"),
     ],
