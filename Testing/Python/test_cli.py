@@ -233,6 +233,8 @@ def test_options_reach_the_explanation(here: Path, monkeypatch: pytest.MonkeyPat
         "batch_size": 7,
         "seed": 3,
         "trust": True,
+        "prompts": None,
+        "check": False,
     }
 
 
