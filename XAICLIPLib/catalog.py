@@ -19,7 +19,15 @@ from XAICLIPLib.catalogfile import read_catalogue
 from XAICLIPLib.checksums import sha256
 from XAICLIPLib.entry import OPEN_CLIP_WEIGHTS, Entry, Kind
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.modelfolder import file_checksums, hub_snapshot, models_folder, read_lock, user_catalogue, write_lock
+from XAICLIPLib.modelfolder import (
+    PROMPTS_FILE,
+    file_checksums,
+    hub_snapshot,
+    models_folder,
+    read_lock,
+    user_catalogue,
+    write_lock,
+)
 from XAICLIPLib.resources import resource_path
 
 if TYPE_CHECKING:
@@ -87,9 +95,9 @@ def load_segmenter(name: str | Path | None, device: torch.device, trust: bool = 
     entry = _find("segmenter", name)
     if entry is None:
         path = Path(str(name))
-        found = _load_path(path, device, trust) or formats.load_registered(str(name), device)
+        found = _load_path(path, device, trust) or formats.load_registered(str(name), device, trust)
     elif package := entry.fetched_as("package"):
-        found = formats.load_registered(entry.name, device)
+        found = formats.load_registered(entry.name, device, trust)
         if found is None:
             raise InputError(
                 f"The model {entry.name} needs the package {package}, whose network is not found here: `xaiclip models "
@@ -139,7 +147,6 @@ def load_localizer(name: str | Path | None, device: torch.device, prompts: str |
     from XAICLIPLib.localization import plugins
     from XAICLIPLib.localization.context import load
     from XAICLIPLib.localization.localizer import ClipLocalizer
-    from XAICLIPLib.localization.openclip import PROMPTS_FILE
 
     entry = _find("localizer", name)
     if entry is None and (plugin := plugins.find(str(name))) is not None:
@@ -178,7 +185,9 @@ def _find(kind: Kind, name: str | Path | None) -> Entry | None:
         return listed[0]
     folder = os.path.realpath(str(name).removeprefix("local-dir:"))
     for entry in listed:
-        if entry.name == str(name) or (entry.folder is not None and folder == os.path.realpath(entry.folder)):
+        if entry.name.lower() == str(name).lower() or (
+            entry.folder is not None and folder == os.path.realpath(entry.folder)
+        ):
             return entry
     return None
 
@@ -213,6 +222,8 @@ def _check_cached(entry: Entry) -> None:
         return
     found = file_checksums(snapshot)
     for name, expected in lock.files.items():
+        if name == PROMPTS_FILE and entry.format == "open_clip":  # tuned here, and checked when they are read
+            continue
         if found.get(name, expected) != expected:
             raise InputError(
                 f"The model {entry.name} was changed, {snapshot / name} is not the file that was first downloaded: if "

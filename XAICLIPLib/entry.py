@@ -5,7 +5,6 @@ PyTorch is not imported, so that models are listed at once.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -14,8 +13,9 @@ from urllib.parse import urlsplit
 
 from XAICLIPLib.checksums import sha256
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.modelfolder import downloaded, hub_snapshot, read_lock
+from XAICLIPLib.modelfolder import PROMPTS_FILE, downloaded, hub_snapshot, read_lock
 from XAICLIPLib.resources import resource_path
+from XAICLIPLib.trainedfolders import trained_datasets
 from XAICLIPLib.versions import installed as package_version
 
 Kind = Literal["segmenter", "localizer"]
@@ -190,7 +190,7 @@ class Entry:
             except InputError:  # its checksums are damaged: it has to come anew
                 return False
         if self.format == "totalsegmentator":
-            return any(_totalsegmentator_weights().glob("Dataset*"))
+            return bool(trained_datasets())
         if package := self.fetched_as("package"):
             return bool(package_version(package))
         return self.cached is not None
@@ -231,7 +231,10 @@ class Entry:
                     "a copy of its folder, elsewhere, to use it as a model of your own."
                 )
         for path in sorted(folder.rglob("*")):
-            if path.suffix in COULD_RUN and path.relative_to(folder).as_posix() not in checksums:
+            name = path.relative_to(folder).as_posix()
+            if name == PROMPTS_FILE and self.format == "open_clip":  # tuned here, and checked when they are read
+                continue
+            if path.suffix in COULD_RUN and name not in checksums:
                 how = "did not ship with it" if self.source == "shipped" else "does not belong to it"
                 raise InputError(f"The model {self.name} was changed, {path} {how}: remove that file.")
 
@@ -241,11 +244,3 @@ class Entry:
         if isinstance(self.source, Path):
             return f"bring it back, or run `xaiclip models remove {self.name}`"
         return f"run `xaiclip models remove {self.name}` and `xaiclip models download {self.name}`"
-
-
-def _totalsegmentator_weights() -> Path:
-    """Where TotalSegmentator keeps its weights."""
-    for variable, below in (("TOTALSEG_WEIGHTS_PATH", ""), ("TOTALSEG_HOME_DIR", "nnunet/results")):
-        if named := os.environ.get(variable):
-            return Path(named, below)
-    return Path.home() / ".totalsegmentator" / "nnunet" / "results"

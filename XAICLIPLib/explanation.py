@@ -336,7 +336,7 @@ def explain(
                 assert guide is not None
                 probability = finding.locate(guide, volume, prompt, modality, run)
                 shown = finding.region(guide, volume, probability, prompt, None, margin_mm=0).mask
-            segmenter = segmenter.prompted(prompt, shown)
+            segmenter = segmenter.prompted(prompt, shown, modality)
     name, labels = class_of(prompt, target, segmenter)
 
     with run.timed("segment"):

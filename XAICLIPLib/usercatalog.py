@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from XAICLIPLib.catalogfile import NAME, read_catalogue, write_catalogue
+from XAICLIPLib.catalogfile import NAME, as_json, read_catalogue, read_entry, write_catalogue
 from XAICLIPLib.entry import Entry, Format
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.modelfolder import downloaded, read_lock, remove_lock, user_catalogue
@@ -59,6 +59,8 @@ def add(path: Path, shipped: tuple[Entry, ...], name: str | None = None, trust: 
             raise InputError(f"The entry {wrong} of the catalogue {path} must have another source than shipped.")
     else:
         new = [_described(path, _name(path, name))]
+    for entry in new:  # what cannot be read again would lock the user out of the whole catalogue
+        read_entry(as_json(entry), f"The entry {entry.name} of {path}")
     known = user_entries()
     taken = {entry.name.lower() for entry in (*shipped, *known)}
     if clash := next((entry.name for entry in new if entry.name.lower() in taken), None):
@@ -146,7 +148,7 @@ def _described(path: Path, name: str) -> Entry:
         title=f"{metadata.get('name') or path.name}, a model of your own",
         modality=modality,
         structures=structures,
-        licence=str(metadata.get("license") or "unknown"),
+        licence=str(metadata.get("license") or "").strip() or "unknown",
         source=path,
     )
 

@@ -29,6 +29,7 @@ LAYERS = {
     "methods": 0,
     "checks": 0,
     "scratch": 0,
+    "trainedfolders": 0,
     "modelfolder": 1,
     "downloads": 1,
     "archives": 1,

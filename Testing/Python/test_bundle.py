@@ -732,3 +732,19 @@ def test_a_preprocessing_that_does_not_suit_the_volume_is_refused(
     segmenter = BundleSegmenter(write(tmp_path / "bundle", content), CPU)
     with pytest.raises(InputError, match=complaint):
         segmenter.prepare(oblique_image())
+
+
+@pytest.mark.parametrize(
+    ("named", "told"), [(("background", "liver"), 2), (("background", "liver", "spleen", "left kidney"), 4)]
+)
+def test_a_network_with_another_number_of_channels_than_names_is_refused(
+    tmp_path: Path, named: tuple[str, ...], told: int
+) -> None:
+    channels = {str(number): name for number, name in enumerate(named)}
+    metadata = changed("network_data_format/outputs/pred/channel_def", channels)
+    segmenter = BundleSegmenter(write(tmp_path / "bundle", metadata=metadata), CPU)
+    with pytest.raises(
+        InputError,
+        match=rf"gives 3 output channels and its metadata name {told}: correct channel_def .*metadata\.json\.$",
+    ):
+        segmenter.logits(torch.zeros(1, 1, 8, 16, 8))

@@ -350,3 +350,48 @@ def test_what_a_library_downloads_is_remembered_and_a_later_change_refused(
         InputError, match=r"hub was changed, .*open_clip_model.safetensors .* `xaiclip models remove hub`"
     ):
         load_localizer("hub", CPU)
+
+
+@pytest.mark.parametrize("trust", [False, True])
+def test_a_network_of_a_package_hears_whether_it_is_trusted(
+    resources: Path, monkeypatch: pytest.MonkeyPatch, trust: bool
+) -> None:
+    def load(name: str, device: torch.device, trust: bool = False) -> Loaded:
+        return Loaded(name, device, trust)
+
+    monkeypatch.setattr(formats, "load_registered", load)
+    entry = {"name": "packaged", "kind": "segmenter", "format": "deepbet", "source": "package:numpy"}
+    own_catalogue(resources, entry)
+    for name in ("totalsegmentator:total_fast", "packaged"):
+        found: Any = load_segmenter(name, CPU, trust)
+        assert (found.source, found.trust) == (name, trust)
+
+
+@pytest.mark.usefixtures("loaded")
+def test_a_name_is_found_whatever_its_case(resources: Path) -> None:
+    found: Any = load_segmenter("NET", CPU)
+    assert found.source == resources / "net" == find("Net").folder
+
+
+@pytest.mark.usefixtures("loaded")
+def test_prompts_tuned_into_the_cache_of_a_library_may_be_tuned_again(
+    resources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    own_catalogue(
+        resources,
+        {"name": "hub", "kind": "localizer", "format": "open_clip", "source": "hf-hub:someone/clip"},
+    )
+    repository = tmp_path / "hub" / "models--someone--clip"
+    snapshot = repository / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40, encoding="utf-8")
+    for name in ("open_clip_config.json", "open_clip_model.safetensors"):
+        (snapshot / name).write_text("{}", encoding="utf-8")
+    load_localizer("hub", CPU)
+    for content in ("tuned", "tuned again"):
+        (snapshot / "prompts.safetensors").write_text(content, encoding="utf-8")
+        load_localizer("hub", CPU)

@@ -67,15 +67,22 @@ def test_a_package_is_installed_where_pip_says_so() -> None:
 
 def test_totalsegmentator_is_installed_where_its_weights_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = replace(PLAIN, source="package:TotalSegmentator", format="totalsegmentator")
-    for name in ("TOTALSEG_WEIGHTS_PATH", "TOTALSEG_HOME_DIR"):
+    for name in ("TOTALSEG_WEIGHTS_PATH", "TOTALSEG_HOME_DIR", "nnUNet_results"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert not entry.installed
-    (tmp_path / ".totalsegmentator" / "nnunet" / "results" / "Dataset297_x").mkdir(parents=True)
+    folder = tmp_path / ".totalsegmentator" / "nnunet" / "results" / "Dataset297_x"
+    folder.mkdir(parents=True)
+    assert not entry.installed, "an interrupted download"
+    fold = folder / "nnUNetTrainer__nnUNetPlans__3d_fullres" / "fold_0"
+    fold.mkdir(parents=True)
+    for path in (fold.parent / "plans.json", fold.parent / "dataset.json", fold / "checkpoint_final.pth"):
+        assert not entry.installed
+        path.write_text("{}", encoding="utf-8")
     assert entry.installed
-    monkeypatch.setenv("TOTALSEG_HOME_DIR", str(tmp_path / "other"))
+    monkeypatch.setenv("HOME", str(tmp_path / "other"))
     assert not entry.installed
-    monkeypatch.setenv("TOTALSEG_WEIGHTS_PATH", str(tmp_path / ".totalsegmentator" / "nnunet" / "results"))
+    monkeypatch.setenv("TOTALSEG_WEIGHTS_PATH", str(folder.parent))
     assert entry.installed
 
 
@@ -111,3 +118,19 @@ def test_a_model_is_here_when_all_its_files_are_and_whole_when_none_was_changed(
     os.remove(folder / "a.json")
     with pytest.raises(InputError, match=r"is incomplete, .*a\.json is missing"):
         entry.check()
+
+
+def test_prompts_tuned_beside_a_localizer_do_not_change_it(mine: Path) -> None:
+    folder = mine / "models" / "net"
+    folder.mkdir(parents=True)
+    (folder / "open_clip_config.json").write_bytes(b"{}")
+    (folder / "prompts.safetensors").write_bytes(b"tuned")
+    sums = {"open_clip_config.json": hashlib.sha256(b"{}").hexdigest()}
+    localizer = replace(PLAIN, kind="localizer", format="open_clip", source="hf-hub:a/b", files=sums)
+    localizer.check()
+    with pytest.raises(InputError, match=r"prompts\.safetensors does not belong to it"):
+        replace(localizer, kind="segmenter", format="auto").check()
+    (folder / "other").mkdir()
+    (folder / "other" / "prompts.safetensors").write_bytes(b"elsewhere")
+    with pytest.raises(InputError, match=r"prompts\.safetensors does not belong to it"):
+        localizer.check()

@@ -72,3 +72,11 @@ def test_a_package_offers_networks_by_name(monkeypatch: pytest.MonkeyPatch) -> N
         catalog.load_segmenter("broken", CPU)
     with pytest.raises(InputError, match=r"There is no model nosuch: .*own-net"):
         catalog.load_segmenter("nosuch", CPU)
+
+
+@pytest.mark.parametrize("name", ["lone.ts", "lone.pt", "lone.pth", "lone.safetensors"])
+def test_weights_alone_are_told_to_need_a_description(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    torch.jit.script(torch.nn.ReLU()).save(str(path))
+    with pytest.raises(InputError, match=rf"{name} says nothing of .*: put a description beside it, lone\.yaml"):
+        catalog.load_segmenter(path, CPU)

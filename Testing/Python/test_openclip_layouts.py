@@ -262,3 +262,54 @@ def test_code_beside_a_tokenizer_does_not_run(tmp_path: Path, asks: bool) -> Non
         assert "\n" not in str(error)
     assert not proof.exists()
     assert "evil" not in sys.modules
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is asked on the terminal, where someone would say yes to all."""
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda question="": asked.append(question) or "y")
+    return asked
+
+
+def names_code(path: Path, key: str, proof: Path) -> None:
+    """Make a configuration lead to code that leaves a folder where it runs."""
+    code = f"import os\nos.mkdir({str(proof)!r})\nfrom transformers import PretrainedConfig\n"
+    (path.parent / "evil.py").write_text(
+        code + "class C(PretrainedConfig):\n    model_type = 'evil'\n", encoding="utf-8"
+    )
+    leads = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.C"}}
+    if key == "configuration_files":
+        (path.parent / "config.4.0.0.json").write_text(json.dumps(leads), encoding="utf-8")
+        leads = {key: ["config.4.0.0.json"]}
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | leads), encoding="utf-8")
+
+
+@pytest.mark.parametrize("key", ["auto_map", "configuration_files"])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "words/tokenizer_config.json"])
+def test_a_configuration_that_names_code_is_refused_and_nothing_is_asked(
+    tmp_path: Path, terminal: list[str], name: str, key: str
+) -> None:
+    made = biomedclip(tmp_path / "model", tokenizer="words")
+    names_code(made / name, key, tmp_path / "proof")
+    with pytest.raises(
+        InputError, match=rf"{name.rpartition('/')[2]} has {key}|config\.4\.0\.0\.json has auto_map"
+    ) as told:
+        load_model(made, CPU)
+    assert "\n" not in str(told.value) and terminal == [] and not (tmp_path / "proof").exists()
+
+
+def test_a_text_tower_of_the_hub_that_names_code_is_refused_and_nothing_is_asked(
+    tmp_path: Path, terminal: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tower lies on this machine, where the hub's would be after a download."""
+    tower = tmp_path / "tower"
+    write_bert(tower)
+    names_code(tower / "config.json", "auto_map", tmp_path / "proof")
+    text = {"hf_model_name": str(tower), "context_length": 32}
+    config = {"embed_dim": 24, "vision_cfg": {"timm_model_name": "test_vit", "image_size": 160}, "text_cfg": text}
+    factory = importlib.import_module("open_clip.factory")
+    monkeypatch.setattr(factory, "_get_hf_config", lambda *_args, **_named: {"model_cfg": config})
+    with pytest.raises(InputError, match=r"config\.json of .*tower has auto_map") as told:
+        load_model("hf-hub:nobody/evil", CPU)
+    assert "\n" not in str(told.value) and terminal == [] and not (tmp_path / "proof").exists()

@@ -213,6 +213,23 @@ def test_anything_else_is_seen_between_percentiles_of_the_body(tiny: SamSegmente
     np.testing.assert_allclose(grey, np.clip((noise.transpose(2, 1, 0) - low) / (high - low), 0, 1), atol=1e-5)
 
 
+def test_the_modality_that_the_user_tells_counts_more_than_the_intensities(tiny: SamSegmenter) -> None:
+    image = scan() + 1000.0  # a CT whose air is at 0, as some are exported
+    assert imaging.guess_modality(image) != "CT"
+    grey = tiny.prompted("liver", liver(image), "CT").prepare(image).tensor[0]
+    np.testing.assert_allclose(grey, np.clip((values(image).transpose(2, 1, 0) + 160) / 400, 0, 1), atol=1e-6)
+    guessed, told = tiny.prompted("liver", liver(scan())), tiny.prompted("liver", liver(scan()), "MR")
+    assert not torch.equal(guessed.prepare(scan()).tensor, told.prepare(scan()).tensor)
+
+
+def test_explaining_passes_the_modality_on(tiny: SamSegmenter) -> None:
+    mask = liver(scan())
+    for modality in ("CT", "MR"):
+        result = run(tiny, localizer=Absent(), method="structures", region=mask, modality=modality)
+        expected = predict(tiny.prompted("liver", mask, modality), scan(), CPU)
+        assert np.array_equal(values(result.segmentation), values(expected.label_map(scan()))), modality
+
+
 def test_corners_are_the_first_and_last_pixels_of_each_box() -> None:
     held = torch.zeros(3, 10, 12)
     held[0, 2:7, 3:11] = held[1, 9, 0] = held[2] = 1

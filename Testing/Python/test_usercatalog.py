@@ -166,3 +166,22 @@ def test_a_folder_that_cannot_be_written_is_told(mine: Path, tmp_path: Path) -> 
     mine.write_text("a file", encoding="utf-8")
     with pytest.raises(InputError, match="XAICLIP_MODELS"):
         add(tmp_path / "net.pt", SHIPPED)
+
+
+def bundle_saying(folder: Path, **metadata: Any) -> Path:
+    (folder / "configs").mkdir(parents=True)
+    (folder / "configs" / "metadata.json").write_text(json.dumps(metadata), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("licence", ["", " ", "\t\n", None])
+def test_a_blank_licence_is_an_unknown_one(tmp_path: Path, licence: str | None) -> None:
+    (entry,) = add(bundle_saying(tmp_path / "net", license=licence), SHIPPED)
+    assert entry.licence == "unknown" and entries()[-1] == entry
+
+
+def test_an_entry_that_could_not_be_read_again_is_not_written(tmp_path: Path, mine: Path) -> None:
+    halves = bundle_saying(tmp_path / "net", license="\ud800")  # half a character
+    with pytest.raises(InputError, match=r"The entry net of .*net must have as licence text that is valid Unicode\.$"):
+        add(halves, SHIPPED)
+    assert entries() == SHIPPED and not (mine / "catalogue.json").exists()

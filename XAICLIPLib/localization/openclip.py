@@ -17,10 +17,8 @@ from torch import Tensor
 
 from XAICLIPLib.checksums import sha256
 from XAICLIPLib.errors import InputError
+from XAICLIPLib.modelfolder import PROMPTS_FILE
 from XAICLIPLib.torchvision_operators import import_without_operators
-
-PROMPTS_FILE = "prompts.safetensors"
-"""In a localizer's folder: its learned prompts, which are then used without being asked for."""
 
 
 def import_open_clip() -> ModuleType:
@@ -113,6 +111,7 @@ def load_model(source: str | Path, device: torch.device) -> ImageTextModel:
     try:
         with _quiet():
             if weights is None:
+                _refuse_code_of_hub(open_clip, identifier)
                 model = open_clip.create_model(identifier, pretrained=tag, device=device, require_pretrained=True)
             else:
                 # In two steps, so that it is this file that is loaded (and its checksum that is recorded).
@@ -235,6 +234,7 @@ def local_text_config(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     InputError
         The folder does not hold what the names stand for.
     """
+    _refuse_code(folder)
     text = dict(config["text_cfg"])
     if text.get("hf_model_name"):
         # All weights come from the model's own file: of the tower only the architecture is needed.
@@ -252,10 +252,42 @@ def _local(folder: Path, name: Any, files: tuple[str, ...], what: str) -> Path:
     """Where files lie that a configuration names: in a folder of that name, or in the model's own."""
     for place in (folder / str(name), folder):
         if any((place / file).is_file() for file in files):
+            _refuse_code(place)
             return place.resolve()
     raise InputError(
         f"The localizer {folder} lacks the {what} ({name}): put its {files[0]} beside open_clip_config.json."
     )
+
+
+_LEADS_TO_CODE = ("auto_map", "configuration_files")
+"""Keys of a configuration by which `transformers` finds code, or another configuration, which could name code."""
+
+
+def _refuse_code(place: Path) -> None:
+    """Refuse configurations that name code: `transformers` would ask on the terminal whether to run it."""
+    # Whatever the case of the name, which some file systems do not tell apart.
+    for path in sorted(p for p in place.iterdir() if "config" in p.name.lower() and p.name.lower().endswith(".json")):
+        _refuse_code_in(path, str(path))
+
+
+def _refuse_code_of_hub(open_clip: ModuleType, identifier: str) -> None:
+    """The same for the text tower of a model that is downloaded; its tokenizer is told not to trust any code."""
+    config = open_clip.get_model_config(identifier) or {}
+    if name := (config.get("text_cfg") or {}).get("hf_model_name"):
+        hub = import_without_operators("transformers.utils.hub")
+        _refuse_code_in(Path(hub.cached_file(name, "config.json")), f"config.json of {name}")
+
+
+def _refuse_code_in(path: Path, called: str) -> None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return  # transformers says what is wrong with it, if it is needed
+    if isinstance(content, dict) and (key := next((key for key in _LEADS_TO_CODE if key in content), None)):
+        raise InputError(
+            f"The localizer's {called} has {key}, which leads to code of its own, and none is run: choose a localizer "
+            "without, or remove that key where the model needs no code."
+        )
 
 
 def _local_tokenizer(open_clip: ModuleType, folder: Path, config: dict[str, Any]) -> Callable[[list[str]], Tensor]:

@@ -172,10 +172,23 @@ class BundleSegmenter:
         return Prepared(prepared.as_tensor().to("cpu", torch.float32).contiguous(), affine)
 
     def logits(self, patches: Tensor) -> Tensor:
-        """(N, C, X, Y, Z) to (N, K, X, Y, Z)."""
+        """(N, C, X, Y, Z) to (N, K, X, Y, Z).
+
+        Raises
+        ------
+        InputError
+            The network does not give one channel for each label.
+        """
         output = self.network(patches)
         if isinstance(output, (list, tuple)):  # deep supervision: the first is at full resolution
             output = output[0]
+        given = output.shape[1] if isinstance(output, Tensor) and output.ndim == 5 else None
+        if given != len(self._labels):
+            what = type(output).__name__ if given is None else f"{given} output channel{'' if given == 1 else 's'}"
+            raise InputError(
+                f"The network of the bundle {self.folder} gives {what} and its metadata name {len(self._labels)}: "
+                "correct channel_def under network_data_format/outputs/pred in configs/metadata.json."
+            )
         return output.float()
 
     def _read_metadata(self) -> dict[str, Any]:

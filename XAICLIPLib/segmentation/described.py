@@ -181,6 +181,11 @@ def is_described(path: Path) -> bool:
     return _description_of(path) is not None
 
 
+def is_lone(path: Path) -> bool:
+    """Whether a path is a file of weights, by its ending: without a description `load_described` refuses it."""
+    return path.suffix in WEIGHTS and path.is_file()
+
+
 def load_described(path: Path, device: torch.device, trust: bool = False) -> DescribedSegmenter:
     """A network from its description, its weights with the description beside them, or a folder with both.
 

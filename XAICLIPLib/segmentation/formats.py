@@ -45,11 +45,11 @@ class Format:
 def formats() -> tuple[Format, ...]:
     """All formats, in the order in which they are tried."""
     from XAICLIPLib.segmentation.bundle import BundleSegmenter, is_bundle
-    from XAICLIPLib.segmentation.described import is_described, load_described
+    from XAICLIPLib.segmentation.described import is_described, is_lone, load_described
     from XAICLIPLib.segmentation.meshnet import MeshNetSegmenter, is_meshnet
     from XAICLIPLib.segmentation.nnunet import NnUNetSegmenter
-    from XAICLIPLib.segmentation.nnunet_folder import is_nnunet
     from XAICLIPLib.segmentation.sam import SamSegmenter, is_sam
+    from XAICLIPLib.trainedfolders import is_nnunet
 
     return (
         Format("bundle", "the folder of a MONAI bundle (it has configs/metadata.json)", is_bundle, BundleSegmenter),
@@ -59,7 +59,7 @@ def formats() -> tuple[Format, ...]:
         Format(
             "network",
             "a network with a description beside it (net.yaml with net.pt, .safetensors or .ts)",
-            is_described,
+            lambda path: is_described(path) or is_lone(path),  # the lone are told what they lack
             load_described,
         ),
     )

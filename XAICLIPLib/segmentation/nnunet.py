@@ -30,7 +30,6 @@ from XAICLIPLib.imaging import ras_affine
 from XAICLIPLib.segmentation.nnunet_folder import (
     find_trainer,
     import_nnunet,
-    is_nnunet,
     quiet,
     read_folder,
     reason,
@@ -38,6 +37,7 @@ from XAICLIPLib.segmentation.nnunet_folder import (
 )
 from XAICLIPLib.segmentation.segmenter import Activation, Prepared
 from XAICLIPLib.segmentation.sliding_window import Tiling
+from XAICLIPLib.trainedfolders import is_nnunet
 
 __all__ = ["NnUNetSegmenter", "closest_canonical", "is_nnunet"]
 

@@ -26,8 +26,9 @@ import numpy as np
 import torch
 
 from XAICLIPLib.errors import InputError
-
-CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth")
+from XAICLIPLib.trainedfolders import CHECKPOINTS
+from XAICLIPLib.trainedfolders import checkpoint as checkpoint_of
+from XAICLIPLib.trainedfolders import folds as folds_of
 
 _HOMES = ("dynamic_network_architectures", "nnunetv2", "torch.nn")
 
@@ -48,20 +49,6 @@ _TRAINING_ALONE = frozenset(
 )
 """Trainers that change how a network is trained but not the network: nothing need be imported to know what they build,
 which for nnU-Net's trainers takes longer than all the rest of loading."""
-
-
-def is_nnunet(path: Path) -> bool:
-    """Whether a path is a folder that nnU-Net trained, or one of its ``fold_N`` folders; never raises."""
-    try:
-        path = Path(path)
-        folder = path.parent if path.name.startswith("fold_") else path
-        return (
-            (folder / "plans.json").is_file()
-            and (folder / "dataset.json").is_file()
-            and (_checkpoint(path) is not None if folder != path else bool(_folds(folder)))
-        )
-    except (OSError, ValueError):
-        return False
 
 
 @dataclass(frozen=True)
@@ -113,17 +100,17 @@ def read_folder(path: Path) -> TrainedFolder:
     path = Path(path)
     if path.name.startswith("fold_"):
         folder, chosen = path.parent, path
-        if _checkpoint(path) is None:
+        if checkpoint_of(path) is None:
             raise InputError(f"{path} holds no {' or '.join(CHECKPOINTS)}: give a fold that was trained.")
     else:
-        folds = _folds(path)
+        folds = folds_of(path)
         if not folds:
             raise InputError(
                 f"{path} has no trained fold: give nnU-Net's folder Trainer__Plans__Configuration, with a "
                 f"fold_0/{CHECKPOINTS[0]} in it."
             )
         folder, chosen = path, folds[0]
-    checkpoint = _checkpoint(chosen)
+    checkpoint = checkpoint_of(chosen)
     assert checkpoint is not None  # both ways ask for one
     plans, dataset = _read_json(folder / "plans.json"), _read_json(folder / "dataset.json")
     content = _read_checkpoint(checkpoint)
@@ -301,21 +288,6 @@ def _refusal(folder: TrainedFolder, name: Any) -> InputError:
         f"The trained folder {folder.path} names {name!r}, which is not a part of nnU-Net and could run any code: if "
         "you trust it, say so with --trust."
     )
-
-
-def _folds(folder: Path) -> list[Path]:
-    """The folds that have a checkpoint, by number, ``fold_all`` last."""
-    folds = [f for f in folder.glob("fold_*") if _checkpoint(f) is not None]
-
-    def order(fold: Path) -> tuple[bool, int, str]:
-        number = fold.name.removeprefix("fold_")
-        return not number.isdecimal(), int(number) if number.isdecimal() else 0, number
-
-    return sorted(folds, key=order)
-
-
-def _checkpoint(fold: Path) -> Path | None:
-    return next((fold / name for name in CHECKPOINTS if (fold / name).is_file()), None)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

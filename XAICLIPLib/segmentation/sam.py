@@ -207,7 +207,7 @@ class SamSegmenter:
             "sha256": sha256(self.weights),
         }
 
-    def prompted(self, name: str, mask: sitk.Image) -> PromptedSam:
+    def prompted(self, name: str, mask: sitk.Image, modality: str | None = None) -> PromptedSam:
         """The segmenter of one structure.
 
         Parameters
@@ -217,8 +217,10 @@ class SamSegmenter:
         mask
             Where it is, in the geometry of the image to come: on each axial slice the network is given the box around
             it and `BOX_MARGIN_MM`. Slices without it stay empty.
+        modality
+            Of the image, CT or MR; by default guessed from the intensities.
         """
-        return PromptedSam(self, name, mask)
+        return PromptedSam(self, name, mask, modality)
 
     def window(self, shape: tuple[int, ...]) -> Tiling:
         """Every axial slice is a patch."""
@@ -274,15 +276,15 @@ class PromptedSam:
     ----------
     sam
         The network.
-    structure, mask
+    structure, mask, image_modality
         See `SamSegmenter.prompted`.
     """
 
     activation: Activation = "sigmoid"
     inputs: tuple[str, ...] = ("image",)
 
-    def __init__(self, sam: SamSegmenter, structure: str, mask: sitk.Image) -> None:
-        self.sam, self.mask = sam, mask
+    def __init__(self, sam: SamSegmenter, structure: str, mask: sitk.Image, image_modality: str | None = None) -> None:
+        self.sam, self.mask, self.image_modality = sam, mask, image_modality
         self.labels: Mapping[int, str] = {0: structure}
 
     @property
@@ -308,8 +310,8 @@ class PromptedSam:
         """Axial slices, grey in [0, 1], and the box of each slice as a held channel (1 within it).
 
         The pixels are square, of the image's own finer spacing within axial slices; the slices lie as far apart as its
-        own, and at least `THINNEST_MM`. CT, as the intensities tell, is seen in `CT_WINDOW_HU`, anything else between
-        `PERCENTILES` of the body.
+        own, and at least `THINNEST_MM`. CT, as was said or as the intensities tell, is seen in `CT_WINDOW_HU`,
+        anything else between `PERCENTILES` of the body.
 
         Raises
         ------
@@ -318,7 +320,7 @@ class PromptedSam:
         """
         x, y, z = sitk.DICOMOrient(image, "LPS").GetSpacing()
         axial = imaging.standard_axial(image, (min(x, y), min(x, y), max(z, THINNEST_MM)))
-        if imaging.guess_modality(image) == "CT":
+        if (self.image_modality or imaging.guess_modality(image)) == "CT":
             low, high = CT_WINDOW_HU
         else:
             body = sitk.GetArrayFromImage(imaging.body_mask(axial)) != 0  # a view would outlive its image

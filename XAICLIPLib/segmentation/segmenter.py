@@ -134,6 +134,9 @@ class Segmenter(Protocol):
 class Promptable(Protocol):
     """A network that draws what it is pointed at: only with a prompt does it become a `Segmenter`."""
 
-    def prompted(self, name: str, mask: sitk.Image) -> Segmenter:
-        """The segmenter of one structure, pointed at by a mask (uint8) in the geometry of the image to come."""
+    def prompted(self, name: str, mask: sitk.Image, modality: str | None = None) -> Segmenter:
+        """The segmenter of one structure, pointed at by a mask (uint8) in the geometry of the image to come.
+
+        ``modality`` is that of the image, CT or MR; None where the intensities are to tell.
+        """
         ...

@@ -12,7 +12,6 @@ Intelligence 2023; D'Antonoli et al., TotalSegmentator MRI, Radiology 2025.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,9 +26,10 @@ from torch import Tensor
 
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.imaging import ras_affine
-from XAICLIPLib.segmentation.nnunet import NnUNetSegmenter, channels_first, closest_canonical, is_nnunet
+from XAICLIPLib.segmentation.nnunet import NnUNetSegmenter, channels_first, closest_canonical
 from XAICLIPLib.segmentation.segmenter import Activation, Prepared
 from XAICLIPLib.segmentation.sliding_window import Tiling
+from XAICLIPLib.trainedfolders import trained, trained_datasets, weights_folders
 
 PREFIX = "totalsegmentator:"
 
@@ -101,10 +101,9 @@ def available() -> list[str]:
 
     Those of tasks not listed there are named by their dataset, such as ``totalsegmentator:Dataset258``.
     """
-    numbers = sorted({number for root in weights_folders() for number in _datasets(root)})
-    here = {number for number in numbers if _trained(number) is not None}
+    here = trained_datasets()
     known = [name for name, task in TASKS.items() if task.dataset in here]
-    others = [n for n in sorted(here) if n not in {task.dataset for task in TASKS.values()}]
+    others = [n for n in here if n not in {task.dataset for task in TASKS.values()}]
     return [PREFIX + name for name in (*known, *(f"Dataset{n:03d}" for n in others))]
 
 
@@ -135,7 +134,7 @@ def load(name: str, device: torch.device, trust: bool = False) -> TotalSegmenter
         if parts:
             raise InputError(f"{name} is several networks: choose one of {', '.join(parts)}.")
         raise InputError(f"TotalSegmentator's {short} is not known here: choose one of {', '.join(TASKS)}.")
-    folder = _trained(task.dataset)
+    folder = trained(task.dataset)
     if folder is None:
         searched = ", ".join(str(root) for root in weights_folders())
         raise InputError(
@@ -143,18 +142,6 @@ def load(name: str, device: torch.device, trust: bool = False) -> TotalSegmenter
             "totalseg_download_weights, or set TOTALSEG_WEIGHTS_PATH to the folder that holds them."
         )
     return TotalSegmenter(PREFIX + short, task, folder, device, trust)
-
-
-def weights_folders() -> list[Path]:
-    """Where weights are looked for, the first first, as TotalSegmentator does it; nnU-Net's own folder comes after."""
-    found = []
-    if path := os.environ.get("TOTALSEG_WEIGHTS_PATH"):
-        found.append(Path(path))
-    if path := os.environ.get("TOTALSEG_HOME_DIR"):
-        found.append(Path(path) / "nnunet" / "results")
-    if path := os.environ.get("nnUNet_results"):  # noqa: SIM112 - nnU-Net spells it so
-        found.append(Path(path))
-    return [*found, Path.home() / ".totalsegmentator" / "nnunet" / "results"]
 
 
 class TotalSegmenter:
@@ -261,22 +248,3 @@ def resampled(
     result = affine.copy()
     result[:3, :3] *= np.where(new > 1, (size - 1) / np.maximum(new - 1, 1), spacing_mm / old)
     return np.trunc(found).astype(np.float32), result
-
-
-def _datasets(root: Path) -> list[int]:
-    """Numbers of the datasets in a folder of results."""
-    try:
-        names = [entry.name for entry in root.iterdir()]
-    except OSError:
-        return []
-    return [int(match[1]) for name in names if (match := re.match(r"Dataset(\d+)(_|$)", name))]
-
-
-def _trained(number: int) -> Path | None:
-    """The trained folder of a dataset; of several configurations the full resolution in 3D."""
-    for root in weights_folders():
-        folders = [f for f in root.glob(f"Dataset{number:03d}*/*__*__*") if is_nnunet(f)]
-        folders = [f for f in folders if re.match(rf"Dataset{number:03d}(_|$)", f.parent.name)]
-        if folders:
-            return min(folders, key=lambda f: ("__3d_fullres" not in f.name, f.name))
-    return None
