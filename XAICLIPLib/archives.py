@@ -25,6 +25,7 @@ from XAICLIPLib.errors import InputError
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz")
 MOST_MEMBERS = 10_000
+MOST_DEEP = 32
 MOST_BYTES = 20_000_000_000
 LARGE, MOST_RATIO = 100_000_000, 200
 """A member of more bytes than this that shrank more than so many times is a bomb: weights hardly shrink."""
@@ -118,8 +119,11 @@ def unpack(archive: Path, folder: Path, most_bytes: int = MOST_BYTES, most_membe
 
 def only_folder(folder: Path) -> Path:
     """Where the contents of an unpacked archive begin: past folders that hold one folder and nothing else."""
-    inside = [path for path in folder.iterdir() if path.name != "__MACOSX"]
-    return only_folder(inside[0]) if len(inside) == 1 and inside[0].is_dir() else folder
+    while True:
+        inside = [path for path in folder.iterdir() if path.name != "__MACOSX"]
+        if len(inside) != 1 or not inside[0].is_dir():
+            return folder
+        folder = inside[0]
 
 
 @contextmanager
@@ -181,8 +185,8 @@ def _checked(
         path = "/".join(part for part in name.split("/") if part not in ("", "."))
         if path:
             members.append(_Member(path, member.size, member.is_folder, member.packed, member.own))
-    # A tar file is packed as a whole.
-    if isinstance(opened, tarfile.TarFile) and total > LARGE and total > MOST_RATIO * archive.stat().st_size:
+    # A tar file is packed as a whole, and a zip file can hold many bombs that are small by themselves.
+    if total > LARGE and total > MOST_RATIO * archive.stat().st_size:
         raise refuse(f"it claims to have shrunk more than {MOST_RATIO} times")
     if problem := _collision(members):
         raise refuse(problem)
@@ -215,6 +219,8 @@ def _unsafe(member: _Member) -> str:
         return "has an absolute path or none"
     if "\\" in name or ":" in name or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
         return "has a name with a drive letter, backslash or control character"
+    if len(name.strip("/").split("/")) > MOST_DEEP:
+        return f"lies more than {MOST_DEEP} folders deep"
     for part in name.split("/"):
         if part == "..":
             return "leads out of the folder"

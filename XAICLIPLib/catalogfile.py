@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from XAICLIPLib import checks
 from XAICLIPLib.entry import FORMATS, KINDS, MODALITIES, ONE_IMAGE, Entry, Remote, Source
@@ -25,8 +26,8 @@ FILE = "(?:[A-Za-z0-9_](?:[A-Za-z0-9._+@ -]*[A-Za-z0-9_+@-])?/)*[A-Za-z0-9_](?:[
 
 SHA256 = "[0-9a-f]{64}"
 
-URL = r"(?:https://[^/\s]|http://(?:127\.0\.0\.1|localhost)[:/])\S*"
-"""Encrypted, but for this machine itself."""
+URL = r"(?:https://[^/\s@\\?#]+|http://(?:127\.0\.0\.1|localhost)(?::[0-9]+)?)(?:[/?#]\S*)?"
+"""Encrypted, but for this machine itself; before its host stands no user name, which can pass for the host."""
 
 WORDS = (
     "shipped|hf-hub:[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*|monai:[A-Za-z0-9_]+@[A-Za-z0-9.]+"
@@ -162,12 +163,23 @@ def _matching(pattern: str, what: str) -> checks.Check:
 
 _file = _matching(FILE, "paths within its folder, of letters, digits and . _ + @ - between /")
 _sha256 = _matching(SHA256, "a SHA-256, 64 hexadecimal digits in lower case")
-_url = _matching(URL, "a URL that starts with https://")
 _words = _matching(
     WORDS,
     'shipped, hf-hub:OWNER/NAME, monai:NAME@VERSION, package:NAME, open_clip:MODEL:WEIGHTS, {"archive": {"url": ..., '
     '"sha256": ...}}, {"files": {PATH: {"url": ..., "sha256": ...}}} or {"path": PATH}',
 )
+
+
+def _url(value: Any) -> str:
+    url = _matching(URL, what := "a URL that starts with https:// and has no user name")(value)
+    try:
+        parts = urlsplit(url)
+        here = parts.hostname in ("127.0.0.1", "localhost")
+    except ValueError:  # a host that is none
+        raise ValueError(what) from None
+    if not parts.hostname or "@" in parts.netloc or not (parts.scheme == "https" or here):
+        raise ValueError(what)
+    return url
 
 
 def _files(value: Any) -> dict[str, str]:

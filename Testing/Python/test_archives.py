@@ -300,3 +300,12 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(place: Path, monkeypatch: py
 
     monkeypatch.setattr(archives, "_write", full)
     assert "No space left on device" in refused(archive, place)
+
+
+def test_the_contents_of_very_deep_folders_are_found(tmp_path: Path) -> None:
+    deep = tmp_path.joinpath(*["a"] * 1100)
+    folder = tmp_path
+    for _ in range(1100):
+        folder = folder / "a"
+        folder.mkdir()
+    assert only_folder(tmp_path) == deep

@@ -173,6 +173,72 @@ def lying_safetensors(theirs: Path, canary: Path) -> Path:
     return theirs / "net.yaml"
 
 
+BOMB = "".join(f"b{n}: &b{n} [{', '.join([f'*b{n - 1}' if n else '1'] * 10)}]\n" for n in range(9))
+"""A billion numbers in 600 bytes."""
+
+
+def yaml_bomb_bundle(theirs: Path, canary: Path) -> Path:
+    content = (bundle(theirs / "net") / "configs" / "inference.json").read_text()
+    (theirs / "net" / "configs" / "inference.json").unlink()
+    lines = (f"{json.dumps(key)}: {json.dumps(value)}\n" for key, value in json.loads(content).items())
+    (theirs / "net" / "configs" / "inference.yaml").write_text(BOMB + "".join(lines))
+    return theirs / "net"
+
+
+def yaml_bomb_description(theirs: Path, canary: Path) -> Path:
+    (theirs / "net.yaml").write_text(f"{BOMB}activation: *b8\nlabels: [background, liver]\n")
+    return theirs / "net.yaml"
+
+
+def endless_postprocessing(theirs: Path, canary: Path) -> Path:
+    content = (bundle(theirs / "net") / "configs" / "inference.json").read_text()
+    (theirs / "net" / "configs" / "inference.json").unlink()
+    text = content[:-1] + ', "postprocessing": &a [*a]}'
+    (theirs / "net" / "configs" / "inference.yaml").write_text(text)
+    return theirs / "net"
+
+
+def huge_configuration(theirs: Path, canary: Path) -> Path:
+    return bundle(theirs / "net", preprocessing=[[]] * 200_000)
+
+
+def sleeping_bundle(theirs: Path, canary: Path) -> Path:
+    return bundle(theirs / "net", preprocessing=[{"_target_": "SimulateDelayd", "keys": "image", "delay_time": 900}])
+
+
+def printing_bundle(theirs: Path, canary: Path) -> Path:
+    return bundle(theirs / "net", preprocessing=[{"_target_": "DataStatsd", "keys": "image"}])
+
+
+def description_of_elsewhere(theirs: Path, canary: Path) -> Path:
+    torch.jit.script(torch.nn.ReLU()).save(str(theirs / "net.ts"))
+    (theirs / "inner").mkdir()
+    (theirs / "inner" / "net.yaml").write_text("labels: [background, liver]\ntorchscript: ../net.ts\n")
+    return theirs / "inner" / "net.yaml"
+
+
+def compressed_weights(theirs: Path, canary: Path) -> Path:
+    weights = bundle(theirs / "net") / "models" / "model.pt"
+    torch.save({"a": torch.zeros(1 << 20)}, theirs / "zeros.pt")
+    with zipfile.ZipFile(theirs / "zeros.pt") as before, zipfile.ZipFile(weights, "w", zipfile.ZIP_DEFLATED) as after:
+        for name in before.namelist():
+            after.writestr(name, before.read(name))
+    return theirs / "net"
+
+
+def many_small_bombs(theirs: Path, canary: Path) -> Path:
+    with zipfile.ZipFile(theirs / "net.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(3):
+            archive.writestr(f"models/{number}.pt", bytes(40_000_000))
+    return theirs / "net.zip"
+
+
+def deep_zip(theirs: Path, canary: Path) -> Path:
+    with zipfile.ZipFile(theirs / "net.zip", "w") as archive:
+        archive.writestr("a/" * 1200 + "model.pt", "x")
+    return theirs / "net.zip"
+
+
 ATTACKS: dict[Callable[[Path, Path], Path], str] = {
     pickled_weights: "damaged or hold more than weights",
     pickled_checkpoint: "damaged or hold more than weights",
@@ -187,6 +253,16 @@ ATTACKS: dict[Callable[[Path, Path], Path], str] = {
     symlink_zip: "link",
     bomb_header: "shrunk more than 200 times|GB",
     lying_safetensors: "cannot be read",
+    yaml_bomb_bundle: "anchors.*aliases",
+    yaml_bomb_description: "anchors.*aliases",
+    endless_postprocessing: "anchors.*aliases",
+    huge_configuration: "too many parts",
+    sleeping_bundle: "call SimulateDelayd.*--trust",
+    printing_bundle: "call DataStatsd.*--trust",
+    description_of_elsewhere: "stays inside the description's folder",
+    compressed_weights: "compressed",
+    many_small_bombs: "shrunk more than 200 times",
+    deep_zip: "more than 32 folders deep",
 }
 
 

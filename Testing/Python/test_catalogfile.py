@@ -260,3 +260,11 @@ def test_a_damaged_catalogue_is_told_with_its_path(tmp_path: Path, text: str, to
 def test_a_catalogue_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No such file"):
         read_catalogue(tmp_path / "nosuch.json")
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:80@evil.example/x", "http://localhost:a@evil.example/", "https://me:you@host.example/x"]
+)
+def test_a_user_name_cannot_pass_for_the_host(url: str) -> None:
+    with pytest.raises(InputError, match="no user name"):
+        read_entry(NO_FILES | {"source": {"files": {"a/b": REMOTE | {"url": url}}}}, "x")

@@ -91,3 +91,13 @@ def test_a_file_that_is_no_description_is_refused_and_runs_nothing(tmp_path: Pat
     path.write_text(text)
     with pytest.raises(InputError, match=r"net\.yaml"):
         Description.read(path)
+
+
+@pytest.mark.parametrize("key", ["weights", "torchscript"])
+@pytest.mark.parametrize(
+    "path", ["../net.pt", "a/../../net.pt", "/net.pt", "C:net.pt", "C:\\net.pt", "\\\\host\\s\\n.pt"]
+)
+def test_weights_lie_in_the_folder_of_their_description(key: str, path: str) -> None:
+    with pytest.raises(InputError, match=f"{key} is .* give a path that stays inside"):
+        Description.of({**LEAST, key: path}, "net.yaml")
+    assert getattr(Description.of({**LEAST, key: "models/net.pt"}, "net.yaml"), key) == "models/net.pt"

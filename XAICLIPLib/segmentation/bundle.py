@@ -11,7 +11,6 @@ MONAI bundle specification, https://docs.monai.io/en/stable/mb_specification.htm
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -32,8 +31,9 @@ from XAICLIPLib import imaging
 from XAICLIPLib.checksums import sha256
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.segmentation.configuration import READING, Configuration
+from XAICLIPLib.segmentation.mappings import read_mapping
 from XAICLIPLib.segmentation.segmenter import Activation, Prepared, SlidingWindow
-from XAICLIPLib.segmentation.weights import load_into
+from XAICLIPLib.segmentation.weights import load_into, refuse_compressed
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -194,7 +194,7 @@ class BundleSegmenter:
     def _read_metadata(self) -> dict[str, Any]:
         path = self.folder / "configs" / "metadata.json"
         try:
-            return _read_mapping(path)
+            return read_mapping(path)
         except _UNREADABLE as error:
             raise InputError(f"{self.folder} is no MONAI bundle: {path} cannot be read ({_reason(error)}).") from error
 
@@ -203,7 +203,7 @@ class BundleSegmenter:
             path = self.folder / "configs" / name
             if path.is_file():
                 try:
-                    return _read_mapping(path)
+                    return read_mapping(path)
                 except _UNREADABLE as error:
                     raise InputError(f"The bundle's {path} cannot be read ({_reason(error)}).") from error
         raise InputError(f"The bundle {self.folder} has none of configs/{', configs/'.join(_CONFIGURATIONS)}.")
@@ -295,6 +295,7 @@ class BundleSegmenter:
         for path in (*inside, self.folder / "models" / Path(named).name):
             if path.is_file():
                 try:
+                    refuse_compressed(path)
                     with torch.serialization.safe_globals(_ARRAYS):
                         return torch.load(path, map_location="cpu", weights_only=True)
                 except Exception as error:  # a damaged or hostile file fails in many ways
@@ -359,15 +360,6 @@ def _lies_in(path: Path, folder: Path) -> bool:
         return path.resolve().is_relative_to(folder.resolve())
     except (OSError, ValueError, RuntimeError):
         return False
-
-
-def _read_mapping(path: Path) -> dict[str, Any]:
-    """A JSON or YAML file whose top is a mapping."""
-    text = path.read_text(encoding="utf-8-sig")
-    content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    if not isinstance(content, dict):
-        raise ValueError("it holds no mapping")
-    return content
 
 
 def _without_reading(transform: Any) -> Callable[[Any], Any]:

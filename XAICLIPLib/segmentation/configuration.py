@@ -14,6 +14,7 @@ MONAI bundle configuration, https://docs.monai.io/en/stable/config_syntax.html
 from __future__ import annotations
 
 import inspect
+import reprlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stdout
@@ -41,12 +42,16 @@ _HOMES = (*(f"{package}." for package in _SHORT), "torch.nn.modules.")
 """Where an allowed class is defined, whatever path the bundle names it by."""
 _REFUSED_MODULES = (
     "monai.transforms.io.",  # read and write files, and call a reader or writer named by a string
+    "monai.networks.nets.cell_sam_wrapper",  # loads a file, through another package
     "monai.networks.nets.hovernet",  # these download when they are made
     "monai.networks.nets.milmodel",
     "monai.networks.nets.torchvision_fc",
     "monai.networks.nets.transchex",
 )
-_REFUSED_WORDS = ("TorchVision", "TorchIO", "CuCIM", "SaveClassification")  # call other packages by name, write files
+_REFUSED_WORDS = (
+    *("TorchVision", "TorchIO", "CuCIM"),  # call other packages by name
+    *("SaveClassification", "DataStats", "SimulateDelay"),  # write files, print, sleep
+)
 
 READING = (LoadImaged, EnsureChannelFirstd)
 """Steps of a preprocessing that bring an image into memory: it is there already, its channel first."""
@@ -93,6 +98,7 @@ class Configuration:
         self._bundle = bundle
         self._load = load or _load_nothing
         self._made = 0
+        self._planned = 0
         self._plans: dict[str, Any] = {}
         self._built: dict[_Component, Any] = {}
 
@@ -105,6 +111,7 @@ class Configuration:
             It holds code or a macro, names what is no network, transform or inferer of MONAI or torch, or
             refers to nothing or to itself.
         """
+        self._planned = 0
         try:
             self._plan_of(key, ())
         except RecursionError as error:
@@ -124,6 +131,7 @@ class Configuration:
 
     def value(self, part: Any) -> Any:
         """What a reference or a harmless expression comes to, any other part as it is; None where it needs code."""
+        self._planned = 0
         try:
             return self._plan(part, "", ()) if isinstance(part, str) else part
         except (InputError, RecursionError):
@@ -133,8 +141,13 @@ class Configuration:
         """Every mapping of a section, as written, with all that the section refers to; disabled ones left out."""
         waiting: list[Any] = [f"@{key}"]
         followed: set[str] = set()
+        seen: set[int] = set()
         while waiting:
             part = waiting.pop()
+            if isinstance(part, (Mapping, list)):
+                if id(part) in seen:  # YAML can put a list into itself
+                    continue
+                seen.add(id(part))
             if isinstance(part, str):
                 reference = _reference(part)
                 if reference is not None and reference not in followed:
@@ -170,6 +183,9 @@ class Configuration:
         return self._plans[key]
 
     def _plan(self, part: Any, at: str, trail: tuple[str, ...]) -> Any:
+        self._planned += 1
+        if self._planned > LARGEST:
+            raise self._too_many()
         if isinstance(part, str):
             try:
                 text = ConfigParser.resolve_relative_ids(at, part)
@@ -205,7 +221,7 @@ class Configuration:
     def _component(self, part: Mapping[str, Any], at: str, trail: tuple[str, ...]) -> _Component | _Left:
         kind = _class_named(part["_target_"])
         if kind is None:
-            target = _short(str(part["_target_"]))
+            target = _short(part["_target_"])
             raise InputError(
                 self._refusal(f"call {target} ({at}), which is no network, transform or inferer of MONAI or torch")
             )
@@ -232,7 +248,7 @@ class Configuration:
     def _make(self, plan: Any) -> Any:
         self._made += 1
         if self._made > LARGEST:
-            raise InputError(f"The configuration of the bundle {self._bundle} unfolds into too many parts.")
+            raise self._too_many()
         if isinstance(plan, _Component):
             if plan not in self._built:
                 arguments = {name: self._make(value) for name, value in plan.arguments.items()}
@@ -245,6 +261,9 @@ class Configuration:
             return type(plan)(self._make(value) for value in plan)
         return None if plan is _LEFT else plan
 
+    def _too_many(self) -> InputError:
+        return InputError(f"The configuration of the bundle {self._bundle} unfolds into too many parts.")
+
     def _code(self, part: str, at: str) -> str:
         return self._refusal(f"run code from its configuration ({at}: {_short(part)})")
 
@@ -256,9 +275,9 @@ def _load_nothing(path: str) -> Any:
     raise CodeError
 
 
-def _short(text: str) -> str:
-    """The beginning of a text, on one line."""
-    text = " ".join(text.split())
+def _short(given: Any) -> str:
+    """The beginning of a text, on one line; of anything else, however large, as little."""
+    text = " ".join((given[:1000] if isinstance(given, str) else reprlib.repr(given)).split())
     return text if len(text) <= 60 else text[:60] + "…"
 
 

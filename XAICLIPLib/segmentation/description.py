@@ -22,14 +22,16 @@ version: "1.0"
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, Literal, get_args
 
 import yaml
 
 from XAICLIPLib.errors import InputError
+from XAICLIPLib.segmentation.mappings import read_mapping
 from XAICLIPLib.segmentation.segmenter import Activation, SlidingWindow
 
 Scaling = Literal["range", "percentiles", "z-score", "nonzero z-score", "none"]
@@ -124,11 +126,7 @@ class Description:
             The file cannot be read, or describes no network.
         """
         try:
-            if path.stat().st_size > LARGEST_FILE:
-                raise ValueError("it is far too long for a description")
-            given = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-            if not isinstance(given, Mapping):
-                raise ValueError("it holds no keys and values")
+            given = read_mapping(path, LARGEST_FILE)
         except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             told = " ".join(str(error).split())[:200]
             raise InputError(f"The description {path} cannot be read ({told}).") from error
@@ -152,6 +150,10 @@ def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("name", "modality", "weights", "torchscript", "licence", "version"):
         if key in made:
             made[key] = _text(made[key], key)
+    for key in ("weights", "torchscript"):
+        # Windows' rules know more ways out: those of the other systems are among them.
+        if key in made and (PureWindowsPath(made[key]).anchor or ".." in PureWindowsPath(made[key]).parts):
+            raise ValueError(f"{key} is {_short(made[key])}, give a path that stays inside the description's folder")
     if "inputs" in made:
         made["inputs"] = _inputs(made["inputs"])
     if "orientation" in made:
@@ -196,7 +198,7 @@ def _inputs(given: Any) -> tuple[str, ...]:
 
 
 def _orientation(given: Any) -> str:
-    text = str(given).upper()
+    text = given.upper() if isinstance(given, str) else ""
     if not re.fullmatch("[RLAPSI]{3}", text) or any(len(set(text) & set(pair)) != 1 for pair in ("RL", "AP", "SI")):
         raise ValueError(f"orientation is {_short(given)}, give three letters such as RAS or LPS")
     return text
@@ -265,5 +267,5 @@ def _text(given: Any, what: str) -> str:
 
 
 def _short(given: Any) -> str:
-    text = " ".join(str(given).split())
+    text = " ".join((given[:1000] if isinstance(given, str) else reprlib.repr(given)).split())
     return text if len(text) <= 60 else text[:60] + "…"

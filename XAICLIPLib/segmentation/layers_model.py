@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ from XAICLIPLib.segmentation.sliding_window import Box
 
 _IDENTITY = ("Dropout", "SpatialDropout3D")
 """Layers that do nothing but while training."""
+
+T = TypeVar("T")
 
 LARGEST_WIDTH = 4096
 """Channels of a layer: more is no network, but a damaged file."""
@@ -345,14 +347,16 @@ def _read_weights(manifest: list[dict[str, Any]], path: Path) -> tuple[dict[str,
     found: dict[str, NDArray[np.float32]] = {}
     digest = hashlib.sha256()
     for group in manifest:
-        data = b"".join(_read_shard(path.parent, str(name)) for name in group["paths"])
-        digest.update(data)
+        names = [str(name) for name in group["paths"]]
+        held = sum(_size_of_shard(path.parent, name) for name in names)  # before any is in memory
         needed = sum(_length(entry, path) for entry in group["weights"])
-        if needed != len(data):
+        if needed != held:
             raise InputError(
-                f"The weights {', '.join(map(str, group['paths']))} of the model {path} have {len(data)} bytes where "
+                f"The weights {', '.join(map(str, group['paths']))} of the model {path} have {held} bytes where "
                 f"its list asks for {needed}, so one is cut off or belongs to another model: get the files again."
             )
+        data = b"".join(_of_shard(Path.read_bytes, path.parent, name) for name in names)
+        digest.update(data)
         start = 0
         for entry in group["weights"]:
             end = start + _length(entry, path)
@@ -361,11 +365,15 @@ def _read_weights(manifest: list[dict[str, Any]], path: Path) -> tuple[dict[str,
     return found, digest.hexdigest()
 
 
-def _read_shard(folder: Path, name: str) -> bytes:
+def _size_of_shard(folder: Path, name: str) -> int:
+    return _of_shard(Path.stat, folder, name).st_size
+
+
+def _of_shard(ask: Callable[[Path], T], folder: Path, name: str) -> T:
     if name in ("", ".", "..") or Path(name).name != name or "\\" in name:  # the file may come from anybody
         raise InputError(f"The model in {folder} names weights outside its folder ({name}): it is not to be trusted.")
     try:
-        return (folder / name).read_bytes()
+        return ask(folder / name)
     except OSError as error:
         reason = error.strerror or "unknown reason"
         raise InputError(

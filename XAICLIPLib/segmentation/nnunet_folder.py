@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from XAICLIPLib.errors import InputError
+from XAICLIPLib.segmentation.weights import refuse_compressed
 from XAICLIPLib.trainedfolders import CHECKPOINTS
 from XAICLIPLib.trainedfolders import checkpoint as checkpoint_of
 from XAICLIPLib.trainedfolders import folds as folds_of
@@ -311,6 +312,7 @@ def _read_checkpoint(path: Path) -> Mapping[str, Any]:
     ]
     try:
         with torch.serialization.safe_globals(numbers):
+            refuse_compressed(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # its own message advises to load without safety
         raise InputError(f"The checkpoint {path} is damaged or holds more than weights: get the file again.") from error

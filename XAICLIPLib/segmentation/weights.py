@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,28 @@ def _read(path: Path) -> Any:
         from safetensors.torch import load_file
 
         return load_file(path)
+    refuse_compressed(path)
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def refuse_compressed(path: Path) -> None:
+    """Refuse a file that would take far more memory than its size: ``torch.save`` never compresses.
+
+    Raises
+    ------
+    OSError, ValueError, zipfile.BadZipFile
+        The file is a zip archive with compressed members or one that is not as ``torch.save`` lays it out, or damaged.
+    """
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            return
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise ValueError("it is compressed, which torch.save never does")
+        # PyTorch's reader would find another list of members than zipfile does.
+        if archive.comment or min((member.header_offset for member in members), default=0):
+            raise ValueError("it holds more than one zip archive")
 
 
 def load_into(network: torch.nn.Module, path: Path, what: str) -> torch.nn.Module:

@@ -1,0 +1,48 @@
+"""JSON and YAML files with keys and values that a stranger may have written: small, and no larger once they are read.
+
+With its aliases a YAML file of some hundred bytes stands for billions of values, or for one that holds itself.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+LARGEST_FILE = 16 << 20
+"""Bytes: a configuration has some kilobytes."""
+
+
+class _Plain(yaml.SafeLoader):
+    """YAML of plain values, each written where it stands."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if getattr(self.peek_event(), "anchor", None) is not None:  # an alias has the anchor that it repeats
+            raise ValueError("it has anchors (&) or aliases (*): write out what they stand for")
+        return super().compose_node(parent, index)
+
+
+def read_mapping(path: Path, largest: int = LARGEST_FILE) -> dict[str, Any]:
+    """Read a JSON or YAML file whose top is a mapping.
+
+    Parameters
+    ----------
+    path
+        JSON where its name ends so, YAML otherwise.
+    largest
+        Bytes; a longer file is not read.
+
+    Raises
+    ------
+    OSError, ValueError, RecursionError, yaml.YAMLError
+        The file cannot be read, is too long, has anchors or aliases, or holds no mapping.
+    """
+    if path.stat().st_size > largest:
+        raise ValueError(f"it is longer than {largest >> 20} MB, far too long for what it is")
+    text = path.read_text(encoding="utf-8-sig")
+    content = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=_Plain)
+    if not isinstance(content, dict):
+        raise ValueError("it holds no keys and values")
+    return content
