@@ -66,7 +66,10 @@ def stack(images: Sequence[sitk.Image], inputs: Sequence[str], network: str) -> 
         listing = f"{len(inputs)} images of one patient at once ({', '.join(inputs)}, in this order)"
         takes = "one image" if len(inputs) == 1 else listing
         was = "one was" if len(images) == 1 else f"{len(images)} were"
-        raise InputError(f"The network {network} takes {takes}, and {was} given: give as many, or choose another.")
+        raise InputError(
+            f"The network {network} takes {takes}, and {was} given: give as many, or choose another "
+            "(a description of your own network names them under inputs)."
+        )
     if len(images) == 1:
         return images[0], []
     first, warnings = images[0], []

@@ -50,6 +50,15 @@ from XAICLIPLib.target import RIM_MM, Place, box_of, class_of, is_mask, make_tar
 
 Stage = Literal["localize", "segment", "explain", "check"]
 
+_REGION_WORDS = {
+    "guided": "guided ",
+    "whole": "unguided ",
+    "prediction": "around the prediction: ",
+    "prediction box": "in the prediction's box: ",
+    "file": "in a given region: ",
+}
+"""Before the name of a method, by the source of the region."""
+
 REGIONS = ("guided", "whole", "prediction")
 """Words for a region."""
 
@@ -170,8 +179,9 @@ class Explanation:
             self.region.mask,
             self.prediction,
             title=f"Why did the network draw the {self.target['name']} here?",
-            subtitle=f"{self.record['models']['segmenter']['name']} · {parameters['region']} {parameters['described']}"
-            f", baseline {parameters['baseline']}" + ("" if self.complete else " · cancelled before the end"),
+            subtitle=f"{self.record['models']['segmenter']['name']} · {_REGION_WORDS[parameters['region']]}"
+            f"{parameters['described']}, baseline {parameters['baseline']}"
+            + ("" if self.complete else " · cancelled before the end"),
             modality=self.record["input"]["modality"],
             target_label="Given mask" if self.target["voxels"] == "given" else "Predicted target",
             warnings=self.warnings,

@@ -69,10 +69,12 @@ def cautions(
     if not anatomy.is_spelled_right(prompt):
         found.append(f'"{prompt}" is not a known spelling and was understood as {name}: check that this is meant.')
     volume = imaging.volume_ml(explained)
-    if volume < SMALL_ML or score < (UNSURE if bounded_score else 0):
+    doubt = "the organ may lie outside the scan and the drawing be a false positive, so do not interpret this map."
+    if volume < SMALL_ML:
+        found.append(f"Only {volume:.2g} ml of {name} with a score of {score:.2f} are explained: {doubt}")
+    elif score < (UNSURE if bounded_score else 0):
         found.append(
-            f"Only {volume:.2g} ml of {name} with a score of {score:.2f} are explained: the organ may lie outside the "
-            "scan and the drawing be a false positive, so do not interpret this map."
+            f"The network is unsure of the {volume:.0f} ml of {name} that it draws (score {score:.2f}): {doubt}"
         )
     voxels = sitk.GetArrayViewFromImage(explained)
     if any(voxels.take(end, axis).any() for axis in range(3) for end in (0, -1)):

@@ -37,7 +37,7 @@ def test_a_described_network_loads_by_its_path(tmp_path: Path) -> None:
     (tmp_path / "net.yaml").write_text(yaml.safe_dump(content))
     for path in (tmp_path, tmp_path / "net.pt", tmp_path / "net.yaml"):
         assert recognised(path) == ["network"]
-        assert catalog.load_segmenter(path, CPU).name == "net"
+        assert catalog.load_segmenter(path, CPU).name == tmp_path.name
 
 
 @pytest.mark.parametrize("name", ["", "empty", "text.txt", "x" * 5000, "a\0b"])

@@ -36,6 +36,9 @@ from XAICLIPLib.segmentation.segmenter import Activation, SlidingWindow
 
 Scaling = Literal["range", "percentiles", "z-score", "nonzero z-score", "none"]
 
+_GENERIC = ("net", "network", "model", "description")
+"""Names of files that name no network: its folder's name tells more."""
+
 LARGEST_FILE = 1 << 20
 """Bytes: a description is some lines of text."""
 
@@ -130,7 +133,8 @@ class Description:
         except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             told = " ".join(str(error).split())[:200]
             raise InputError(f"The description {path} cannot be read ({told}).") from error
-        return cls.of({"name": path.stem, **given}, str(path))
+        stem = path.stem.lower() in _GENERIC
+        return cls.of({"name": path.resolve().parent.name if stem else path.stem, **given}, str(path))
 
 
 def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,6 +154,8 @@ def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("name", "modality", "weights", "torchscript", "licence", "version"):
         if key in made:
             made[key] = _text(made[key], key)
+    if str(made.get("modality", "")).upper() in ("CT", "MR"):
+        made["modality"] = made["modality"].upper()
     for key in ("weights", "torchscript"):
         # Windows' rules know more ways out: those of the other systems are among them.
         if key in made and (PureWindowsPath(made[key]).anchor or ".." in PureWindowsPath(made[key]).parts):

@@ -1,0 +1,8 @@
+"""``python -m XAICLIPLib``: the command ``xaiclip``."""
+
+import sys
+
+from XAICLIPLib.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
