@@ -44,7 +44,6 @@ open_clip is imported by `XAICLIPLib.localization.openclip` alone.
 EXTRAS = {
     "transformers": "only for SAM and for localizers with a Hugging Face text tower, such as biomedclip",
     "nnunetv2": "only for nnU-Net and TotalSegmentator",
-    "deepbet": "only for the network of this name",
 }
 """Modules that some models need, and for what."""
 
