@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from XAICLIPLib import checks
 from XAICLIPLib.entry import FORMATS, KINDS, MODALITIES, ONE_IMAGE, Entry, Remote, Source
-from XAICLIPLib.errors import InputError
+from XAICLIPLib.errors import InputError, first_line
 from XAICLIPLib.files import whole_file
 
 NAME = "[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?"
@@ -233,5 +233,4 @@ _CHECKS: dict[str, checks.Check] = {
 
 
 def _reason(error: BaseException) -> str:
-    strerror = getattr(error, "strerror", None)
-    return strerror or (str(error).strip() or type(error).__name__).splitlines()[0]
+    return getattr(error, "strerror", None) or first_line(error)

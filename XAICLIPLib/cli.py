@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import XAICLIPLib
 from XAICLIPLib import benchmarkcommand, methods, tuning
-from XAICLIPLib.errors import Cancelled, InputError
+from XAICLIPLib.errors import Cancelled, InputError, first_line
 from XAICLIPLib.files import try_folder
 from XAICLIPLib.modelscommand import add_commands
 from XAICLIPLib.terminal import Bars, Interrupt, drop_output, say
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         drop_output()
         return 141
     except ImportError as error:
-        say(f"xaiclip: A package is missing or broken ({_first_line(error)}): `xaiclip doctor` says what to install.")
+        say(f"xaiclip: A package is missing or broken ({first_line(error)}): `xaiclip doctor` says what to install.")
         return 1
     except OSError as error:
         drop_output()
@@ -71,10 +71,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise  # a mistake of ours, for whose report the traceback is needed
         say("xaiclip: There is not enough memory: crop the scan, lower --batch-size, or try --device cpu.")
         return 1
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from XAICLIPLib import __version__
-from XAICLIPLib.errors import InputError
+from XAICLIPLib.errors import InputError, first_line
 from XAICLIPLib.versions import installed
 
 NEEDED = {
@@ -111,7 +111,7 @@ def package(name: str, module: str, oldest: str) -> Check:
             remedy = f"install {error.name.partition('.')[0]}, which it needs"
         elif not module:
             remedy = "pip install --force-reinstall torch torchvision, both of one release"
-        return Check(name, f"{version} does not import ({_first_line(error)})", False, remedy)
+        return Check(name, f"{version} does not import ({first_line(error)})", False, remedy)
     return Check(name, version)
 
 
@@ -136,7 +136,7 @@ def device() -> Check:
         return Check("device", f"cuda, {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
     except RuntimeError as error:
         remedy = "install a PyTorch that was built for this GPU and driver (https://pytorch.org), or use --device cpu"
-        return Check("device", f"{chosen.type} is there but does not work ({_first_line(error)})", False, remedy)
+        return Check("device", f"{chosen.type} is there but does not work ({first_line(error)})", False, remedy)
 
 
 def models() -> list[Check]:
@@ -167,7 +167,3 @@ def models() -> list[Check]:
 def _numbers(version: str) -> tuple[int, ...]:
     """The leading numbers of a version, which is all that bounds are made of."""
     return tuple(int(n) for n in re.findall(r"\d+", re.split(r"[^\d.]", version)[0]))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -9,3 +9,14 @@ class InputError(ValueError):
 
 class Cancelled(RuntimeError):
     """The user ended a computation before there was anything to return."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; its class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def reason(error: BaseException, most: int = 200) -> str:
+    """All that an error says, on one line of ``most`` characters; its class where it says nothing."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else text[:most] + "…"

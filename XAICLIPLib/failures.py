@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from XAICLIPLib import protocol
-from XAICLIPLib.errors import Cancelled, InputError
+from XAICLIPLib.errors import Cancelled, InputError, first_line
 from XAICLIPLib.protocol import Mask, Request
 
 
@@ -46,7 +46,7 @@ def _cause(error: Exception) -> tuple[protocol.ErrorKind, str]:
     if isinstance(error, Cancelled):
         return "cancelled", str(error)
     if isinstance(error, ImportError):
-        reason = _first_line(error)
+        reason = first_line(error)
         return "missing package", f"A package is missing or broken ({reason}): install the packages of XAI-CLIP again."
     if _is_out_of_memory(error):
         return "memory", "There is not enough memory: crop the scan, lower the batch size, or choose the CPU."
@@ -79,7 +79,7 @@ def _log(error: BaseException, request: Request | None, verbose: bool) -> None:
 
 def _harmless(error: BaseException, request: Request | None) -> str:
     """The first line of an error, or nothing where it may quote a path or the header of a scan."""
-    said = _first_line(error)
+    said = first_line(error)
     asked: Mapping[str, Any] = vars(request) if request is not None else {}
     values = [v.mask if isinstance(v, Mask) else v for v in asked.values()]
     parts = {part for value in values if isinstance(value, str) for part in (value, *Path(value).parts)}
@@ -87,7 +87,3 @@ def _harmless(error: BaseException, request: Request | None) -> str:
     reading = any(frame.name in ("imaging.py", "dicom.py") or "SimpleITK" in frame.parts for frame in frames)
     quoting = "/" in said or "\\" in said or any(len(part) > 2 and part in said for part in parts)
     return "" if reading or quoting else said
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -18,7 +18,7 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from XAICLIPLib.errors import InputError
+from XAICLIPLib.errors import InputError, reason
 from XAICLIPLib.localization.localizer import Localizer
 
 GROUP = "xaiclip.localizers"
@@ -45,7 +45,7 @@ def load(plugin: EntryPoint, device: torch.device) -> Localizer:
     except InputError:
         raise
     except Exception as error:  # whatever a package of others may raise
-        told = " ".join(str(error).split())[:300] or type(error).__name__
+        told = reason(error, 300)
         raise InputError(f"The localizer {plugin.name} ({plugin.value}) does not load: {told}") from error
     return checked_localizer(made, plugin.name)
 

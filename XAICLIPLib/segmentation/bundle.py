@@ -29,7 +29,7 @@ from torch import Tensor
 
 from XAICLIPLib import imaging
 from XAICLIPLib.checksums import sha256
-from XAICLIPLib.errors import InputError
+from XAICLIPLib.errors import InputError, reason
 from XAICLIPLib.segmentation.configuration import READING, Configuration
 from XAICLIPLib.segmentation.mappings import read_mapping
 from XAICLIPLib.segmentation.segmenter import Activation, Prepared, SlidingWindow
@@ -378,5 +378,4 @@ def _reason(error: BaseException) -> str:
     """What the first cause of an error says, on one line that a person can read."""
     while error.__cause__ is not None:  # MONAI wraps what its transforms raise
         error = error.__cause__
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:200] + "…"
+    return reason(error)

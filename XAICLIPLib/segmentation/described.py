@@ -20,7 +20,7 @@ from torch import Tensor
 
 from XAICLIPLib import imaging
 from XAICLIPLib.checksums import sha256
-from XAICLIPLib.errors import InputError
+from XAICLIPLib.errors import InputError, reason
 from XAICLIPLib.segmentation.configuration import Configuration
 from XAICLIPLib.segmentation.description import Description, Intensity
 from XAICLIPLib.segmentation.segmenter import Activation, Prepared, SlidingWindow
@@ -139,11 +139,10 @@ class DescribedSegmenter:
         except RuntimeError as error:
             if not _is_shape(error):
                 raise
-            told = " ".join(str(error).split())[:160]
             raise InputError(
                 f"The network {self.name} does not take {patches.shape[1]} channels of "
-                f"{' × '.join(map(str, patches.shape[2:]))} voxels ({told}…): correct inputs or window in its "
-                "description."
+                f"{' × '.join(map(str, patches.shape[2:]))} voxels ({reason(error)}): correct inputs or window in "
+                "its description."
             ) from error
         if isinstance(output, (list, tuple)):  # deep supervision: the first is at full resolution
             output = output[0]
@@ -277,8 +276,7 @@ def _monai_network(description: Description, source: str) -> torch.nn.Module:
             "monai.networks.nets with plain arguments, or TorchScript."
         ) from error
     except Exception as error:  # whatever the class raises
-        told = " ".join(str(error).split())[:160]
-        raise InputError(f"The network {description.network} of {source} does not build ({told}).") from error
+        raise InputError(f"The network {description.network} of {source} does not build ({reason(error)}).") from error
     if not isinstance(network, torch.nn.Module):
         raise InputError(f"The description {source} names {description.network}, which is no network.")
     return network

@@ -30,7 +30,7 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from XAICLIPLib.errors import InputError
+from XAICLIPLib.errors import InputError, reason
 from XAICLIPLib.segmentation.mappings import read_mapping
 from XAICLIPLib.segmentation.segmenter import Activation, SlidingWindow
 
@@ -131,8 +131,7 @@ class Description:
         try:
             given = read_mapping(path, LARGEST_FILE)
         except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-            told = " ".join(str(error).split())[:200]
-            raise InputError(f"The description {path} cannot be read ({told}).") from error
+            raise InputError(f"The description {path} cannot be read ({reason(error)}).") from error
         stem = path.stem.lower() in _GENERIC
         return cls.of({"name": path.resolve().parent.name if stem else path.stem, **given}, str(path))
 

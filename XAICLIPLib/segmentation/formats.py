@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from XAICLIPLib.errors import InputError
+from XAICLIPLib.errors import InputError, reason
 
 if TYPE_CHECKING:
     import torch
@@ -119,7 +119,7 @@ def load_registered(name: str, device: torch.device, trust: bool = False) -> Seg
             except InputError:
                 raise
             except Exception as error:  # whatever the package raises
-                told = " ".join(str(error).split())[:160] or type(error).__name__
+                told = reason(error)
                 raise InputError(f"The network {name} of an installed package does not load ({told}).") from error
             segmenter: Segmenter = from_object(made) if hasattr(made, "predict") else made
             return segmenter

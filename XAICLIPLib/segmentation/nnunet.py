@@ -25,14 +25,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from XAICLIPLib.checksums import sha256
-from XAICLIPLib.errors import InputError
+from XAICLIPLib.errors import InputError, reason
 from XAICLIPLib.imaging import ras_affine
 from XAICLIPLib.segmentation.nnunet_folder import (
     find_trainer,
     import_nnunet,
     quiet,
     read_folder,
-    reason,
     refuse_foreign_classes,
 )
 from XAICLIPLib.segmentation.segmenter import Activation, Prepared

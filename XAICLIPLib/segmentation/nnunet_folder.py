@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from XAICLIPLib.errors import InputError
+from XAICLIPLib.errors import InputError, reason
 from XAICLIPLib.segmentation.weights import refuse_compressed
 from XAICLIPLib.trainedfolders import CHECKPOINTS
 from XAICLIPLib.trainedfolders import checkpoint as checkpoint_of
@@ -226,12 +226,6 @@ def find_class(name: Any, where: str) -> Any:
     place = str(Path(nnunetv2.__path__[0]).joinpath(*where.split(".")))
     with quiet():
         return recursive_find_python_class(place, name, f"nnunetv2.{where}")
-
-
-def reason(error: BaseException) -> str:
-    """What an error says, on one line of bounded length."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:200] + "…"
 
 
 def _defining(trainer: str) -> str | None:

@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from XAICLIPLib import imaging
 from XAICLIPLib.checksums import sha256
-from XAICLIPLib.errors import InputError
+from XAICLIPLib.errors import InputError, reason
 from XAICLIPLib.segmentation.segmenter import Activation, Prepared
 from XAICLIPLib.segmentation.sliding_window import Tiling
 from XAICLIPLib.torchvision_operators import import_without_operators
@@ -121,7 +121,7 @@ class Preprocessing:
                 raise ValueError("no square image of three channels comes of it")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(
-                f"The preprocessing of the SAM {folder} is not one that is known here ({_reason(error)}): restore its "
+                f"The preprocessing of the SAM {folder} is not one that is known here ({reason(error)}): restore its "
                 "preprocessor_config.json."
             ) from error
         return found
@@ -386,7 +386,7 @@ def _transformers(module: str) -> Any:
         return import_without_operators(f"transformers.{module}")
     except ImportError as error:
         raise InputError(
-            f"SAM needs the package transformers ({_reason(error)}): pip install 'xaiclip[sam]'."
+            f"SAM needs the package transformers ({reason(error)}): pip install 'xaiclip[sam]'."
         ) from error
 
 
@@ -410,7 +410,7 @@ def _network(folder: Path, weights: Path) -> Any:
             attn_implementation="sdpa",  # whatever the folder says: it could name code to download
         )
     except Exception as error:  # a damaged or hostile file fails in many ways
-        raise InputError(f"The SAM {folder} does not load ({_reason(error)}): get its files again.") from error
+        raise InputError(f"The SAM {folder} does not load ({reason(error)}): get its files again.") from error
     finally:
         logging.set_verbosity(verbosity)
         if bars:
@@ -437,7 +437,7 @@ def _downloaded(name: str) -> tuple[Path, str]:
             hub.cached_file(ident, optional, revision=revision, _raise_exceptions_for_missing_entries=False)
     except Exception as error:  # no network, no such model, no safetensors
         raise InputError(
-            f"The model {name} cannot be had ({_reason(error)}): check its id and the network, or give the folder of "
+            f"The model {name} cannot be had ({reason(error)}): check its id and the network, or give the folder of "
             "one."
         ) from error
     return config.parent, revision
@@ -453,9 +453,3 @@ def _mapping(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path.name} holds no mapping")
     return content
-
-
-def _reason(error: BaseException) -> str:
-    """What an error says, on one line that a person can read."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:200] + "…"

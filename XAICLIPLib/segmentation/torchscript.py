@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from XAICLIPLib.errors import InputError
+from XAICLIPLib.errors import InputError, reason
 
 LARGEST_PROGRAM = 64 << 20
 """Bytes of program text: that of a large network has some hundred kilobytes."""
@@ -61,7 +61,7 @@ def read_torchscript(path: Path, device: torch.device, trust: bool = False) -> t
         raise
     except Exception as error:  # a damaged file fails in many ways
         raise InputError(
-            f"The TorchScript file {path} cannot be loaded ({_told(error)}): get the file again."
+            f"The TorchScript file {path} cannot be loaded ({reason(error)}): get the file again."
         ) from error
     for parameter in network.parameters():  # a script module has no requires_grad_
         parameter.requires_grad_(False)
@@ -74,8 +74,8 @@ def _refuse_files(path: Path) -> None:
             call = _refused_call(program)
         except (tokenize.TokenError, SyntaxError, ValueError) as error:
             raise InputError(
-                f"The program in {path} is not written as PyTorch writes it ({_told(error)}); if you trust it, say so "
-                "with --trust."
+                f"The program in {path} is not written as PyTorch writes it ({reason(error)}); if you trust it, say "
+                "so with --trust."
             ) from error
         if call:
             raise InputError(
@@ -176,7 +176,3 @@ def _refused_name(chain: list[str], called: bool) -> str:
     if not called or len(chain) < (3 if chain[0] == "ops" else 2):
         return f"something through another name for {'.'.join(chain)}"
     return ""
-
-
-def _told(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from XAICLIPLib.errors import InputError
+from XAICLIPLib.errors import InputError, reason
 
 _WRAPPERS = ("state_dict", "model_state_dict", "network_weights", "model", "network", "net")
 """Keys under which training scripts keep the state of the network."""
@@ -38,8 +38,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:  # its own message advises to load without safety
         raise InputError(f"The weights {path} are damaged or hold more than weights: get the file again.") from error
     except Exception as error:  # a damaged or hostile file fails in many ways
-        told = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"The weights {path} cannot be read ({told}): get the file again.") from error
+        raise InputError(f"The weights {path} cannot be read ({reason(error)}): get the file again.") from error
     for key in _WRAPPERS:
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
@@ -103,7 +102,6 @@ def load_into(network: torch.nn.Module, path: Path, what: str) -> torch.nn.Modul
     except InputError:
         raise
     except Exception as error:  # keys or shapes of another network, or no state at all
-        told = " ".join(str(error).split())[:200]
-        raise InputError(f"The weights {path} do not belong to {what} ({told}…).") from error
+        raise InputError(f"The weights {path} do not belong to {what} ({reason(error)}).") from error
     # Nothing is trained: without this, inference outside no_grad would keep every patch's graph in memory.
     return network.requires_grad_(False).eval()
