@@ -336,7 +336,7 @@ def explain(
         run.warnings += told
         promptable = isinstance(segmenter, Promptable)
         if not promptable:
-            class_of(prompt, target, segmenter)  # refused before a localizer is loaded, or downloaded
+            name, labels = class_of(prompt, target, segmenter)  # refused before a localizer is loaded, or downloaded
         guide = finding.load(where) if guided or (promptable and drawn is None and area is None) else None
     probability, pointed_by = None, "target" if drawn is not None else "region" if area is not None else "localizer"
     if isinstance(segmenter, Promptable):
@@ -347,7 +347,7 @@ def explain(
                 probability = finding.locate(guide, volume, prompt, modality, run)
                 shown = finding.region(guide, volume, probability, prompt, None, margin_mm=0).mask
             segmenter = segmenter.prompted(prompt, shown, modality)
-    name, labels = class_of(prompt, target, segmenter)
+        name, labels = class_of(prompt, target, segmenter)
 
     with run.timed("segment"):
         prediction = predict(segmenter, network_sees, where, batch_size, lambda d, t: run.advance("segment", d, t))

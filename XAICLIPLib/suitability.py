@@ -21,11 +21,6 @@ MOSTLY_PADDING = 0.5
 """Share of the network's window that the scan fills along an axis, below which the network sees mostly padding."""
 
 
-def mismatches(volume: sitk.Image, modality: str | None, segmenter: Segmenter, prepared: Prepared) -> list[str]:
-    """What the user should know before relying on a network on this volume, one sentence each; see `checks`."""
-    return [flag.sentence for flag in checks(volume, modality, segmenter, prepared) if flag.raised]
-
-
 def checks(volume: sitk.Image, modality: str | None, segmenter: Segmenter, prepared: Prepared) -> list[Flag]:
     """All that can be told of whether a network was made for a volume like this one.
 

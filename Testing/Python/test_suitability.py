@@ -13,7 +13,7 @@ import torch
 from XAICLIPLib import imaging
 from XAICLIPLib.phantom import torso_phantom
 from XAICLIPLib.segmentation.segmenter import Prepared, SlidingWindow
-from XAICLIPLib.suitability import mismatches, modalities
+from XAICLIPLib.suitability import checks, modalities
 
 
 def told(volume: sitk.Image, modality: str | None, network: str | None, **changed: Any) -> list[str]:
@@ -24,7 +24,7 @@ def told(volume: sitk.Image, modality: str | None, network: str | None, **change
         name="net", modality=network, window=None, **{k: v for k, v in changed.items() if k != "window"}
     )
     segmenter.window = changed.get("window")
-    return mismatches(volume, modality, segmenter, prepared)
+    return [flag.sentence for flag in checks(volume, modality, segmenter, prepared) if flag.raised]
 
 
 @pytest.fixture(scope="module")

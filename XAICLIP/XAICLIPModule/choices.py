@@ -20,6 +20,7 @@ from .furtherimages import FurtherImages
 from .installationpanel import InstallationPanel
 from .methodform import MethodForm
 from .modelchoice import ModelChoice
+from .nodes import isInScene
 from .question import Box, Question, Segment
 from .signals import Signal
 
@@ -291,7 +292,7 @@ class Choices(VTKObservationMixin):
     def _showFurtherImages(self) -> None:
         self.furtherImages.show(self._furtherNames())
         nodes = list(self.parameters.furtherVolumes)
-        self.furtherImages.setVolumes([node if _exists(node) else None for node in nodes])
+        self.furtherImages.setVolumes([node if isInScene(node) else None for node in nodes])
 
     def _furtherNames(self) -> list[str]:
         """Of the images beside the scan; those of a network that does not tell them are counted."""
@@ -468,10 +469,6 @@ class Choices(VTKObservationMixin):
 
     def _offered(self) -> tuple[Any, ...]:
         return self.models.known, self.models.models, self.localizers.models, self._regions
-
-
-def _exists(node: Any) -> bool:
-    return node is not None and slicer.mrmlScene.GetNodeByID(node.GetID() or "") is node
 
 
 def _fill(combo: Any, items: Iterable[tuple[str, Any]]) -> None:

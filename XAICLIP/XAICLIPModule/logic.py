@@ -20,6 +20,7 @@ from XAICLIPLib.errors import Cancelled, InputError
 
 from . import display, results
 from .developing import DevelopingMap
+from .nodes import isInScene
 from .question import Box, Drawn, Question, Segment
 from .reporting import ReportQuestion
 from .results import ExplanationNodes
@@ -73,11 +74,11 @@ class _Run:
     def saliency(self) -> Any:
         """The map so far, where there is one in the scene."""
         node = self.map.node if self.map is not None else None
-        return node if _exists(node) else None
+        return node if isInScene(node) else None
 
     def isInputThere(self) -> bool:
         """Whether the result could still be used; a report or a model is a file, and outlives the scan."""
-        return not isinstance(self.question, Question) or _exists(self.question.volumeNode)
+        return not isinstance(self.question, Question) or isInScene(self.question.volumeNode)
 
 
 class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
@@ -459,12 +460,7 @@ def checkDrawn(drawn: str | Drawn | None) -> None:
     InputError
         With the way out.
     """
-    if isinstance(drawn, Segment) and not _exists(drawn.node):
+    if isinstance(drawn, Segment) and not isInScene(drawn.node):
         raise InputError(_("No segment is chosen: choose one, or take the default."))
-    if isinstance(drawn, Box) and not _exists(drawn.node):
+    if isinstance(drawn, Box) and not isInScene(drawn.node):
         raise InputError(_("No box is chosen: draw one, or take the default."))
-
-
-def _exists(node: Any) -> bool:
-    """Whether a node is still in the scene."""
-    return node is not None and bool(node.GetID()) and slicer.mrmlScene.GetNodeByID(node.GetID()) is node

@@ -25,6 +25,7 @@ from XAICLIPLib.errors import InputError
 
 from . import display, tables, terminology
 from .display import SALIENCY_ATTRIBUTE
+from .nodes import isInScene
 
 RECORD_ATTRIBUTE = "XAICLIP.Record"
 """JSON of the record; a saliency without it is still being computed."""
@@ -160,7 +161,7 @@ def saliencyVolume(volumeNode: Any, name: str, array: NDArray[Any]) -> Any:
 
 def arrayOf(node: Any) -> NDArray[Any] | None:
     """The voxels of a volume that is still in the scene, to be changed in place; else None."""
-    if node is None or slicer.mrmlScene.GetNodeByID(node.GetID() or "") is not node or node.GetImageData() is None:
+    if not isInScene(node) or node.GetImageData() is None:
         return None
     array: NDArray[Any] = slicer.util.arrayFromVolume(node)
     return array

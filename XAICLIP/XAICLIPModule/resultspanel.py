@@ -17,6 +17,7 @@ from . import display, results, saving, surfaces, tables
 from .display import SALIENCY_ATTRIBUTE
 from .layouts import SideBySide
 from .logic import XAICLIPLogic
+from .nodes import isInScene
 from .results import SURFACE_ROLE, ExplanationNodes
 
 
@@ -182,8 +183,7 @@ class ResultsPanel(VTKObservationMixin):
     def _canChange(self) -> bool:
         """Whether a widget was changed by the user, and there is a map to be changed: one may just be going away."""
         node = self._node
-        there = node is not None and slicer.mrmlScene.GetNodeByID(node.GetID() or "") is node
-        return not self._updating and there and node.GetDisplayNode() is not None
+        return not self._updating and isInScene(node) and node.GetDisplayNode() is not None
 
     def _overlay(self, shown: bool) -> None:
         if shown:

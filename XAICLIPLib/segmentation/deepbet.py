@@ -29,6 +29,7 @@ from XAICLIPLib import imaging
 from XAICLIPLib.checksums import sha256
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.segmentation.segmenter import Activation, Prepared
+from XAICLIPLib.segmentation.torchscript import read_torchscript
 
 COARSE, FINE = (128, 128, 128), (256, 256, 256)
 """Voxels of the copy in which the box is found, and of the box for the main network, whatever their size in mm."""
@@ -179,9 +180,6 @@ def _resized(volume: Tensor, size: tuple[int, int, int]) -> Tensor:
 
 def _read_network(path: Path, device: torch.device) -> torch.nn.Module:
     try:
-        network: torch.nn.Module = torch.jit.load(str(path), map_location=device)
-    except (RuntimeError, ValueError, OSError) as error:
+        return read_torchscript(path, device)
+    except InputError as error:
         raise InputError(f"The network {path} is missing or damaged: install deepbet again.") from error
-    for parameter in network.parameters():  # TorchScript has no requires_grad_ for the whole
-        parameter.requires_grad_(False)
-    return network.eval()

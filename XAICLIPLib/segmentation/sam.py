@@ -13,7 +13,6 @@ A. Alzubaidi et al. "XAI-CLIP", arXiv 2602.07017, 2026.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from torch.nn import functional
 from XAICLIPLib import imaging
 from XAICLIPLib.checksums import sha256
 from XAICLIPLib.errors import InputError, reason
+from XAICLIPLib.segmentation.mappings import read_mapping
 from XAICLIPLib.segmentation.segmenter import Activation, Prepared
 from XAICLIPLib.segmentation.sliding_window import Tiling
 from XAICLIPLib.torchvision_operators import import_without_operators
@@ -58,7 +58,7 @@ _INTERPOLATION = {2: "bilinear", 3: "bicubic"}
 def is_sam(path: Path) -> bool:
     """Whether a folder holds a SAM as transformers saves it: ``config.json`` of the type ``sam``, and weights."""
     try:
-        return _mapping(path / "config.json").get("model_type") == "sam" and _weights_in(path) is not None
+        return read_mapping(path / "config.json").get("model_type") == "sam" and _weights_in(path) is not None
     except (OSError, ValueError, RecursionError):
         return False
 
@@ -100,9 +100,9 @@ class Preprocessing:
         said: Mapping[str, Any] = {}
         try:
             if (folder / "preprocessor_config.json").is_file():
-                said = _mapping(folder / "preprocessor_config.json")
+                said = read_mapping(folder / "preprocessor_config.json")
             elif (folder / "processor_config.json").is_file():
-                said = _mapping(folder / "processor_config.json").get("image_processor") or {}
+                said = read_mapping(folder / "processor_config.json").get("image_processor") or {}
             side = int((said.get("size") or {}).get("longest_edge", cls.side))
             pad = said.get("pad_size") or {"height": side, "width": side}
             normalised, rescaled = said.get("do_normalize", True), said.get("do_rescale", True)
@@ -392,7 +392,7 @@ def _transformers(module: str) -> Any:
 
 def _network(folder: Path, weights: Path) -> Any:
     """The network of a folder, with all its weights; from safetensors, or pickles that hold tensors alone."""
-    if "quantization_config" in _mapping(folder / "config.json"):
+    if "quantization_config" in read_mapping(folder / "config.json"):
         raise InputError(f"The SAM {folder} is quantised, which is not supported: give it in full precision.")
     model = _transformers("models.sam.modeling_sam").SamModel
     logging = _transformers("utils.logging")
@@ -445,11 +445,3 @@ def _downloaded(name: str) -> tuple[Path, str]:
 
 def _weights_in(folder: Path) -> Path | None:
     return next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
-
-
-def _mapping(path: Path) -> dict[str, Any]:
-    """A JSON file whose top is a mapping."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError(f"{path.name} holds no mapping")
-    return content
