@@ -12,6 +12,7 @@ in which they lie in the files, little-endian.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,7 +26,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.segmentation.mappings import read_mapping
 from XAICLIPLib.segmentation.segmenter import Activation
 from XAICLIPLib.segmentation.sliding_window import Box
 
@@ -97,9 +97,12 @@ def read_json(path: Path) -> dict[str, Any]:
         It cannot be read or holds something else.
     """
     try:
-        return read_mapping(path)
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        if not isinstance(content, dict):
+            raise ValueError("it holds no mapping")
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read ({error}): get the file again.") from error
+    return content
 
 
 def is_layers_model(content: Mapping[str, Any]) -> bool:
