@@ -33,7 +33,7 @@ from XAICLIPLib.errors import InputError, reason
 from XAICLIPLib.segmentation.configuration import READING, Configuration
 from XAICLIPLib.segmentation.mappings import read_mapping
 from XAICLIPLib.segmentation.segmenter import Activation, Prepared, SlidingWindow
-from XAICLIPLib.segmentation.weights import load_into, refuse_compressed
+from XAICLIPLib.segmentation.weights import ARRAYS, load_into, load_plain
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -45,18 +45,6 @@ _PREPROCESSING_KEYS = ("preprocessing", "inference_transform", "pre_transforms",
 _UNREADABLE = (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError)
 
 _WEIGHTS_NAMED = re.compile(r"[\w.-]+\.(?:pt|pth|safetensors)\b")
-_ARRAYS: list[Any] = [
-    np.ndarray,
-    np.dtype,
-    *(type(np.dtype(name)) for name in ("bool", "u1", "i1", "i2", "i4", "i8", "f2", "f4", "f8")),
-    # Files name it by where it was in the NumPy that wrote them.
-    *(
-        (maker, f"numpy.{core}.multiarray.{name}")
-        for maker, name in ((np.zeros(1).__reduce__()[0], "_reconstruct"), (np.float64().__reduce__()[0], "scalar"))
-        for core in ("core", "_core")
-    ),
-]
-"""What NumPy arrays are made of in a file: holding data, they run nothing when they are read."""
 
 
 def is_bundle(folder: Path) -> bool:
@@ -295,9 +283,7 @@ class BundleSegmenter:
         for path in (*inside, self.folder / "models" / Path(named).name):
             if path.is_file():
                 try:
-                    refuse_compressed(path)
-                    with torch.serialization.safe_globals(_ARRAYS):
-                        return torch.load(path, map_location="cpu", weights_only=True)
+                    return load_plain(path, ARRAYS)
                 except Exception as error:  # a damaged or hostile file fails in many ways
                     raise InputError(
                         f"The bundle's {path} is damaged or holds more than tensors and arrays: get the file again."

@@ -22,11 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from XAICLIPLib.errors import InputError, reason
-from XAICLIPLib.segmentation.weights import refuse_compressed
+from XAICLIPLib.segmentation.weights import NUMBERS, load_plain
 from XAICLIPLib.trainedfolders import CHECKPOINTS
 from XAICLIPLib.trainedfolders import checkpoint as checkpoint_of
 from XAICLIPLib.trainedfolders import folds as folds_of
@@ -296,18 +295,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_checkpoint(path: Path) -> Mapping[str, Any]:
-    # The trainer's log holds NumPy's numbers: a function that makes one of bytes, and its type.
-    make_number = np.float64(0).__reduce__()[0]
-    numbers: list[Any] = [
-        (make_number, "numpy.core.multiarray.scalar"),  # as NumPy 1 names it
-        (make_number, "numpy._core.multiarray.scalar"),
-        np.dtype,
-        *{type(np.dtype(code)) for code in ("f2", "f4", "f8", "i4", "i8", "?")},
-    ]
     try:
-        with torch.serialization.safe_globals(numbers):
-            refuse_compressed(path)
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_plain(path, NUMBERS)  # the trainer's log holds NumPy's
     except pickle.UnpicklingError as error:  # its own message advises to load without safety
         raise InputError(f"The checkpoint {path} is damaged or holds more than weights: get the file again.") from error
     except Exception as error:  # a damaged or hostile file fails in many ways

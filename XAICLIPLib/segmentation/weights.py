@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,27 @@ _WRAPPERS = ("state_dict", "model_state_dict", "network_weights", "model", "netw
 
 _PREFIXES = ("module.", "_orig_mod.")
 """What DataParallel and torch.compile put before every name."""
+
+
+def _named(maker: Any, name: str) -> list[Any]:
+    """A function of NumPy's by the names that files give it: by where it was in the NumPy that wrote them."""
+    return [(maker, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core")]
+
+
+NUMBERS: list[Any] = [
+    np.dtype,
+    *(type(np.dtype(code)) for code in ("f2", "f4", "f8", "i4", "i8", "?")),
+    *_named(np.float64().__reduce__()[0], "scalar"),
+]
+"""What NumPy's numbers are made of in a file: holding data, they run nothing when they are read."""
+
+ARRAYS: list[Any] = [
+    *NUMBERS,
+    np.ndarray,
+    *(type(np.dtype(code)) for code in ("u1", "i1", "i2")),
+    *_named(np.zeros(1).__reduce__()[0], "_reconstruct"),
+]
+"""The same for NumPy's arrays."""
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -56,8 +78,27 @@ def _read(path: Path) -> Any:
         from safetensors.torch import load_file
 
         return load_file(path)
+    return load_plain(path)
+
+
+def load_plain(path: Path, allowed: Sequence[Any] = ()) -> Any:
+    """What ``torch.save`` wrote, on the CPU, if it is tensors, plain values and what else is allowed.
+
+    Parameters
+    ----------
+    path
+        The file.
+    allowed
+        `NUMBERS` or `ARRAYS`.
+
+    Raises
+    ------
+    Exception
+        Of any kind: a damaged or hostile file fails in many ways.
+    """
     refuse_compressed(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with torch.serialization.safe_globals(list(allowed)):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def refuse_compressed(path: Path) -> None:
