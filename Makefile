@@ -25,7 +25,7 @@ demo: $(INSTALLED)
 	@$(BIN)/xaiclip demo
 
 test: lint
-	@$(BIN)/python -m pytest -q --durations=15
+	@$(BIN)/python -m pytest -q --durations=15 -n auto --maxprocesses=4 --dist=loadfile
 
 lint: $(INSTALLED)
 	@$(BIN)/ruff check .
