@@ -10,7 +10,6 @@ import os
 import re
 import sys
 import unicodedata
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from XAICLIPLib import benchmarkcommand, methods, tuning
 from XAICLIPLib.errors import Cancelled, InputError, first_line
 from XAICLIPLib.files import try_folder
 from XAICLIPLib.modelscommand import add_commands
-from XAICLIPLib.terminal import Bars, Interrupt, drop_output, say
+from XAICLIPLib.terminal import Bars, Interrupt, drop_output, packages_quiet, say
 
 if TYPE_CHECKING:
     from XAICLIPLib.explanation import Explanation
@@ -41,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         try:
             options = _parser().parse_args(arguments)
-            return int(options.command(options))
+            with packages_quiet():
+                return int(options.command(options))
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()  # here, where a closed pipe or a full disk can still be told
@@ -369,10 +369,7 @@ def _run(
     with (
         open(os.devnull, "w", encoding="utf-8") as nowhere,
         contextlib.redirect_stdout(sys.stderr or nowhere),
-        warnings.catch_warnings(),
     ):
-        if not sys.warnoptions:
-            warnings.simplefilter("ignore")  # of packages, for their programmers
         with Bars() as bars:
             explanation = explain(volume, prompt, on_progress=bars.show, cancelled=interrupt, **options)
         written = explanation.save(folder)
@@ -467,7 +464,9 @@ def summary(explanation: Explanation) -> str:
     work += f", {found['perturbations']} {reading.counted}"
     full, computed = found["patches_full_inference_would_compute"], found["patches_computed"]
     if computed:
-        work += f", {computed} network patches instead of {full} ({full / computed:.1f} times fewer)"
+        work += f", {computed} network patches"
+        if full > computed:
+            work += f" instead of {full}" + (f" ({full / computed:.1f} times fewer)" if full > 1.1 * computed else "")
     return "\n".join([*lines, f"Work:      {work}"])
 
 

@@ -8,11 +8,15 @@ import shutil
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from XAICLIPLib.errors import Cancelled
+from XAICLIPLib.errors import Cancelled, InputError
 from XAICLIPLib.terminal import Interrupt, say
+
+if TYPE_CHECKING:
+    from XAICLIPLib.entry import Entry
 
 LISTED_STRUCTURES = 24
 """More than these are counted, not listed, where all models are."""
@@ -191,10 +195,48 @@ def _add(options: argparse.Namespace) -> int:
     from XAICLIPLib.catalog import shipped_entries
     from XAICLIPLib.usercatalog import add
 
+    if not options.path.name.lower().endswith(".json"):
+        _check_known(options.path)
     for entry in add(options.path, shipped_entries(), options.name, options.trust):
         option = "--localizer" if entry.kind == "localizer" else "--model"
         print(f"Added. To use it: {option} {entry.name}")
+        if entry.kind == "segmenter" and isinstance(entry.source, Path):
+            _try(entry)
     return 0
+
+
+def _check_known(path: Path) -> None:
+    """Refuse what is no model before it gets a name."""
+    from XAICLIPLib.archives import is_archive
+    from XAICLIPLib.segmentation import formats
+
+    known = not path.exists() or is_archive(path) or (path / "open_clip_config.json").is_file()
+    if not known and formats.recognised(path) is None:
+        raise InputError(
+            f"{path} is no model that is known: give {formats.what_to_give()}; the zip file of one of these; or the "
+            "folder of an open_clip model (it has open_clip_config.json)."
+        )
+
+
+def _try(entry: Entry) -> None:
+    """Load a network of the user once, and write down what it draws; where it does not load, say why."""
+    import torch
+
+    from XAICLIPLib.catalog import load_segmenter
+    from XAICLIPLib.entry import MODALITIES
+    from XAICLIPLib.usercatalog import update
+
+    try:
+        network = load_segmenter(entry.name, torch.device("cpu"))
+    except InputError as error:
+        say(f"It does not load as it is: {error}")
+        return
+    shift = network.activation == "softmax"  # channel 0 is the background
+    structures = tuple(name for channel, name in network.labels.items() if channel or not shift)
+    modality = network.modality if network.modality in MODALITIES else "any"
+    entry = replace(entry, structures=structures, modality=modality, inputs=tuple(network.inputs))
+    update(entry)
+    _print_lines(entry, LISTED_STRUCTURES)
 
 
 class _Bar:

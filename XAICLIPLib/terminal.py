@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import sys
 import threading
 import time
+import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +30,16 @@ def say(text: str) -> None:
     """Tell the user something that is not the command's output."""
     if sys.stderr is not None:
         print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def packages_quiet() -> Iterator[None]:
+    """Keep from the user what packages tell their programmers, unless Python was asked for warnings (``-W``)."""
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")  # and they may quote paths
+            logging.getLogger("monai.data").setLevel(logging.ERROR)  # of readers for DICOM that it lacks
+        yield
 
 
 def drop_output() -> None:

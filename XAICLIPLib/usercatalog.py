@@ -72,6 +72,11 @@ def add(path: Path, shipped: tuple[Entry, ...], name: str | None = None, trust: 
     return new
 
 
+def update(entry: Entry) -> None:
+    """Put an entry in the place of the user's entry of that name."""
+    _write(tuple(entry if other.name == entry.name else other for other in user_entries()))
+
+
 def remove(entry: Entry) -> list[Path]:
     """Remove a model of the user, and what was downloaded of any; a folder of the user's own stays.
 

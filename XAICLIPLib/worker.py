@@ -28,7 +28,6 @@ import queue
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -39,6 +38,7 @@ from XAICLIPLib.answers import Answers
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.failures import failure
 from XAICLIPLib.protocol import Download, Explain, Localize, ProtocolError, Report
+from XAICLIPLib.terminal import packages_quiet
 
 GRACE_S = 5.0
 """After the end of stdin, how long a computation may take to hear of it."""
@@ -53,8 +53,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parent = os.getppid()
     requests, replies = _claim_streams()
     faulthandler.enable()  # a crash of native code says where, and nothing of the data
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")  # of packages, for their programmers; and they may quote paths
     try:
         scratch.remove_leftovers(options.folder)
         folder = scratch.make(options.folder)
@@ -65,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: worker.end())
     try:
-        worker.serve()
+        with packages_quiet():
+            worker.serve()
     finally:
         scratch.remove(folder)
     return 0

@@ -10,11 +10,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import monai.networks.nets as nets
 import pytest
+import torch
+import yaml
 from misbehaving import Behaviour, serving
 
 from XAICLIPLib import cli
-from XAICLIPLib.catalog import entries
+from XAICLIPLib.catalog import entries, find
 from XAICLIPLib.resources import resource_path
 
 CONTENT = bytes(range(256)) * 4000
@@ -172,3 +175,41 @@ def test_a_folder_of_ones_own_is_added_and_forgotten(tmp_path: Path, capsys: pyt
     assert run("remove", "my-clip") == 0
     assert "is forgotten" in capsys.readouterr().out
     assert folder.is_dir()
+
+
+def test_a_network_of_ones_own_is_looked_at_as_it_is_added(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(nets.BasicUNet(features=(2,) * 6).state_dict(), tmp_path / "net.pt")
+    content = {
+        "network": {"name": "BasicUNet", "arguments": {"features": [2] * 6}},
+        "weights": "net.pt",
+        "labels": ["background", "left lung"],
+        "modality": "CT",
+        "spacing_mm": 2.0,
+        "intensity": {"range": [-1000, 400]},
+        "window": {"size": [32, 32, 32]},
+    }
+    (tmp_path / "lungs.yaml").write_text(yaml.safe_dump(content))
+    assert run("add", tmp_path / "lungs.yaml") == 0
+    assert "Draws: left lung" in capsys.readouterr().out
+    entry = find("lungs")
+    assert (entry.structures, entry.modality, entry.inputs) == (("left lung",), "CT", ("image",))
+    assert run("info", "lungs") == 0
+    told = capsys.readouterr().out
+    assert "Draws: left lung" in told and "CT; licence unknown" in told
+
+    (tmp_path / "damaged.yaml").write_text(yaml.safe_dump(content | {"weights": "elsewhere.pt"}))
+    assert run("add", tmp_path / "damaged.yaml") == 0, "it is kept: what it lacks may come"
+    told = capsys.readouterr().err
+    assert told.startswith("It does not load as it is: ") and "elsewhere.pt" in told
+    assert find("damaged").structures == ()
+
+
+def test_what_is_no_model_is_not_added(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = entries()
+    (tmp_path / "letters.txt").write_text("Dear colleague")
+    (tmp_path / "empty").mkdir()
+    for name in ("letters.txt", "empty"):
+        assert run("add", tmp_path / name) == 1
+        told = capsys.readouterr().err
+        assert f"{tmp_path / name} is no model that is known: give the folder of a MONAI bundle" in told
+    assert entries() == before

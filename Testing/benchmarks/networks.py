@@ -3,7 +3,8 @@
 Real weights where they can be had (the shipped bundle, brainchop's MeshNet, deepbet); elsewhere the architecture at its
 full configuration with random weights, saved by the tools of its makers. Random weights draw nonsense, which does not
 matter here: what is shown is that each kind goes through every method, and that a perturbation's incremental score is
-that of full inference on the perturbed volume. ``--only WORD`` runs the kinds whose name holds it.
+that of full inference on the perturbed volume. ``--only WORD,WORD`` runs the kinds whose name holds one of the words
+(TotalSegmentator needs the folder that nnU-Net's row makes).
 """
 
 from __future__ import annotations
@@ -417,8 +418,9 @@ def kinds(work: Path, data: Path) -> Iterator[tuple[str, Callable[[], Kind]]]:
 def main() -> None:
     """Print the table."""
     parser = arguments(__doc__)
-    parser.add_argument("--only", default="", help="kinds whose name holds this")
+    parser.add_argument("--only", default="", help="kinds whose name holds one of these, with commas between")
     options = parser.parse_args()
+    words = options.only.lower().split(",")
     torch.set_flush_denormal(True)
     warnings.simplefilter("ignore")  # of packages, for their programmers
     print(f"\n{(__doc__ or '').splitlines()[0]}\n")
@@ -434,7 +436,7 @@ def main() -> None:
     print(f"| {' | '.join([*head, *METHODS])} |\n|{' --- |' * (len(head) + len(METHODS))}", flush=True)
     with tempfile.TemporaryDirectory() as work:
         for name, make in kinds(Path(work), options.data):
-            if options.only.lower() in name.lower():
+            if any(word in name.lower() for word in words):
                 print(show(make()), flush=True)
     print("\nUnder each method: the perturbations (steps) of its map; – was not tried, for its memory or time here.")
 

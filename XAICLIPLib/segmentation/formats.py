@@ -82,10 +82,15 @@ def load(path: Path, device: torch.device, trust: bool = False) -> Segmenter | N
     InputError
         It is recognised and does not load.
     """
+    found = recognised(path)
+    return None if found is None else found.load(path, device, trust)
+
+
+def recognised(path: Path) -> Format | None:
+    """The format of what lies at a path, by a glance at its files; None where it is none of them."""
     if not os.path.exists(path):  # false, not an error, for what is too long for a path
         return None
-    found = next((kind for kind in formats() if kind.recognises(path)), None)
-    return None if found is None else found.load(path, device, trust)
+    return next((kind for kind in formats() if kind.recognises(path)), None)
 
 
 def load_registered(name: str, device: torch.device, trust: bool = False) -> Segmenter | None:
