@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     import SimpleITK as sitk
     import torch
 
-    from XAICLIPLib.catalog import Entry
     from XAICLIPLib.explanation import Progress
     from XAICLIPLib.localization.localizer import Localizer
+    from XAICLIPLib.models.catalog import Entry
     from XAICLIPLib.segmentation.segmenter import Segmenter
 
 PROGRESS_EVERY_S = 0.1
@@ -62,7 +62,8 @@ class Answers:
 
     def greeting(self, id: int) -> protocol.Greeting:
         """Who is here and what can be asked, as far as it is known without PyTorch."""
-        from XAICLIPLib import anatomy, catalog
+        from XAICLIPLib import anatomy
+        from XAICLIPLib.models import catalog
 
         listed = {
             kind: tuple(_described(entry, number == 0) for number, entry in enumerate(entries))
@@ -201,7 +202,7 @@ class Answers:
         return protocol.Reported(id=request.id, files={name: str(path.resolve()) for name, path in files.items()})
 
     def _download(self, request: Download, cancelled: Callable[[], bool]) -> protocol.Downloaded:
-        from XAICLIPLib import acquisition, catalog
+        from XAICLIPLib.models import acquisition, catalog
 
         entry = catalog.find(request.name)
         tally = Tally(entry, Teller(request.id, self._send))
@@ -288,7 +289,7 @@ class Models:
 
     def segmenter(self, name: str | None, device: torch.device, trust: bool) -> Segmenter:
         """The segmenter of this name or folder; see `catalog.load_segmenter`."""
-        from XAICLIPLib import catalog
+        from XAICLIPLib.models import catalog
 
         key = ("segmenter", name, str(device), trust, _stamp("segmenter", name))
         segmenter: Segmenter = self._keep(key, lambda: catalog.load_segmenter(name, device, trust))
@@ -296,7 +297,7 @@ class Models:
 
     def localizer(self, name: str | None, device: torch.device) -> Localizer:
         """The localizer of this name, folder or id, with what it remembers of the last volume."""
-        from XAICLIPLib import catalog
+        from XAICLIPLib.models import catalog
 
         key = ("localizer", name, str(device), _stamp("localizer", name))
         localizer: Localizer = self._keep(key, lambda: catalog.load_localizer(name, device))
@@ -314,7 +315,7 @@ class Models:
 
 def _stamp(kind: str, name: str | None) -> tuple[Any, ...]:
     """Sizes and times of the files of a model: one that was trained further has to be loaded again."""
-    from XAICLIPLib import catalog
+    from XAICLIPLib.models import catalog
 
     entry = next((e for e in catalog.entries() if e.kind == kind and name in (None, e.name)), None)
     folder = entry.folder if entry else Path(str(name).removeprefix("local-dir:"))

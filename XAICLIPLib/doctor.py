@@ -141,7 +141,7 @@ def device() -> Check:
 
 def models() -> list[Check]:
     """Whether the models that are here are what they should be, and where the others come from."""
-    from XAICLIPLib import catalog
+    from XAICLIPLib.models import catalog
 
     try:
         entries = catalog.entries()

@@ -18,7 +18,7 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from XAICLIPLib import anatomy, catalog, imaging, methods, record
+from XAICLIPLib import anatomy, imaging, methods, record
 from XAICLIPLib.channels import Volume, read_images, stack
 from XAICLIPLib.devices import choose_device
 from XAICLIPLib.errors import Cancelled, InputError
@@ -39,6 +39,7 @@ from XAICLIPLib.localization.region import (
 from XAICLIPLib.localization.slices import Modality
 from XAICLIPLib.measurements import cautions, measure
 from XAICLIPLib.methods import BASELINES, PRECISIONS, SCORES, Baseline, Precision, Score
+from XAICLIPLib.models import catalog
 from XAICLIPLib.perturbation.baselines import baseline_for, with_held
 from XAICLIPLib.perturbation.perturbation import Estimate
 from XAICLIPLib.scoring import Scorer

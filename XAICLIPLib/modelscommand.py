@@ -16,7 +16,7 @@ from XAICLIPLib.errors import Cancelled, InputError
 from XAICLIPLib.terminal import Interrupt, say
 
 if TYPE_CHECKING:
-    from XAICLIPLib.entry import Entry
+    from XAICLIPLib.models.entry import Entry
 
 LISTED_STRUCTURES = 24
 """More than these are counted, not listed, where all models are."""
@@ -86,7 +86,7 @@ def described(entry: Any, default: bool) -> dict[str, Any]:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from XAICLIPLib.catalog import entries
+    from XAICLIPLib.models.catalog import entries
 
     listed = entries()
     defaults = {entry.kind: entry.name for entry in reversed(listed)}
@@ -107,7 +107,7 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _info(options: argparse.Namespace) -> int:
-    from XAICLIPLib.catalog import entries, find
+    from XAICLIPLib.models.catalog import entries, find
 
     entry = find(options.name)
     default = next(other for other in entries() if other.kind == entry.kind).name == entry.name
@@ -161,8 +161,8 @@ def _print_wrapped(text: str, hanging: str = "") -> None:
 
 
 def _download(options: argparse.Namespace) -> int:
-    from XAICLIPLib import acquisition
-    from XAICLIPLib.catalog import find
+    from XAICLIPLib.models import acquisition
+    from XAICLIPLib.models.catalog import find
 
     entry = find(options.name)
     if options.given is not None:
@@ -183,8 +183,8 @@ def _download(options: argparse.Namespace) -> int:
 
 
 def _remove(options: argparse.Namespace) -> int:
-    from XAICLIPLib.catalog import find
-    from XAICLIPLib.usercatalog import remove
+    from XAICLIPLib.models.catalog import find
+    from XAICLIPLib.models.usercatalog import remove
 
     deleted = remove(find(options.name))
     print(f"Deleted {', '.join(map(str, deleted))}." if deleted else f"The model {options.name} is forgotten.")
@@ -192,8 +192,8 @@ def _remove(options: argparse.Namespace) -> int:
 
 
 def _add(options: argparse.Namespace) -> int:
-    from XAICLIPLib.catalog import shipped_entries
-    from XAICLIPLib.usercatalog import add
+    from XAICLIPLib.models.catalog import shipped_entries
+    from XAICLIPLib.models.usercatalog import add
 
     if not options.path.name.lower().endswith(".json"):
         _check_known(options.path)
@@ -207,7 +207,7 @@ def _add(options: argparse.Namespace) -> int:
 
 def _check_known(path: Path) -> None:
     """Refuse what is no model before it gets a name."""
-    from XAICLIPLib.archives import is_archive
+    from XAICLIPLib.models.archives import is_archive
     from XAICLIPLib.segmentation import formats
 
     known = not path.exists() or is_archive(path) or (path / "open_clip_config.json").is_file()
@@ -222,9 +222,9 @@ def _try(entry: Entry) -> None:
     """Load a network of the user once, and write down what it draws; where it does not load, say why."""
     import torch
 
-    from XAICLIPLib.catalog import load_segmenter
-    from XAICLIPLib.entry import MODALITIES
-    from XAICLIPLib.usercatalog import update
+    from XAICLIPLib.models.catalog import load_segmenter
+    from XAICLIPLib.models.entry import MODALITIES
+    from XAICLIPLib.models.usercatalog import update
 
     try:
         network = load_segmenter(entry.name, torch.device("cpu"))

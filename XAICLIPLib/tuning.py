@@ -71,10 +71,10 @@ def _whole(given: str) -> int:
 def _tune(options: argparse.Namespace) -> int:
     import torch
 
-    from XAICLIPLib import catalog
     from XAICLIPLib.devices import choose_device
     from XAICLIPLib.localization import context
     from XAICLIPLib.localization.localizer import ClipLocalizer
+    from XAICLIPLib.models import catalog
     from XAICLIPLib.training import pairs, prompts
 
     torch.set_flush_denormal(True)

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from misbehaving import Behaviour, serving
 
-from XAICLIPLib import acquisition, libraries
-from XAICLIPLib.acquisition import download, install
-from XAICLIPLib.catalog import find
-from XAICLIPLib.catalogfile import read_entry
-from XAICLIPLib.entry import Entry
 from XAICLIPLib.errors import Cancelled, InputError
+from XAICLIPLib.models import acquisition, libraries
+from XAICLIPLib.models.acquisition import download, install
+from XAICLIPLib.models.catalog import find
+from XAICLIPLib.models.catalogfile import read_entry
+from XAICLIPLib.models.entry import Entry
 
 FILES = {"model.json": b"{}", "weights/model.bin": bytes(range(256)) * 2000}
 SUMS = {name: hashlib.sha256(content).hexdigest() for name, content in FILES.items()}

@@ -16,11 +16,12 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from XAICLIPLib import catalog, explanation, protocol
+from XAICLIPLib import explanation, protocol
 from XAICLIPLib.answers import KEPT_ESTIMATES, KEPT_MODELS, Answers, Models, Tally, Teller, _described
-from XAICLIPLib.entry import Entry, Remote
 from XAICLIPLib.errors import Cancelled
 from XAICLIPLib.explanation import Progress
+from XAICLIPLib.models import catalog
+from XAICLIPLib.models.entry import Entry, Remote
 from XAICLIPLib.protocol import Box, Explain, Mask, Named, Reply
 
 REAL_EXPLAIN = explanation.explain

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from XAICLIPLib import archives
-from XAICLIPLib.archives import is_archive, only_folder, unpack
 from XAICLIPLib.errors import InputError
+from XAICLIPLib.models import archives
+from XAICLIPLib.models.archives import is_archive, only_folder, unpack
 
 CONTENTS = {"net/configs/metadata.json": b"{}", "net/models/model.pt": bytes(range(256)) * 1000, "net/empty": b""}
 

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-from XAICLIPLib import anatomy, catalog
-from XAICLIPLib import entry as entry_module
-from XAICLIPLib.catalog import Entry, entries, find, load_localizer, load_segmenter, shipped_entries
+from XAICLIPLib import anatomy
 from XAICLIPLib.checksums import sha256
-from XAICLIPLib.entry import Remote
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.localization import localizer, openclip
+from XAICLIPLib.models import catalog
+from XAICLIPLib.models import entry as entry_module
+from XAICLIPLib.models.catalog import Entry, entries, find, load_localizer, load_segmenter, shipped_entries
+from XAICLIPLib.models.entry import Remote
 from XAICLIPLib.resources import resource_path
 from XAICLIPLib.segmentation import formats
 

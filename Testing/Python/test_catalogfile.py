@@ -9,9 +9,19 @@ from typing import Any
 
 import pytest
 
-from XAICLIPLib.catalogfile import FILE, NAME, SHA256, URL, WORDS, as_json, read_catalogue, read_entry, write_catalogue
-from XAICLIPLib.entry import FORMATS, KINDS, MODALITIES, Remote
 from XAICLIPLib.errors import InputError
+from XAICLIPLib.models.catalogfile import (
+    FILE,
+    NAME,
+    SHA256,
+    URL,
+    WORDS,
+    as_json,
+    read_catalogue,
+    read_entry,
+    write_catalogue,
+)
+from XAICLIPLib.models.entry import FORMATS, KINDS, MODALITIES, Remote
 from XAICLIPLib.resources import resource_path
 
 SCHEMA = json.loads(resource_path("models.schema.json").read_text(encoding="utf-8"))

@@ -14,14 +14,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
-from XAICLIPLib import anatomy, catalog
+from XAICLIPLib import anatomy
 from XAICLIPLib.anatomy import structure
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.localization import context
 from XAICLIPLib.localization.context import BACKGROUND, PLACEHOLDER, Contexts
 from XAICLIPLib.localization.localizer import ClipLocalizer, Settings
 from XAICLIPLib.localization.openclip import ImageTextModel, import_open_clip, load_model
-from XAICLIPLib.modelfolder import PROMPTS_FILE
+from XAICLIPLib.models import catalog
+from XAICLIPLib.models.modelfolder import PROMPTS_FILE
 
 CPU = torch.device("cpu")
 CONFIG: dict[str, Any] = {

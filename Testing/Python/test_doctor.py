@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from XAICLIPLib import catalog, cli, doctor
+from XAICLIPLib import cli, doctor
 from XAICLIPLib.doctor import NEEDED, Check
 from XAICLIPLib.errors import InputError
+from XAICLIPLib.models import catalog
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from misbehaving import Behaviour, serving
 
-from XAICLIPLib import downloads
-from XAICLIPLib.downloads import BLOCK, Wanted, fetch
 from XAICLIPLib.errors import Cancelled, InputError
+from XAICLIPLib.models import downloads
+from XAICLIPLib.models.downloads import BLOCK, Wanted, fetch
 
 pytest.importorskip("pooch", reason="pooch is not installed")
 

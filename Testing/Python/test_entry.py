@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from XAICLIPLib.entry import Entry, Remote
 from XAICLIPLib.errors import InputError
+from XAICLIPLib.models.entry import Entry, Remote
 
 SUM = "0" * 64
 PLAIN = Entry("net", "segmenter", "auto", "x", "CT", (), "MIT", "monai:net@1.0")

@@ -10,8 +10,8 @@ import torch
 import yaml
 from monai.networks.nets import UNet
 
-from XAICLIPLib import catalog
 from XAICLIPLib.errors import InputError
+from XAICLIPLib.models import catalog
 from XAICLIPLib.resources import resource_path
 from XAICLIPLib.segmentation import formats
 

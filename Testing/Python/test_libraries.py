@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from misbehaving import Behaviour, serving
 
-from XAICLIPLib import libraries
 from XAICLIPLib.errors import Cancelled
+from XAICLIPLib.models import libraries
 
 pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
 

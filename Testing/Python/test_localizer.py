@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from XAICLIPLib import anatomy, catalog
+from XAICLIPLib import anatomy
 from XAICLIPLib.anatomy import structure
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.localization.dense import dense_embeddings
 from XAICLIPLib.localization.localizer import ClipLocalizer, Settings, field_of_view
 from XAICLIPLib.localization.openclip import ImageTextModel, import_open_clip
 from XAICLIPLib.localization.region import guided_region
+from XAICLIPLib.models import catalog
 from XAICLIPLib.phantom import Phantom, torso_phantom
 
 # --- models by construction -----------------------------------------------------------------------

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.modelfolder import Lock, downloaded, hub_snapshot, models_folder, read_lock, remove_lock, write_lock
+from XAICLIPLib.models.modelfolder import (
+    Lock,
+    downloaded,
+    hub_snapshot,
+    models_folder,
+    read_lock,
+    remove_lock,
+    write_lock,
+)
 
 
 def test_the_variable_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ import yaml
 from misbehaving import Behaviour, serving
 
 from XAICLIPLib import cli
-from XAICLIPLib.catalog import entries, find
+from XAICLIPLib.models.catalog import entries, find
 from XAICLIPLib.resources import resource_path
 
 CONTENT = bytes(range(256)) * 4000

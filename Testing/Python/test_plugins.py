@@ -11,9 +11,9 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from XAICLIPLib import catalog
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.localization import plugins
+from XAICLIPLib.models import catalog
 
 CPU = torch.device("cpu")
 CODE = """

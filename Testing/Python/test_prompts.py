@@ -185,8 +185,8 @@ def test_the_table_has_a_line_for_each_structure_and_the_mean(tuned: Tuned) -> N
 def test_the_command_writes_prompts_that_explain_takes(
     localizer: ClipLocalizer, pairs: list[Pair], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from XAICLIPLib import catalog
     from XAICLIPLib.cli import main
+    from XAICLIPLib.models import catalog
 
     folder, output = localizer.model.folder, tmp_path / "new" / "p.safetensors"
     images, labels = [str(p.image) for p in pairs], [str(p.labels) for p in pairs]

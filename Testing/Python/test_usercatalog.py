@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from XAICLIPLib.catalog import entries, find, shipped_entries
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.modelfolder import write_lock
+from XAICLIPLib.models.catalog import entries, find, shipped_entries
+from XAICLIPLib.models.modelfolder import write_lock
+from XAICLIPLib.models.usercatalog import add, remove, user_entries
 from XAICLIPLib.resources import resource_path
-from XAICLIPLib.usercatalog import add, remove, user_entries
 
 SHIPPED = shipped_entries()
 SUM = "0" * 64

@@ -22,9 +22,10 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from XAICLIPLib import anatomy, catalog, imaging
+from XAICLIPLib import anatomy, imaging
 from XAICLIPLib.anatomy import Structure
 from XAICLIPLib.localization.region import guided_region
+from XAICLIPLib.models import catalog
 from XAICLIPLib.segmentation.prediction import predict
 from XAICLIPLib.training import data
 from XAICLIPLib.training.localizer import HELD_OUT

@@ -29,9 +29,10 @@ import yaml
 from setting import CPU, arguments
 from torch import Tensor
 
-from XAICLIPLib import catalog, imaging
+from XAICLIPLib import imaging
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.explanation import explain
+from XAICLIPLib.models import catalog
 from XAICLIPLib.perturbation.baselines import baseline_for, with_held
 from XAICLIPLib.perturbation.perturbation import Perturbation
 from XAICLIPLib.phantom import torso_phantom

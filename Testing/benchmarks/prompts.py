@@ -24,11 +24,12 @@ import torch
 from models import Case, cases, overlap
 from setting import CPU, arguments
 
-from XAICLIPLib import anatomy, catalog, imaging
+from XAICLIPLib import anatomy, imaging
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.localization import context
 from XAICLIPLib.localization.localizer import ClipLocalizer, View
 from XAICLIPLib.localization.region import clean, guided_region
+from XAICLIPLib.models import catalog
 from XAICLIPLib.training import data, pairs, prompts
 
 STRUCTURES = [anatomy.structure(name) for name in data.ORGANS[1:]]

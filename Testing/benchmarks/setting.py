@@ -11,8 +11,9 @@ import SimpleITK as sitk
 import torch
 from torch import Tensor
 
-from XAICLIPLib import anatomy, catalog, imaging
+from XAICLIPLib import anatomy, imaging
 from XAICLIPLib.localization.region import guided_region
+from XAICLIPLib.models import catalog
 from XAICLIPLib.perturbation.baselines import baseline_for
 from XAICLIPLib.perturbation.perturbation import Perturbation
 from XAICLIPLib.scoring import Scorer

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from XAICLIPLib import anatomy, catalog, methods
+from XAICLIPLib import anatomy, methods
 from XAICLIPLib.devices import choose_device
 from XAICLIPLib.errors import Cancelled, InputError
 from XAICLIPLib.evaluation.case import Case
@@ -31,6 +31,7 @@ from XAICLIPLib.evaluation.trial import Scan, Trial
 from XAICLIPLib.explanation import explain
 from XAICLIPLib.localization.localizer import Localizer
 from XAICLIPLib.methods import BASELINES, READINGS, SCORES, Baseline, Score
+from XAICLIPLib.models import catalog
 from XAICLIPLib.segmentation.segmenter import Promptable, Segmenter
 from XAICLIPLib.versions import versions
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from XAICLIPLib.checksums import sha256
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.modelfolder import PROMPTS_FILE
+from XAICLIPLib.models.modelfolder import PROMPTS_FILE
 from XAICLIPLib.torchvision_operators import import_without_operators
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from XAICLIPLib.catalogfile import read_catalogue, write_catalogue
 from XAICLIPLib.checksums import sha256
+from XAICLIPLib.models.catalogfile import read_catalogue, write_catalogue
 from XAICLIPLib.resources import resource_path
 from XAICLIPLib.training import data, localizer
 

@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from XAICLIPLib.catalogfile import NAME, as_json, read_catalogue, read_entry, write_catalogue
-from XAICLIPLib.entry import Entry, Format
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.modelfolder import downloaded, read_lock, remove_lock, user_catalogue
+from XAICLIPLib.models.catalogfile import NAME, as_json, read_catalogue, read_entry, write_catalogue
+from XAICLIPLib.models.entry import Entry, Format
+from XAICLIPLib.models.modelfolder import downloaded, read_lock, remove_lock, user_catalogue
 
 LONGEST_NAME = 64
 

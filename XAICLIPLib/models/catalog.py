@@ -14,12 +14,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from XAICLIPLib.archives import is_archive, only_folder, unpack
-from XAICLIPLib.catalogfile import read_catalogue
 from XAICLIPLib.checksums import sha256
-from XAICLIPLib.entry import OPEN_CLIP_WEIGHTS, Entry, Kind
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.modelfolder import (
+from XAICLIPLib.models.archives import is_archive, only_folder, unpack
+from XAICLIPLib.models.catalogfile import read_catalogue
+from XAICLIPLib.models.entry import OPEN_CLIP_WEIGHTS, Entry, Kind
+from XAICLIPLib.models.modelfolder import (
     PROMPTS_FILE,
     file_checksums,
     hub_snapshot,

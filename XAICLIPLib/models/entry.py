@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from XAICLIPLib.checksums import sha256
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.modelfolder import PROMPTS_FILE, downloaded, hub_snapshot, read_lock
+from XAICLIPLib.models.modelfolder import PROMPTS_FILE, downloaded, hub_snapshot, read_lock
 from XAICLIPLib.resources import resource_path
 from XAICLIPLib.trainedfolders import trained_datasets
 from XAICLIPLib.versions import installed as package_version

@@ -14,9 +14,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from XAICLIPLib import checks
-from XAICLIPLib.entry import FORMATS, KINDS, MODALITIES, ONE_IMAGE, Entry, Remote, Source
 from XAICLIPLib.errors import InputError, first_line
 from XAICLIPLib.files import whole_file
+from XAICLIPLib.models.entry import FORMATS, KINDS, MODALITIES, ONE_IMAGE, Entry, Remote, Source
 
 NAME = "[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?"
 """A name becomes that of a folder."""

@@ -54,7 +54,7 @@ def into_cache(name: str, folder: Path) -> Path:
     """A localizer of the catalogue that open_clip keeps in Hugging Face's cache, tokenizer included."""
     import torch
 
-    from XAICLIPLib.catalog import load_localizer
+    from XAICLIPLib.models.catalog import load_localizer
 
     load_localizer(name, torch.device("cpu"))
     return folder
@@ -99,10 +99,10 @@ def fetch(
     Cancelled
         As asked.
     """
-    here = str(Path(__file__).resolve().parents[1])
+    here = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
     process = subprocess.Popen(
-        [sys.executable or "python3", "-m", "XAICLIPLib.libraries", way, what, str(folder)],
+        [sys.executable or "python3", "-m", "XAICLIPLib.models.libraries", way, what, str(folder)],
         env=os.environ | {"PYTHONPATH": path},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
