@@ -6,6 +6,8 @@ import hashlib
 import io
 import json
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -287,6 +289,27 @@ def test_what_ships_needs_no_download() -> None:
     assert download(model) == model.folder
     with pytest.raises(InputError, match="here already"):
         install(model, Path())
+
+
+def test_what_a_killed_process_left_is_swept_away(mine: Path, tmp_path: Path) -> None:
+    mine.mkdir()
+    killed = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from XAICLIPLib import scratch; print(scratch.make(sys.argv[1]), end='')",
+            mine,
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    left = mine / "downloads" / Path(killed.stdout).name
+    left.parent.mkdir()
+    Path(killed.stdout).rename(left)
+    (left / "half.bin").write_bytes(b"0")
+    install(of_files("http://127.0.0.1:9/x"), given_folder(tmp_path))
+    assert not left.exists() and tidy(mine)
 
 
 def test_a_folder_that_cannot_be_written_is_told(mine: Path, tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import math
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from XAICLIPLib import scratch
 from XAICLIPLib.checksums import sha256
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.files import whole_file
@@ -216,20 +216,25 @@ def _by_library(entry: Entry, on_progress: Progress, cancelled: Callable[[], boo
 
 @contextlib.contextmanager
 def _work_folder() -> Iterator[Path]:
-    """A folder beside the models, so that what is in it can be moved into place at once; taken away at the end."""
+    """A folder beside the models, so that what is in it can be moved into place at once; taken away at the end.
+
+    What processes that were killed left there goes too.
+    """
     parent = models_folder() / "downloads"
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=".work-", dir=parent))
-    except OSError as error:
+        scratch.remove_leftovers(parent)
+        work = scratch.make(parent)
+    except (OSError, InputError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
         raise InputError(
-            f"Models cannot be written to {parent} ({error.strerror or error}): name another folder in the variable "
-            "XAICLIP_MODELS."
+            f"Models cannot be written to {parent} ({getattr(cause, 'strerror', None) or cause}): name another folder "
+            "in the variable XAICLIP_MODELS."
         ) from error
     try:
         yield work
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        scratch.remove(work)
 
 
 def _settle(entry: Entry, found: Path) -> Path:
