@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     import SimpleITK as sitk
     import torch
 
-    from XAICLIPLib.explanation import Progress
     from XAICLIPLib.localization.localizer import Localizer
     from XAICLIPLib.models.catalog import Entry
+    from XAICLIPLib.progress import Progress
     from XAICLIPLib.segmentation.segmenter import Segmenter
 
 PROGRESS_EVERY_S = 0.1
@@ -141,7 +141,7 @@ class Answers:
 
     def _localize(self, request: Localize, cancelled: Callable[[], bool]) -> protocol.FoundRegion:
         from XAICLIPLib import imaging
-        from XAICLIPLib.explanation import localize
+        from XAICLIPLib.finding import localize
 
         device = _ready(request.device)
         region = localize(

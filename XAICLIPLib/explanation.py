@@ -9,28 +9,27 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 import torch
 
-from XAICLIPLib import anatomy, imaging, methods, record
+from XAICLIPLib import imaging, methods, record
 from XAICLIPLib.channels import Volume, read_images, stack
 from XAICLIPLib.devices import choose_device
-from XAICLIPLib.errors import Cancelled, InputError
+from XAICLIPLib.errors import InputError
 from XAICLIPLib.evaluation import assessment, reliability
 from XAICLIPLib.explainers import Ground, estimates, in_words, name_of, with_defaults
+from XAICLIPLib.finding import Finding, check_choices
 from XAICLIPLib.flags import ordered
 from XAICLIPLib.localization.localizer import Localizer
-from XAICLIPLib.localization.plugins import checked_localizer, checked_probability
 from XAICLIPLib.localization.region import (
     MARGIN_MM,
     Region,
-    guided_region,
     prediction_region,
     region_from_mask,
     whole_region,
@@ -42,14 +41,13 @@ from XAICLIPLib.methods import BASELINES, PRECISIONS, SCORES, Baseline, Precisio
 from XAICLIPLib.models import catalog
 from XAICLIPLib.perturbation.baselines import baseline_for, with_held
 from XAICLIPLib.perturbation.perturbation import Estimate
+from XAICLIPLib.progress import Progress, Run
 from XAICLIPLib.scoring import Scorer
 from XAICLIPLib.segmentation.described import Predictor, from_object
 from XAICLIPLib.segmentation.prediction import label_values, predict, surroundings
 from XAICLIPLib.segmentation.segmenter import Prepared, Promptable, Segmenter
 from XAICLIPLib.suitability import checks as suits
 from XAICLIPLib.target import RIM_MM, Place, box_of, class_of, is_mask, make_target, read_mask
-
-Stage = Literal["localize", "segment", "explain", "check"]
 
 _REGION_WORDS = {
     "guided": "guided ",
@@ -63,31 +61,9 @@ _REGION_WORDS = {
 REGIONS = ("guided", "whole", "prediction")
 """Words for a region."""
 
-MODALITIES: tuple[Modality, ...] = get_args(Modality)
-
 ESTIMATE_EVERY_S = 2.0
 ESTIMATE_SHARE = 0.1
 """Of the time, which running estimates may take: to resample one to a large scan takes seconds."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far an explanation is.
-
-    Attributes
-    ----------
-    stage
-        ``localize`` counts slices, ``segment`` patches, ``explain`` and ``check`` perturbations.
-    done, total
-        Of this stage.
-    seconds_left
-        Of this stage, from its pace so far; None until something is done.
-    """
-
-    stage: Stage
-    done: int
-    total: int
-    seconds_left: float | None
 
 
 @dataclass(frozen=True)
@@ -315,13 +291,13 @@ def explain(
     Alzubaidi et al. "XAI-CLIP", arXiv 2602.07017, 2026.
     """
     wanted = methods.method(method, **parameters)
-    _check_choices(score=(score, SCORES), baseline=(baseline, BASELINES), precision=(precision, PRECISIONS))
+    check_choices(score=(score, SCORES), baseline=(baseline, BASELINES), precision=(precision, PRECISIONS))
     if isinstance(region, str) and region not in REGIONS and not is_mask(region):
         raise InputError(f"The region {region} is neither {', '.join(REGIONS)}, a box nor the file of a mask.")
-    finding = _Finding.checked(localizer, threshold, margin_mm, modality, prompts)
+    finding = Finding.checked(localizer, threshold, margin_mm, modality, prompts)
     batch_size = None if batch_size is None else _whole("batch_size", batch_size, 1)
     seed = _whole("seed", seed, 0)
-    run = _Run(on_progress, cancelled or (lambda: False))
+    run = Run(on_progress, cancelled or (lambda: False))
     where = choose_device(device)
 
     with run.timed("read"):
@@ -493,128 +469,11 @@ def explain(
     )
 
 
-def localize(
-    image: sitk.Image | str | Path,
-    prompt: str,
-    *,
-    localizer: str | Path | Localizer | None = None,
-    prompts: str | Path | None = None,
-    threshold: float | None = None,
-    margin_mm: float = MARGIN_MM,
-    modality: Modality | None = None,
-    device: str = "auto",
-    on_progress: Callable[[Progress], None] | None = None,
-    cancelled: Callable[[], bool] | None = None,
-) -> Region:
-    """Find a structure in a volume by its name: the region that `explain` would perturb.
-
-    The parameters are those of `explain`.
-
-    Raises
-    ------
-    InputError
-        An input cannot be used, or the localizer finds nothing.
-    Cancelled
-        `cancelled` said so.
-    """
-    finding = _Finding.checked(localizer, threshold, margin_mm, modality, prompts)
-    run = _Run(on_progress, cancelled or (lambda: False))
-    (volume,) = read_images([image])
-    guide = finding.load(choose_device(device))
-    with run.timed("localize"):
-        probability = finding.locate(guide, volume, prompt, modality or imaging.guess_modality(volume), run)
-        return finding.region(guide, volume, probability, prompt, None)
-
-
-@dataclass(frozen=True)
-class _Finding:
-    """How the prompt is found, checked."""
-
-    localizer: str | Path | Localizer | None
-    threshold: float | None
-    margin_mm: float
-    prompts: str | Path | None
-
-    @classmethod
-    def checked(cls, localizer: Any, threshold: Any, margin_mm: Any, modality: Any, prompts: Any) -> _Finding:
-        if threshold is not None and not (_is_number(threshold) and 0 < threshold < 1):
-            raise InputError(f"threshold is {threshold}: give a probability between 0 and 1.")
-        if not (_is_number(margin_mm) and 0 <= margin_mm <= 200):
-            raise InputError(f"margin_mm is {margin_mm}: give a length in mm from 0 to 200.")
-        if modality is not None:
-            _check_choices(modality=(modality, MODALITIES))
-        if not (localizer is None or isinstance(localizer, (str, Path))):
-            checked_localizer(localizer, "given")
-            if prompts is not None:
-                raise InputError("Learned prompts are for a localizer that is named: leave prompts out, or name it.")
-        return cls(localizer, threshold, float(margin_mm), prompts)
-
-    def load(self, device: torch.device) -> Localizer:
-        if self.localizer is None or isinstance(self.localizer, (str, Path)):
-            return catalog.load_localizer(self.localizer, device, self.prompts)
-        return self.localizer
-
-    def threshold_of(self, guide: Localizer | None) -> float | None:
-        return None if guide is None else guide.threshold if self.threshold is None else self.threshold
-
-    def locate(
-        self, guide: Localizer, volume: sitk.Image, prompt: str, modality: Modality | None, run: _Run
-    ) -> sitk.Image:
-        """The probability of the prompt, on a grid of the localizer's own."""
-        what = anatomy.resolve(prompt) or prompt
-        found = guide.locate(volume, what, modality, lambda d, t: run.advance("localize", d, t))
-        return checked_probability(found, guide.name)
-
-    def region(
-        self,
-        guide: Localizer,
-        volume: sitk.Image,
-        probability: sitk.Image,
-        prompt: str,
-        prediction: sitk.Image | None,
-        margin_mm: float | None = None,
-    ) -> Region:
-        threshold = self.threshold_of(guide)
-        assert threshold is not None
-        margin_mm = self.margin_mm if margin_mm is None else margin_mm
-        return guided_region(volume, probability, prediction, prompt, threshold=threshold, margin_mm=margin_mm)
-
-
-@dataclass
-class _Run:
-    """Clock, progress, cancel and warnings of one call."""
-
-    report: Callable[[Progress], None] | None
-    cancelled: Callable[[], bool]
-    warnings: list[str] = field(default_factory=list)
-    timings: dict[str, float] = field(default_factory=dict)
-    _begun: float = 0.0
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        self._begun = time.perf_counter()
-        yield
-        self.timings[stage] = round(self.timings.get(stage, 0.0) + time.perf_counter() - self._begun, 3)
-
-    def advance(self, stage: Stage, done: int, total: int, may_end: bool = False) -> None:
-        """Tell how far the stage is; raises `Cancelled` where the user asked for it and there is nothing to return."""
-        if self.report is not None:
-            elapsed = time.perf_counter() - self._begun
-            self.report(Progress(stage, done, total, elapsed / done * (total - done) if done else None))
-        if not may_end:
-            self.go_on()
-
-    def go_on(self) -> None:
-        """Raise `Cancelled` where the user asked for it."""
-        if self.cancelled():
-            raise Cancelled("Cancelled before there was a result.")
-
-
 def _follow(
     estimates: Iterator[Estimate],
     prepared: Prepared,
     volume: sitk.Image,
-    run: _Run,
+    run: Run,
     on_estimate: Callable[[sitk.Image], None] | None,
 ) -> tuple[Estimate, bool]:
     """Run an explainer to its end or until it is cancelled; the last estimate, and whether it is complete."""
@@ -646,16 +505,6 @@ def _segmenter(model: Any, device: torch.device, trust: bool) -> Segmenter:
         return catalog.load_segmenter(model, device, trust)
     segmenter: Segmenter = from_object(model) if hasattr(model, "predict") else model
     return segmenter
-
-
-def _check_choices(**given: tuple[str, tuple[str, ...]]) -> None:
-    for what, (value, known) in given.items():
-        if value not in known:
-            raise InputError(f"There is no {what} {value!r}: choose one of {', '.join(known)}.")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
 def _whole(what: str, value: Any, least: int) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from XAICLIPLib.explanation import Progress
+    from XAICLIPLib.progress import Progress
 
 STAGES = {
     "localize": "finding the prompt",

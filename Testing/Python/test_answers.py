@@ -19,9 +19,9 @@ import torch
 from XAICLIPLib import explanation, protocol
 from XAICLIPLib.answers import KEPT_ESTIMATES, KEPT_MODELS, Answers, Models, Tally, Teller, _described
 from XAICLIPLib.errors import Cancelled
-from XAICLIPLib.explanation import Progress
 from XAICLIPLib.models import catalog
 from XAICLIPLib.models.entry import Entry, Remote
+from XAICLIPLib.progress import Progress
 from XAICLIPLib.protocol import Box, Explain, Mask, Named, Reply
 
 REAL_EXPLAIN = explanation.explain

@@ -64,6 +64,8 @@ LAYERS = {
     "terminal": 7,
     "modelscommand": 7,
     "benchmarkcommand": 8,
+    "progress": 1,
+    "finding": 5,
     "explanation": 6,
     "doctor": 7,
     "evaluation": 7,

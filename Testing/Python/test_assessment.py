@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from test_explanation import Finder, Network, scan
 
-from XAICLIPLib import explanation
 from XAICLIPLib.evaluation import assessment
 from XAICLIPLib.evaluation.assessment import PERTURBATIONS, Checked, check, faithfulness_record
 from XAICLIPLib.evaluation.controls import random_map
 from XAICLIPLib.evaluation.reliability import checks
-from XAICLIPLib.explanation import Explanation, Progress, explain
+from XAICLIPLib.explanation import Explanation, explain
+from XAICLIPLib.progress import Progress, Stage
 
 NAMES = ("like the null", "unstable")
 
@@ -130,7 +130,7 @@ def test_the_effect_outside_is_told_with_its_margin() -> None:
 def test_the_stages_are_told_in_the_terminal_too() -> None:
     from XAICLIPLib.terminal import STAGES
 
-    assert set(explanation.Stage.__args__) == set(STAGES)  # type: ignore[attr-defined]
+    assert set(get_args(Stage)) == set(STAGES)
 
 
 def test_the_noise_is_of_the_scans_own_range(known: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

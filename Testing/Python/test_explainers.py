@@ -19,8 +19,10 @@ from torch import Tensor
 from XAICLIPLib import explanation, imaging, methods
 from XAICLIPLib.errors import Cancelled, InputError
 from XAICLIPLib.explainers import in_words, name_of, with_defaults
-from XAICLIPLib.explanation import Explanation, Progress, explain, localize
+from XAICLIPLib.explanation import Explanation, explain
+from XAICLIPLib.finding import localize
 from XAICLIPLib.methods import BASELINES, METHODS, SCORES
+from XAICLIPLib.progress import Progress
 
 QUICK: dict[str, dict[str, Any]] = {
     "occlusion": {"window_mm": 18.0, "stride_mm": 9.0},

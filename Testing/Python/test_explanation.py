@@ -23,11 +23,12 @@ from torch import Tensor
 from XAICLIPLib import explanation, imaging
 from XAICLIPLib.anatomy import Structure
 from XAICLIPLib.errors import Cancelled, InputError
-from XAICLIPLib.explanation import Explanation, Progress, explain
+from XAICLIPLib.explanation import Explanation, explain
 from XAICLIPLib.localization.region import grow
 from XAICLIPLib.perturbation.baselines import BODY_MARGIN_MM
 from XAICLIPLib.perturbation.occlusion import window_for
 from XAICLIPLib.perturbation.perturbation import Perturbation
+from XAICLIPLib.progress import Progress
 from XAICLIPLib.scoring import Scorer
 from XAICLIPLib.segmentation.segmenter import Activation, Prepared, SlidingWindow
 

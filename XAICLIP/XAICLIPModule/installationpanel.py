@@ -149,7 +149,7 @@ class InstallationPanel:
         combo, chosen = self.ui.deviceComboBox, self._device
         blocked = combo.blockSignals(True)
         combo.clear()
-        combo.addItem(_("Automatic (a graphics card where there is one)"), "")
+        combo.addItem(_("Automatic (graphics card, if any)"), "")
         for device in devices:
             combo.addItem(f"{device}: {names[device]}" if names.get(device) else device, device)
         if chosen and combo.findData(chosen) < 0:
