@@ -437,7 +437,7 @@ def explain(
             region=roi,
             measurements=measurements,
             models={
-                "segmenter": dict(segmenter.provenance),
+                "segmenter": catalog.provenance_of(model, segmenter.provenance),
                 "localizer": dict(guide.provenance) if guide is not None else None,
             },
             parameters={

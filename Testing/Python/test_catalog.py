@@ -290,6 +290,21 @@ def test_a_change_of_the_users_catalogue_is_seen_at_once(resources: Path) -> Non
         assert entries()[-1].name == name
 
 
+@pytest.mark.parametrize(
+    ("name", "own", "licence"),
+    [
+        ("brainchop-tissue", "unknown", "MIT"),
+        ("brainchop-tissue", "BSD-3-Clause", "BSD-3-Clause"),
+        (None, "unknown", "Apache-2.0"),
+        ("/elsewhere/net", "unknown", "unknown"),
+        (object(), "unknown", "unknown"),
+    ],
+)
+def test_the_catalogue_knows_the_licence_where_the_files_do_not(name: object, own: str, licence: str) -> None:
+    told = catalog.provenance_of(name, {"name": "net", "licence": own})
+    assert told == {"name": "net", "licence": licence}
+
+
 def test_what_is_not_downloaded_says_how_to_get_it(resources: Path) -> None:
     own_catalogue(
         resources,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -176,6 +177,22 @@ def _image_text_model(entry: Entry | None, name: str | Path | None, device: torc
         _remember(entry, repository)
     _check_cached(entry)  # once more: the library may just have downloaded something else
     return model
+
+
+def provenance_of(name: object, told: Mapping[str, str]) -> dict[str, str]:
+    """What a segmenter tells of itself, with the catalogue's licence where its own files name none.
+
+    Parameters
+    ----------
+    name
+        By what it was loaded: as for `load_segmenter`, or the segmenter itself, of which the catalogue knows nothing.
+    told
+        The segmenter's ``provenance``.
+    """
+    entry = _find("segmenter", name) if name is None or isinstance(name, (str, Path)) else None
+    if entry is None or told.get("licence", "unknown") != "unknown":
+        return dict(told)
+    return {**told, "licence": entry.licence}
 
 
 def _find(kind: Kind, name: str | Path | None) -> Entry | None:
