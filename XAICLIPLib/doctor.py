@@ -35,6 +35,7 @@ NEEDED = {
     "pooch": ("pooch", "1.8"),
     "jinja2": ("jinja2", "3.1"),
     "einops": ("einops", "0.7"),
+    "nibabel": ("nibabel", "5.2"),
 }
 """Module and oldest version of each package that XAI-CLIP needs, as in pyproject.toml (a test compares them).
 

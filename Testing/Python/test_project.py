@@ -201,6 +201,64 @@ def test_module_asks_for_the_packages_that_the_library_needs() -> None:
     assert wanted == PROJECT["dependencies"]
 
 
+ONLY_DECLARED = """
+import importlib.metadata, re, sys
+from packaging.requirements import Requirement
+
+def plain(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+declared, waiting = set(), ["xaiclip"]
+while waiting:
+    name = plain(waiting.pop())
+    if name not in declared:
+        declared.add(name)
+        try:
+            needed = [Requirement(text) for text in importlib.metadata.requires(name) or []]
+        except importlib.metadata.PackageNotFoundError:
+            continue  # a marker's, for another platform
+        waiting += [r.name for r in needed if r.marker is None or r.marker.evaluate({"extra": ""})]
+owners = importlib.metadata.packages_distributions()
+hidden = {module for module, names in owners.items() if not declared & {plain(name) for name in names}}
+hidden -= sys.stdlib_module_names
+assert {"pytest", "nnunetv2"} & hidden and not {"torch", "monai", "XAICLIPLib"} & hidden, hidden
+
+class Declared:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] in hidden else self.finder.find_spec(name, path, target)
+
+sys.meta_path[:] = [Declared(finder) for finder in sys.meta_path]
+from XAICLIPLib.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+"""Runs the command as where nothing is installed but what pyproject.toml asks for, and what that asks for."""
+
+
+def test_the_declared_packages_are_enough(tmp_path: Path) -> None:
+    """The shipped models on a slab of the phantom, and the report; extras and tools of this environment are hidden."""
+    import SimpleITK as sitk
+
+    from XAICLIPLib.phantom import torso_phantom
+
+    scan, found = tmp_path / "slab.nrrd", tmp_path / "found"
+    volume = torso_phantom(0, 8.0).image
+    middle = volume.GetSize()[2] * 6 // 10
+    sitk.WriteImage(volume[:, :, middle : middle + 10], str(scan))
+    explain = ["explain", str(scan), "--prompt", "liver", "--method", "structures", "--device", "cpu"]
+    for command in ([*explain, "--output", str(found)], ["report", str(found)]):
+        result = subprocess.run(
+            [sys.executable, "-c", ONLY_DECLARED, *command], capture_output=True, text=True, check=False, cwd=ROOT
+        )
+        assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+    assert (found / "report.html").is_file()
+
+
 def test_cmake_enters_only_folders_that_exist() -> None:
     text = (ROOT / "CMakeLists.txt").read_text(encoding="utf-8")
     folders = re.findall(r"(?m)^\s*add_subdirectory\((\S+)\)", text)
