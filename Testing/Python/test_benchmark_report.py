@@ -118,6 +118,13 @@ def test_the_claim_of_time_is_judged(seconds: float, verdict: str) -> None:
     assert verdict in " ".join(sentences(found({"explain_s": seconds}, {"explain_s": 40.0})))
 
 
+def test_time_that_finding_the_region_eats_up_is_told() -> None:
+    whole = {"explain_s": 40.0, "total_s": 42.0}
+    said = " ".join(sentences(found({"explain_s": 10.0, "total_s": 60.0}, whole)))
+    assert "holds here, and more, but finding the region takes more than it saves" in said
+    assert "takes more than it saves" not in " ".join(sentences(found({"explain_s": 10.0, "total_s": 30.0}, whole)))
+
+
 def test_what_the_cases_do_not_decide_is_not_decided() -> None:
     rows = [row(1, "guided", explain_s=10.0), row(1, "whole", explain_s=20.0)]
     rows += [row(2, "guided", explain_s=30.0), row(2, "whole", explain_s=21.0)]

@@ -42,9 +42,8 @@ QUICK: dict[str, dict[str, Any]] = {
 
 def on_gpu(case: Case, **options: Any) -> Scorer:
     """The case's scorer, all of it on the GPU."""
-    network = copy.deepcopy(case.network).to(GPU)
-    own = case.scorer(forward=network)
-    return dataclasses.replace(own, volume=case.volume.to(GPU), baseline=case.baseline.to(GPU), **options)
+    moved = dataclasses.replace(case, volume=case.volume.to(GPU), network=copy.deepcopy(case.network).to(GPU))
+    return dataclasses.replace(moved.scorer(), **options)
 
 
 def tiny(method: str, device: str) -> Explanation:

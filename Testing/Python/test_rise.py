@@ -50,7 +50,7 @@ def evidence(box: tuple[slice, ...] = (slice(7, 12), slice(8, 13), slice(7, 12))
 
 
 class Rule:
-    """A scorer that loses by a rule on the share of the evidence that is hidden, four patterns at a time.
+    """A scorer that loses by a rule on the share of the evidence that is hidden, some patterns at a time.
 
     A large network's first batches finish no pattern (``slow``), and its scores come in any order (``shuffled``).
     """
@@ -61,8 +61,9 @@ class Rule:
         weight: Tensor | None = None,
         slow: bool = False,
         shuffled: bool = False,
+        together: int = 4,
     ) -> None:
-        self.rule, self.slow, self.shuffled = rule, slow, shuffled
+        self.rule, self.slow, self.shuffled, self.together = rule, slow, shuffled, together
         self.weight = evidence() if weight is None else weight
         self.strengths: list[Tensor] = []
 
@@ -79,7 +80,7 @@ class Rule:
             strength[perturbation.box] = perturbation.strength(perturbation.box, CPU)
             self.strengths.append(strength)
             batch.append((number, self.rule(float((strength * self.weight).sum()))))
-            if len(batch) == 4:
+            if len(batch) == self.together:
                 yield batch[::-1] if self.shuffled else batch
                 batch = []
         if batch:
@@ -357,6 +358,16 @@ def test_it_stops_when_it_is_sure_enough_and_says_so() -> None:
     unsure = run(curved, samples=150, wanted_error=0.001)
     assert unsure.findings()["stopped"] == "samples"
     assert unsure.done == unsure.planned == 150
+
+
+@pytest.mark.parametrize("together", [1, 7, 64])
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_where_it_stops_does_not_hang_on_the_size_of_the_batches(together: int, shuffled: bool) -> None:
+    options: dict[str, Any] = {"cell_mm": 5, "samples": 5000, "wanted_error": 0.05}
+    expected = last(rise(Rule(additive), region(), (1, 1, 1), **options))
+    found = last(rise(Rule(additive, shuffled=shuffled, together=together), region(), (1, 1, 1), **options))
+    assert found.done == expected.done < 5000
+    assert torch.equal(found.saliency(), expected.saliency())
 
 
 def test_the_error_that_is_reached_is_that_of_the_maps() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).resolve().parent
-BENCHMARKS = ("models.py", "incremental.py", "explainers.py", "peers.py", "scaling.py", "panel.py")
+BENCHMARKS = ("models.py", "incremental.py", "explainers.py", "peers.py", "scaling.py", "devices.py", "panel.py")
 
 
 def machine() -> str:

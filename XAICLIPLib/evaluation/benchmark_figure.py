@@ -76,7 +76,7 @@ def _boxes(
             axes.plot([number + shift] * len(some), [quantity(row) for row in some], ".", color="black", markersize=4)
             if control is not None:
                 axes.plot([number + shift + 0.08] * len(some), [control(row) for row in some], "x", color="black")
-    axes.set_xticks(range(len(methods)), methods)
+    axes.set_xticks(range(len(methods)), [method.replace("-", "-\n", 1) for method in methods], fontsize=9)
     axes.set_xlim(-0.6, len(methods) - 0.4)
     axes.grid(axis="y", alpha=0.3)
 

@@ -76,9 +76,8 @@ def sentences(found: Gains) -> list[str]:
             f"{found.outside.value:.0%}{_range(found.outside, plain=True)} of the effect in the unguided map lies "
             "outside the guided region: a guided map cannot show it."
         )
-    said[0] = (
-        f"**{found.method}** ({found.cases} {_plural('case', found.cases)}, {found.maps} pairs of maps). {said[0]}"
-    )
+    cases, pairs = _plural("case", found.cases), _plural("pair", found.maps)
+    said[0] = f"**{found.method}** ({found.cases} {cases}, {found.maps} {pairs} of maps). {said[0]}"
     return said
 
 
@@ -97,6 +96,8 @@ def _on_time(found: Gains) -> str:
         verdict = "the claim of up to 60% less time holds here, and more"
     else:
         verdict = "it does take less time, within the paper's up to 60%"
+    if time.sign < 0 and total is not None and total.sign > 0:
+        verdict += ", but finding the region takes more than it saves"
     return f"{what}: {verdict}{_about_occlusion(found)}."
 
 

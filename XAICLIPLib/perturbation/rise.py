@@ -133,11 +133,15 @@ def rise(
             findings,
         )
 
+    waiting: dict[int, float] = {}
     for batch in scorer.lost(masks.perturbation(number) for number in range(samples)):
-        for number, value in batch:
-            running.add(number, value)
-        done += len(batch)
-        if done >= due or done == samples:
+        waiting.update(batch)
+        # One after the other, so that where it stops does not hang on the size of the batches.
+        while not stopped and done in waiting:
+            running.add(done, waiting.pop(done))
+            done += 1
+            if done < due and done < samples:
+                continue
             due = done + CHECK_EVERY
             largest = float(running.saliency().abs().max())
             if done >= FEWEST:
