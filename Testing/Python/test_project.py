@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import re
@@ -257,6 +258,27 @@ def test_the_declared_packages_are_enough(tmp_path: Path) -> None:
         )
         assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
     assert (found / "report.html").is_file()
+
+
+def test_no_pin_keeps_the_oldest_python_out() -> None:
+    """A version that has left it behind is pinned for later ones only, or `make` could install nothing there."""
+    from packaging.requirements import Requirement
+    from packaging.specifiers import SpecifierSet
+
+    oldest = re.sub(r"[^\d.]", "", PROJECT["requires-python"])
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    looked_at = 0
+    for pin in (Requirement(line) for line in lines if line and not line.startswith("#")):
+        if pin.marker is not None and not pin.marker.evaluate({"python_version": oldest}):
+            continue
+        try:
+            metadata = importlib.metadata.metadata(pin.name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # an extra that is not installed here
+        if metadata["Version"] in pin.specifier:
+            assert f"{oldest}.99" in SpecifierSet(metadata.get("Requires-Python") or ""), pin.name
+            looked_at += 1
+    assert looked_at > 20
 
 
 def test_cmake_enters_only_folders_that_exist() -> None:

@@ -228,8 +228,9 @@ def bundle(
         },
     }
     reading = [{"_target_": "LoadImaged", "keys": "image"}, {"_target_": "EnsureChannelFirstd", "keys": "image"}]
-    sigmoid = more.pop("sigmoid", False)
+    sigmoid, further, built = more.pop("sigmoid", False), more.pop("further", {}), more.pop("built", None)
     content = {
+        **further,
         "imports": ["$import glob", "$import os"],
         "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
         "network_def": network,
@@ -249,8 +250,52 @@ def bundle(
     (folder / "configs" / "metadata.json").write_text(json.dumps(metadata))
     (folder / "configs" / "inference.json").write_text(json.dumps(content))
     given = {key: value for key, value in network.items() if key not in ("_target_", "img_size")}
-    torch.save(getattr(nets, network["_target_"])(**given).state_dict(), folder / "models" / "model.pt")
+    made = built or getattr(nets, network["_target_"])(**given)
+    torch.save(made.state_dict(), folder / "models" / "model.pt")
     return folder
+
+
+def multi_organ(folder: Path) -> Path:
+    """DiNTS, whose shape is read from a second file; every edge of its 12 blocks is there, a searched one has fewer."""
+    torch.manual_seed(0)
+    blocks, depths = 12, 4
+    operations = np.random.default_rng(2).integers(0, 2, (blocks, 3 * depths - 2))
+    arrays = {
+        "node_a": np.ones((blocks + 1, depths)),
+        "arch_code_a": np.ones(operations.shape),
+        "arch_code_c": operations,
+    }
+    space = {"channel_mul": 0.5, "num_blocks": blocks, "num_depths": depths, "use_downsample": True}
+    codes = [arrays["arch_code_a"], arrays["arch_code_c"]]
+    network = {"in_channels": 1, "num_classes": 8, "use_downsample": True}
+    built = nets.DiNTS(
+        nets.TopologyInstance(**space, arch_code=codes, device="cpu"),
+        node_a=torch.from_numpy(arrays["node_a"]),
+        **network,
+    )
+    names = ("_target_", "dints_space", "node_a")
+    values = ("DiNTS", "@dints_space", "$torch.from_numpy(@arch_ckpt['node_a'])")
+    further = {
+        "arch_ckpt": "$torch.load(@bundle_root + '/models/code.pt', map_location=torch.device('cuda'))",
+        "dints_space": {
+            "_target_": "monai.networks.nets.TopologyInstance",
+            **space,
+            "arch_code": ["$@arch_ckpt['arch_code_a']", "$@arch_ckpt['arch_code_c']"],
+            "device": "$torch.device('cuda')",
+        },
+    }
+    made = bundle(
+        folder,
+        network | dict(zip(names, values, strict=True)),
+        [*resampled([2.0, 2.0, 2.0]), scaled(-500, 500)],
+        [96, 96, 96],
+        ["background", *(f"structure {n}" for n in range(1, 8))],
+        overlap=0.625,
+        further=further,
+        built=built,
+    )
+    torch.save(arrays, folder / "models" / "code.pt")
+    return made
 
 
 def resampled(pixdim: list[float]) -> list[dict[str, Any]]:
@@ -372,6 +417,7 @@ def kinds(work: Path, data: Path) -> Iterator[tuple[str, Callable[[], Kind]]]:
         ),
         [crop],
     )
+    yield zoo("multi_organ_segmentation", multi_organ, [crop])
     small = sitk.Shrink(crop, [2, 2, 2])
     four = [sitk.Cast(small + 1100 + 10 * n, sitk.sitkFloat32) for n in range(4)]
     yield zoo(
