@@ -14,9 +14,11 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+from numpy.typing import NDArray
 
 from .errors import InputError
 
@@ -277,7 +279,7 @@ def _differ(rows: list[tuple[float, ...]], tolerance: float) -> bool:
     return bool(np.abs(values - values[0]).max() > tolerance)
 
 
-def _even_step(along: np.ndarray, where: str) -> float:
+def _even_step(along: NDArray[Any], where: str) -> float:
     """Distance of neighbouring slices in mm, from their sorted positions along the normal."""
     gaps = np.diff(along)
     doubled = int((gaps < 1e-2).sum())

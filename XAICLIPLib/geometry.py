@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import SimpleITK as sitk
+from numpy.typing import NDArray
 
 from .errors import InputError
 
@@ -43,7 +44,7 @@ def volume_ml(mask: sitk.Image) -> float:
     return float(np.count_nonzero(sitk.GetArrayViewFromImage(mask)) * np.prod(mask.GetSpacing()) / 1000)
 
 
-def ras_affine(image: sitk.Image) -> np.ndarray:
+def ras_affine(image: sitk.Image) -> NDArray[Any]:
     """Voxel index (x, y, z) to RAS mm as a 4×4 float64 matrix: nibabel's and MONAI's affine."""
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
@@ -107,7 +108,7 @@ def as_metatensor(image: sitk.Image) -> MetaTensor:
     return MetaTensor(torch.from_numpy(np.ascontiguousarray(channels)), affine=affine, meta=meta)
 
 
-def image_from_array(array_xyz: np.ndarray, affine_ras: np.ndarray) -> sitk.Image:
+def image_from_array(array_xyz: NDArray[Any], affine_ras: NDArray[Any]) -> sitk.Image:
     """Make a volume of an array (X, Y, Z) and its RAS affine (4×4, mm): undoes `ras_affine`.
 
     Booleans become uint8 and half precision float32.
@@ -208,7 +209,7 @@ def resample_labels(label_map: sitk.Image, reference: sitk.Image) -> sitk.Image:
     return image
 
 
-def _reached(mask: np.ndarray, image: sitk.Image, reference: sitk.Image) -> tuple[np.ndarray, np.ndarray] | None:
+def _reached(mask: NDArray[Any], image: sitk.Image, reference: sitk.Image) -> tuple[NDArray[Any], NDArray[Any]] | None:
     """Box (x, y, z from, to) of the reference's voxels within one voxel of a mask (z, y, x) of the image."""
     voxels = np.argwhere(mask)[:, ::-1]
     ends = list(zip(voxels.min(0) - 1, voxels.max(0) + 1, strict=True))

@@ -14,6 +14,7 @@ from typing import Any, overload
 
 import numpy as np
 import SimpleITK as sitk
+from numpy.typing import NDArray
 
 from .. import imaging
 from ..anatomy import Modality, resolve
@@ -193,7 +194,7 @@ def case_of_files(
     )
 
 
-def label_image(array: np.ndarray, grid: sitk.Image | sitk.ImageFileReader) -> sitk.Image:
+def label_image(array: NDArray[Any], grid: sitk.Image | sitk.ImageFileReader) -> sitk.Image:
     """A label map of whole numbers (Z, Y, X) in a grid, in the smallest of uint8, uint16 and uint32."""
     image = sitk.GetImageFromArray(array.astype(np.min_scalar_type(int(array.max()))))
     size, spacing, origin, axes = _geometry(grid)
@@ -269,14 +270,14 @@ def _header(path: Path) -> sitk.ImageFileReader:
 
 def _geometry(
     grid: sitk.Image | sitk.ImageFileReader,
-) -> tuple[tuple[int, ...], np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[tuple[int, ...], NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Size, spacing, origin and axes (as columns) of the first three dimensions."""
     dimension = len(grid.GetSize())
     axes = np.reshape(grid.GetDirection(), (dimension, dimension))[:3, :3]
     return grid.GetSize()[:3], np.array(grid.GetSpacing()[:3]), np.array(grid.GetOrigin()[:3]), axes
 
 
-def _corners(grid: sitk.Image | sitk.ImageFileReader) -> np.ndarray:
+def _corners(grid: sitk.Image | sitk.ImageFileReader) -> NDArray[Any]:
     """Centres of the eight corner voxels in mm."""
     size, spacing, origin, axes = _geometry(grid)
     ends = np.stack(np.meshgrid(*[(0, n - 1) for n in size], indexing="ij"), -1).reshape(-1, len(size))

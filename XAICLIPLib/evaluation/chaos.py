@@ -19,9 +19,11 @@ import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+from numpy.typing import NDArray
 
 from .. import dicom, imaging
 from ..errors import InputError
@@ -164,7 +166,7 @@ def _read_labels(masks: tuple[Path, ...], slices: Path, greys: bool) -> sitk.Ima
     return label_image(array, grid)
 
 
-def _read_mask(path: Path, shape: tuple[int, int], greys: bool) -> np.ndarray:
+def _read_mask(path: Path, shape: tuple[int, int], greys: bool) -> NDArray[Any]:
     """Read a PNG as labels (rows, columns)."""
     try:
         image = sitk.ReadImage(str(path), imageIO="PNGImageIO")

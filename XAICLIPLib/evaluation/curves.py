@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -297,7 +297,7 @@ def step_sizes(total: int, count: int, steps: Steps, first: int = 1) -> list[int
     if count < 2:
         raise InputError(f"A curve of {count} points tells nothing: ask for at least 2.")
     if steps == "equal":
-        shares = np.arange(1, count + 1) / count
+        shares: NDArray[Any] = np.arange(1, count + 1) / count
     else:
         shares = np.geomspace(min(1, max(1, first) / total), 1, count)
     sizes: list[int] = np.unique(np.maximum(1, np.round(shares * total)).astype(np.int64)).tolist()

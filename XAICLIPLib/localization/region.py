@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import SimpleITK as sitk
+from numpy.typing import NDArray
 from scipy.ndimage import center_of_mass
 
 from XAICLIPLib import imaging
@@ -197,7 +198,7 @@ def region_from_mask(image: sitk.Image, mask: sitk.Image, prediction: sitk.Image
 def _described(
     image: sitk.Image,
     mask: sitk.Image,
-    body: np.ndarray,
+    body: NDArray[Any],
     source: RegionSource,
     prediction: sitk.Image,
     warnings: list[str] | None = None,
@@ -230,5 +231,5 @@ def agree(region: sitk.Image, prediction: sitk.Image) -> Agreement | None:
     return Agreement(2 * shared / float(a.sum() + b.sum()), shared / float(b.sum()), float(distance))
 
 
-def _voxels(mask: sitk.Image) -> np.ndarray:
+def _voxels(mask: sitk.Image) -> NDArray[Any]:
     return sitk.GetArrayViewFromImage(mask) != 0

@@ -130,7 +130,8 @@ def shapley(pieces: int, samples: int, rng: np.random.Generator) -> Coalitions:
         N, besides the set that removes all.
     """
     rows: list[NDArray[np.bool_]] = [np.ones((1, pieces), np.bool_)]
-    weights, draws = [np.array([CERTAIN])], [np.zeros(1)]
+    weights: list[NDArray[np.float64]] = [np.array([CERTAIN])]
+    draws: list[NDArray[np.float64]] = [np.zeros(1)]
     mass = shapley_sizes(pieces)
     left, share, smallest = samples, 1.0, 1
     while smallest <= pieces // 2:

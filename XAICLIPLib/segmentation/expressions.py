@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.bundle import ReferenceResolver
+from numpy.typing import NDArray
 
 from XAICLIPLib.errors import InputError
 
@@ -362,7 +363,7 @@ def _wanted(value: Any, *kinds: type) -> Any:
     return value
 
 
-def _array(value: Any) -> np.ndarray:
+def _array(value: Any) -> NDArray[Any]:
     if not isinstance(value, np.ndarray):
         raise CodeError
     return value

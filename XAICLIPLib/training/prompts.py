@@ -17,10 +17,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -175,7 +177,7 @@ def tune(
 def _learn(
     plain: ClipLocalizer,
     patches: _Patches,
-    held: Sequence[tuple[View, list[np.ndarray]]],
+    held: Sequence[tuple[View, list[NDArray[Any]]]],
     structures: Sequence[Structure],
     modality: Modality | None,
     length: int,
@@ -249,13 +251,13 @@ def _classes(
 
 def _masks(
     drawn: sitk.Image, view: View, labels: Mapping[int, Structure], structures: Sequence[Structure]
-) -> list[np.ndarray]:
+) -> list[NDArray[Any]]:
     """Each structure on the grid of the slices, (S, H, W) bool."""
     placed = sitk.GetArrayFromImage(imaging.resample_like(drawn, view.slices, "nearest"))
     return [np.isin(placed, [v for v, s in labels.items() if s == structure]) for structure in structures]
 
 
-def _patches(plain: ClipLocalizer, view: View, image: sitk.Image, masks: Sequence[np.ndarray]) -> _Patches:
+def _patches(plain: ClipLocalizer, view: View, image: sitk.Image, masks: Sequence[NDArray[Any]]) -> _Patches:
     """The patches of a volume that the body reaches into."""
     embedded = plain.embeddings(view)
     grid = (embedded.shape[1], embedded.shape[2])
@@ -272,7 +274,7 @@ def _held(
     labels: Mapping[int, Structure],
     structures: Sequence[Structure],
     modality: Modality | None,
-) -> tuple[View, list[np.ndarray]]:
+) -> tuple[View, list[NDArray[Any]]]:
     image, drawn = pair.read()
     view = plain.view(image, modality)
     return view, _masks(drawn, view, labels, structures)
@@ -280,7 +282,7 @@ def _held(
 
 def overlaps(
     localizer: ClipLocalizer,
-    held: Sequence[tuple[View, list[np.ndarray]]],
+    held: Sequence[tuple[View, list[NDArray[Any]]]],
     structures: Sequence[Structure],
     modality: Modality | None,
 ) -> dict[str, Overlap]:
