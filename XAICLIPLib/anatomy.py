@@ -257,6 +257,17 @@ def resolve(prompt: str) -> Structure | None:
     return vocabulary()[name] if name else None
 
 
+ALIKE = 75
+"""Of 100: how like two names must be for one to be suggested in place of the other."""
+
+
+def suggestion(words: str) -> str | None:
+    """The structure whose name or synonym is most like words that `resolve` does not understand; None: none is."""
+    phrases = {phrase: s.name for s in vocabulary().values() for phrase in (s.name, *s.synonyms)}
+    found = process.extractOne(words.strip().lower(), phrases, scorer=fuzz.ratio, score_cutoff=ALIKE)
+    return None if found is None else phrases[found[0]]
+
+
 def is_spelled_right(prompt: str) -> bool:
     """Whether `resolve` takes the words as they are: False where it corrects a typing error to find a structure."""
     words = _words(prompt)

@@ -24,6 +24,9 @@ COLUMNS = 3
 APART_MM = 6.0
 """Between slices of the montage at least: neighbours show the same."""
 
+VISIBLE = 0.1
+"""Share of the largest effect from which a colour is seen."""
+
 MAP, ORANGE, BLUE, PURPLE, GREY = "#b3261e", "#e07b00", "#1f6fb2", "#7b3fa0", "#8a8f98"
 CONTROL_LOOKS: Mapping[str, tuple[str, str, str]] = {
     "random": (GREY, "--", "chance"),
@@ -116,7 +119,9 @@ def salient_heights(saliency: sitk.Image, target: sitk.Image, count: int = TILES
     low, high = figure.bounds(saliency)
     spacing = max(min(saliency.GetSpacing()), float((high - low).max()) / 200)
     grid = Grid.within(low + spacing / 2, high - spacing / 2, spacing)
-    effect = np.abs(grid.sample(saliency)).sum(axis=(1, 2))
+    strength = np.abs(grid.sample(saliency))
+    strength[strength < VISIBLE * strength.max()] = 0  # a trace all over the body is no reason to show its ends
+    effect = strength.sum(axis=(1, 2))
     if not effect.any():
         effect = grid.sample(target, nearest=True).sum(axis=(1, 2)) + 1e-6
     positions = grid.first[2] + spacing * np.arange(len(effect))

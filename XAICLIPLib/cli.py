@@ -440,7 +440,13 @@ def summary(explanation: Explanation) -> str:
         f"Explained: {name}, {found['target_volume_ml']:.0f} ml ({drawn})",
     ]
     reading = methods.READINGS[explanation.record["parameters"]["method"]]
-    if reading.value:
+    if "structures" in found:
+        lines += [
+            f"Tried:     {len(found['structures'])} structures were removed whole, those in or across {where}",
+            f"Effect:    of the score of {found['score_unperturbed']:.3f} up to "
+            f"{max(0.0, found['largest_score_lost']):.3f} was lost ({reading.value})",
+        ]
+    elif reading.value:
         lines += [
             f"Tried:     {where}, {region.volume_ml:.0f} ml, {region.share_of_body:.0%} of the body{held}",
             f"Effect:    hiding a part of it lowers the score of {found['score_unperturbed']:.3f} by up to "
@@ -452,14 +458,27 @@ def summary(explanation: Explanation) -> str:
         lines.append(
             f"           without {row['structure']}: {row['score_lost']:+.3f} lost ({row['volume_ml']:.0f} ml)"
         )
-    if found["effect_inside_target"] is not None:
+    if found.get("not_removed"):
+        lines.append(f"           not removed, as they lie outside: {', '.join(found['not_removed'])}")
+    if found["effect_inside_target"] is None:
+        lines.append("           nothing made any difference")
+    elif "structures" in found:
+        lines.append(
+            f"           {found['effect_inside_target']:.0%} of all that was lost went with {name} itself; were all "
+            f"structures alike, {found['effect_inside_target_if_uniform']:.0%} would"
+        )
+    else:
         lines.append(
             f"           {found['effect_inside_target']:.0%} of the effect lies inside the structure; spread evenly, "
             f"{found['effect_inside_target_if_uniform']:.0%} would"
         )
-    else:
-        lines.append("           nothing made any difference")
     record = explanation.record
+    if record.get("faithfulness") or record.get("stability"):
+        lines += ["Checked:"] + [
+            f"           {'passed' if not flag['raised'] else 'FAILED'}: {flag['sentence']}"
+            for flag in record["reliability"]
+            if flag["name"] in ("like the null", "unstable")
+        ]
     work = f"{sum(record['timings_s'].values()):.0f} s on {record['parameters']['device']}"
     work += f", {found['perturbations']} {reading.counted}"
     full, computed = found["patches_full_inference_would_compute"], found["patches_computed"]
@@ -487,7 +506,7 @@ def _doctor(options: argparse.Namespace) -> int:
         print(json.dumps([vars(check) for check in checks], indent=2))
         return 1 if broken else 0
     for check in checks:
-        mark = "ok  " if check.ok else "note" if check.optional else "NO  "
+        mark = "-   " if not check.here else "ok  " if check.ok else "note" if check.optional else "NO  "
         print(f"{mark} {check.name:<16} {check.found}")
         if not check.ok and check.remedy:
             print(f"     {'':<16} -> {check.remedy}")

@@ -63,6 +63,8 @@ class Check:
         What to do where not.
     optional
         Everything runs without it, slower or with less.
+    here
+        False of a model that can be downloaded and was not.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Check:
     ok: bool = True
     remedy: str = ""
     optional: bool = False
+    here: bool = True
 
 
 def examine() -> list[Check]:
@@ -155,7 +158,7 @@ def models() -> list[Check]:
         what = "segmentation network" if entry.kind == "segmenter" else "localizer"
         try:
             if entry.source != "shipped" and not entry.installed:
-                checks.append(Check(entry.name, f"{what}, not on this machine (from {entry.origin})"))
+                checks.append(Check(entry.name, f"{what}, not downloaded (from {entry.origin})", here=False))
                 continue
             entry.check()
             unchanged = "complete and unchanged" if entry.checksums else f"from {entry.origin}"

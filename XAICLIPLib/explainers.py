@@ -53,6 +53,13 @@ class Ground:
     spacing_mm: tuple[float, float, float]
     network: torch.nn.Module | None = None
 
+    @property
+    def own(self) -> tuple[int, ...]:
+        """Numbers of the target in ``labels``."""
+        label = self.scorer.target.label
+        first = int(self.scorer.activation == "sigmoid")
+        return tuple(channel + first for channel in ((label,) if isinstance(label, int) else label))
+
 
 def with_defaults(method: Method, volume_ml: float) -> Method:
     """The method with the sizes that were left open chosen by the volume of the structure that is explained.
@@ -121,7 +128,9 @@ def estimates(method: Method, ground: Ground, seed: int) -> Iterator[Estimate]:
     if isinstance(method, Structures):
         rest = max([*ground.names, int(ground.labels.max())]) + 1
         labels = torch.where(ground.changeable & (ground.labels == 0), rest, ground.labels.long())
-        return structures(scorer, labels, ground.names, ground.region, spacing, pairs=method.pairs, rest=rest)
+        return structures(
+            scorer, labels, ground.names, ground.region, spacing, own=ground.own, pairs=method.pairs, rest=rest
+        )
     if isinstance(method, IntegratedGradients):
         return integrated_gradients(scorer, steps=method.steps)
     if ground.network is None:

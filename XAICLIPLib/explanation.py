@@ -161,6 +161,7 @@ class Explanation:
             + ("" if self.complete else " · cancelled before the end"),
             modality=self.record["input"]["modality"],
             target_label="Given mask" if self.target["voxels"] == "given" else "Predicted target",
+            region_label=methods.READINGS[parameters["method"]].region,
             warnings=self.warnings,
             saliency_label=methods.READINGS[parameters["method"]].label.format(
                 score=parameters["score"].replace("dice", "Dice")
@@ -405,7 +406,14 @@ def explain(
         "voxels": "predicted" if drawn is None else "predicted in a box" if in_a_box else "given",
     }
     measurements = measure(saliency, perturbed, structure, scorer, last, len(tiling.patches))
-    run.warnings += cautions(name, prompt, structure, roi, scorer.full_score, score != "logit margin")
+    if isinstance(wanted, methods.Structures):  # by what each costs: its map's voxels would count each by its size
+        own_share = None if evidence.outside is None else (1 - evidence.outside.value, 1 - evidence.outside.chance)
+        measurements["effect_inside_target"], measurements["effect_inside_target_if_uniform"] = own_share or (
+            None,
+            None,
+        )
+    words = target if isinstance(target, str) and drawn is None else prompt
+    run.warnings += cautions(name, words, structure, roi, scorer.full_score, score != "logit margin")
     tested = assessment.Checked()
     if check and complete:
         with run.timed("check"):
@@ -418,7 +426,10 @@ def explain(
     flags = ordered([*flags, *reliability.checks(evidence)])
     run.warnings[:0] = [flag.sentence for flag in flags if flag.raised]
     if not complete:
-        run.warnings.append(f"Cancelled after {last.done} of {last.planned} perturbations: the saliency is incomplete.")
+        run.warnings.append(
+            f"Cancelled after {last.done} of {last.planned} perturbations: the saliency is incomplete, and 0 also "
+            "where nothing was tried yet."
+        )
     return Explanation(
         image=volume,
         saliency=saliency,

@@ -193,8 +193,9 @@ def focus(saliency: sitk.Image, prediction: sitk.Image, region: sitk.Image | Non
     strength = np.where(near, np.abs(grid.sample(saliency)), -1)
     if near.any() and strength.max() > 1.000001 * strength[near].min():
         where = "in or near the target" if found else "anywhere"
-        best = np.unravel_index(np.argmax(strength), strength.shape)
-        return grid.position(best), f"the strongest effect {where}"
+        best = np.argwhere(strength >= strength.max() * (1 - 1e-6))  # one point, or all of a whole structure
+        apart = ((best - np.argwhere(inside).mean(axis=0)) ** 2).sum(axis=1)
+        return grid.position(best[np.argmin(apart)]), f"the strongest effect {where}"
     options = np.argwhere(inside & near if (inside & near).any() else inside)
     distance = ((options - np.argwhere(inside).mean(axis=0)) ** 2).sum(axis=1)
     return grid.position(options[np.argmin(distance)]), reason
@@ -418,6 +419,7 @@ def save_figure(
     modality: Literal["CT", "MR"] | None = None,
     saliency_label: str = "score lost",
     target_label: str = "Predicted target",
+    region_label: str = "Region of interest",
     warnings: Sequence[str] = (),
 ) -> Path:
     """Draw an explanation as one PNG: three planes through the target, without and with saliency.
@@ -437,8 +439,8 @@ def save_figure(
         "CT" shows W 400 L 40 HU; otherwise the 1st to 99th percentile is shown.
     saliency_label
         What the colours mean, with the unit in brackets where there is one.
-    target_label
-        What the outline of ``prediction`` is called.
+    target_label, region_label
+        What the outlines of ``prediction`` and ``region`` are called.
     warnings
         What a reader must know, one sentence each; written under the panels.
 
@@ -471,16 +473,18 @@ def save_figure(
         notes.append(f"Saliency {low} to {high} in the whole volume")
     outlines: list[tuple[str, sitk.Image, Style]] = []
     for name, part, colour, dashes in (
-        ("Region of interest", region, REGION, (0, (4, 2.5))),
+        (region_label, region, REGION, (0, (4, 2.5))),
         (target_label, prediction, PREDICTION, "solid"),
     ):
         if part is None:
             continue
         share = float((sitk.GetArrayViewFromImage(part) > 0).mean())
-        if 0 < share < 0.999:
+        if 0 < share < 0.999 and not any(np.any(plane.sample(part) > 0.5) for plane in planes):
+            notes.append(f"{name.partition(' (')[0]}: beside these planes")
+        elif 0 < share < 0.999:
             outlines.append((name, part, {"color": colour, "linestyle": dashes}))
         else:
-            notes.append(f"{name}: {'the whole volume' if share else 'empty'}")
+            notes.append(f"{name.partition(' (')[0]}: {'the whole volume' if share else 'empty'}")
 
     sheet = _Sheet(planes, title, subtitle, [*notes, "Research software, not for diagnosis"], warnings)
     for column, plane in enumerate(planes):

@@ -59,7 +59,7 @@ def cautions(
     Parameters
     ----------
     name, prompt, explained
-        The target's name, the user's words, and the mask.
+        The target's name, the user's words for it, and the mask.
     score
         Of the undisturbed network.
     bounded_score

@@ -131,11 +131,14 @@ class Reading:
         What a voxel's value is, to follow "score lost"; empty where it is not a score lost.
     label
         Of the colours, with ``{score}`` for the score.
+    region
+        Of the region's outline.
     """
 
     counted: str
     value: str
     label: str
+    region: str = "Region of interest (no colour outside: not tried)"
 
 
 READINGS: Mapping[str, Reading] = {
@@ -144,9 +147,9 @@ READINGS: Mapping[str, Reading] = {
     "lime": Reading(
         "sets of supervoxels", "because of a supervoxel, were their effects to add up", "score lost ({score})"
     ),
-    "structures": Reading("removals", "by removing a whole structure", "score lost ({score})"),
-    "integrated-gradients": Reading("steps", "", "attribution per voxel (share of the {score})"),
-    "seg-grad-cam": Reading("patches", "", "activation (no unit)"),
+    "structures": Reading("removals", "by removing a whole structure", "score lost ({score})", "Region of interest"),
+    "integrated-gradients": Reading("steps", "", "attribution per voxel (share of the {score})", "Region of interest"),
+    "seg-grad-cam": Reading("patches", "", "activation (no unit)", "Region of interest"),
 }
 """Of every method by its name."""
 

@@ -179,7 +179,12 @@ def _summary(record: Mapping[str, Any]) -> Section:
             f"({reading.value})."
         )
     inside, uniform = _float(found, "effect_inside_target"), _float(found, "effect_inside_target_if_uniform")
-    if inside is not None and uniform is not None:
+    if inside is not None and uniform is not None and "structures" in found:
+        said.append(
+            f"{inside:.0%} of all that was lost by removing structures went with the {name} itself; were all alike, "
+            f"{uniform:.0%} would."
+        )
+    elif inside is not None and uniform is not None:
         said.append(
             f"{inside:.0%} of the effect lies inside the {name}; spread evenly over all that was tried, {uniform:.0%} "
             "would. The rest lies in the tissue around it."
@@ -231,6 +236,7 @@ def _planes(found: Saved, scan: sitk.Image | None) -> Section | None:
                 title=f"Why did the network draw the {name} here?",
                 modality=record["input"]["modality"],
                 target_label=_target_label(record),
+                region_label=READINGS[record["parameters"]["method"]].region,
                 saliency_label=_saliency_label(record),
             )
             png = path.read_bytes()
@@ -281,12 +287,14 @@ def _structures(record: Mapping[str, Any]) -> Section | None:
     rows = record["measurements"].get("structures")
     if not rows:
         return None
-    name = record["target"]["name"]
+    name, left_out = record["target"]["name"], [str(found) for found in record["measurements"].get("not_removed") or []]
     return Section(
         "What it leans on",
         [
-            "Each structure that the network drew was removed in turn, and the rest of the body. The more of the "
-            f"score of the {name} is lost, the more it leans on that structure; below 0, removing it helped."
+            "Each structure in the table was removed in turn: those that the network drew in or across the region, and "
+            f"the rest of the body. The more of the score of the {name} is lost, the more it leans on that structure; "
+            "below 0, removing it helped.",
+            *([f"Not removed, as they lie outside the region: {', '.join(left_out)}."] if left_out else []),
         ],
         Picture(
             charts.structures(rows, name),
@@ -362,6 +370,13 @@ def _reading(record: Mapping[str, Any]) -> Section:
             "The colours are those of a gradient method: attributions on a scale of their own, and not score lost. "
             "They compare places within this map and nothing else."
         )
+    tried = (
+        "Structures were removed whole, also where they reach out of the region; those that lie outside it were not "
+        "removed, and have no colour for that reason."
+        if "structures" in record["measurements"]
+        else "Outside the region nothing was tried (of occlusion, nothing beyond one cube around it): no colour there "
+        "means not tried, and not unimportant."
+    )
     return Section(
         "How to read it",
         bullets=[
@@ -369,8 +384,7 @@ def _reading(record: Mapping[str, Any]) -> Section:
             f"The score says how well the network still draws the same {name} as on the whole scan. It does not say "
             "that the drawing is right, and a bright place is no finding: it tells about the network and not about "
             "the patient.",
-            "Outside the region nothing was tried (of occlusion, nothing beyond one cube around it): no colour there "
-            "means not tried, and not unimportant.",
+            tried,
             "Region and drawing come from two models. Where they disagree, one of the two is wrong.",
             f"Colour beside the {name} is context that the network uses. Within about half the size of what was hidden "
             "it may also be blur of the method.",

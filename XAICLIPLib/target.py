@@ -45,11 +45,16 @@ def class_of(prompt: str, target: Place | None, segmenter: Segmenter) -> tuple[s
     # A mask says where, and leaves it to the prompt to say which class.
     way = "choose a prompt that names" if target is not None and not by_name else "say with --target"
     wanted = anatomy.resolve(words)
-    if wanted is None and by_name:
-        raise InputError(f'The target "{words}" is neither a file nor a known structure; the network has: {known}.')
     if wanted is None:
+        like = anatomy.suggestion(words)
+        meant = f" (did you mean {like}?)" if like else ""
+        if by_name:
+            raise InputError(
+                f'The target "{words}" is neither a file nor a known structure{meant}; the network has: {known}.'
+            )
         raise InputError(
-            f'"{prompt}" names no structure that is known here, so {way} the class of the network to explain: {known}.'
+            f'"{prompt}" names no structure that is known here{meant}, so {way} the class of the network to explain: '
+            f"{known}."
         )
     labels = anatomy.match_label(wanted, classes)
     if not labels:

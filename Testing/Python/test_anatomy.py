@@ -451,3 +451,9 @@ def test_a_corrected_typing_error_is_known_to_be_one(prompt: str) -> None:
 @pytest.mark.parametrize("prompt", ["left kidney", "Kidney_left", "lkidney", "renal, left", "kidneys", "bright spot"])
 def test_other_spellings_and_unknown_words_are_no_typing_errors(prompt: str) -> None:
     assert anatomy.is_spelled_right(prompt)
+
+
+@pytest.mark.parametrize(("words", "meant"), [("spleeen", "spleen"), ("Livvver", "liver"), ("bright spot", None)])
+def test_what_is_not_understood_but_like_a_name_is_suggested(words: str, meant: str | None) -> None:
+    assert anatomy.resolve(words) is None
+    assert anatomy.suggestion(words) == meant

@@ -634,6 +634,22 @@ def test_the_summary_of_another_method_does_not_speak_of_cubes() -> None:
     assert "cube" not in cli.summary(explained("rise")) + gradients
 
 
+def test_the_summary_of_structures_tells_what_was_removed_and_what_was_not() -> None:
+    rows = [{"structure": name, "score_lost": 0.5, "volume_ml": 9.0, "share": 0.5} for name in ("liver", "spleen")]
+    text = cli.summary(explained("structures", structures=rows, not_removed=["aorta"]))
+    assert "2 structures were removed whole" in text and "not removed, as they lie outside: aorta" in text
+    assert "73% of all that was lost went with liver itself; were all structures alike, 41% would" in text
+    assert "spread evenly" not in text and " ml, 18% of the body" not in text
+
+
+def test_the_summary_tells_what_came_of_the_check() -> None:
+    found = explained()
+    assert "Checked" not in cli.summary(found)
+    flag = {"name": "like the null", "sentence": "It leads.", "raised": False}
+    found.record |= {"faithfulness": {"map": {}}, "reliability": [flag, {**flag, "name": "region disagrees"}]}
+    assert cli.summary(found).count("passed: It leads.") == 1
+
+
 def test_the_summary_of_no_effect_claims_none() -> None:
     text = cli.summary(
         explained(

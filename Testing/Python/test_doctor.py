@@ -49,6 +49,12 @@ def test_a_complete_installation_without_a_gpu_passes(
     assert all(check.remedy for check in checks if not check.ok)
 
 
+def test_what_was_not_downloaded_is_not_called_ok(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "not downloaded" in line]
+    assert len(lines) > 5 and all(line.startswith("-    ") for line in lines)
+
+
 def test_a_changed_model_fails_with_the_way_out(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

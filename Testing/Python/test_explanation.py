@@ -549,7 +549,8 @@ def test_cancelling_while_perturbing_gives_what_is_known() -> None:
     done, planned = result.measurements["perturbations"], result.measurements["perturbations_planned"]
     assert 3 < done == seen[-1].done < planned == seen[-1].total
     assert not result.complete and not result.record["complete"]
-    assert f"Cancelled after {done} of {planned} perturbations: the saliency is incomplete." in result.warnings
+    (warning,) = (w for w in result.warnings if w.startswith("Cancelled"))
+    assert warning.startswith(f"Cancelled after {done} of {planned} perturbations: the saliency is incomplete")
     covered = values(result.saliency) != 0
     assert 0 < covered.mean() < 0.9, "what was not tried is not guessed"
 
@@ -723,6 +724,35 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 def test_a_corrected_prompt_is_said_to_be_one() -> None:
     assert any('"livr"' in w and "understood as liver" in w for w in run(prompt="livr").warnings)
     assert not any("understood" in w for w in run(prompt="liver").warnings)
+
+
+def test_a_corrected_target_is_said_to_be_one() -> None:
+    found = run(prompt="left kidney", target="livr")
+    assert any('"livr"' in w and "understood as liver" in w for w in found.warnings)
+    assert not any("understood" in w for w in run(prompt="left kidney", target="liver").warnings)
+
+
+def test_of_structures_the_target_is_always_removed_and_counts_by_what_it_costs() -> None:
+    """The prompt's region, about a kidney, does not hold the liver, which is explained."""
+    options: dict[str, Any] = {"method": "structures", "margin_mm": 0.0, "device": "cpu"}
+    found = explain(scan(), "left kidney", model=Network(), localizer=Finder(2), target="liver", **options)
+    rows = {row["structure"]: row for row in found.measurements["structures"]}
+    assert "liver" in rows and "left kidney" in rows
+    assert "right kidney" in found.measurements["not_removed"]
+    assert rows["liver"]["share"] > 0.9
+    assert found.measurements["effect_inside_target"] == pytest.approx(rows["liver"]["share"])
+    assert found.measurements["effect_inside_target_if_uniform"] == pytest.approx(1 / len(rows))
+    (flag,) = (f for f in found.record["reliability"] if f["name"] == "leans outside")
+    assert flag["value"] == pytest.approx(1 - rows["liver"]["share"])
+
+
+def test_a_name_that_is_nearly_known_is_suggested() -> None:
+    with pytest.raises(
+        InputError, match=r'"livvver" names no structure that is known here \(did you mean liver\?\), so'
+    ):
+        run(prompt="livvver")
+    with pytest.raises(InputError, match=r"nor a known structure \(did you mean liver\?\); the network has"):
+        run(target="livvver")
 
 
 def test_a_speck_is_not_explained_without_a_warning() -> None:

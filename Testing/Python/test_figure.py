@@ -223,6 +223,13 @@ def test_planes_go_through_the_middle_where_no_place_matters_more(value: float) 
     assert reason == "the middle of the target"
 
 
+def test_planes_go_through_the_middle_of_a_structure_of_one_value() -> None:
+    scan = torso()
+    point, reason = focus(sitk.Cast(scan["prediction"] > 0, sitk.sitkFloat32), scan["prediction"])
+    assert np.linalg.norm(point - LIVER_AT) < 6
+    assert "strongest effect" in reason
+
+
 @pytest.mark.parametrize("codes", ["LPS", "oblique"])
 def test_a_target_of_one_voxel_is_shown(codes: str) -> None:
     scan = torso(codes, (1.0, 1.0, 6.0))

@@ -14,7 +14,15 @@ from monai.networks.nets import UNet
 from torch import Tensor
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.perturbation.occlusion import LARGEST_MM, SMALLEST_MM, in_voxels, occlusion, window_for, windows
+from XAICLIPLib.perturbation.occlusion import (
+    LARGEST_MM,
+    SMALLEST_MM,
+    in_voxels,
+    occlusion,
+    window_for,
+    window_grid,
+    windows,
+)
 from XAICLIPLib.perturbation.perturbation import Estimate, Perturbation
 from XAICLIPLib.scoring import Scorer, Target, target_score
 from XAICLIPLib.segmentation.segmenter import SlidingWindow
@@ -129,6 +137,23 @@ def test_occlusion_by_millimetres_is_that_of_captum_in_voxels() -> None:
     )[0, 0]
     estimate = last(occlusion(scorer, everywhere(), (2.0, 3.0, 6.0), window_mm=12, stride_mm=6, exhaustive=True))
     torch.testing.assert_close(estimate.saliency(), expected.float(), atol=1e-5, rtol=1e-4)
+
+
+def test_windows_of_whole_strides_are_so_in_voxels() -> None:
+    assert window_grid(40, 20, (3.0, 3.0, 3.0)) == ((14, 14, 14), (7, 7, 7))
+    assert window_grid(27.3, 13.65, (3.0, 3.0, 3.0)) == ((10, 10, 10), (5, 5, 5))
+    assert window_grid(6, 3, (1.5, 1.5, 5.0)) == ((4, 4, 1), (2, 2, 1))
+    assert window_grid(30, 20, (3.0, 3.0, 3.0)) == ((10, 10, 10), (7, 7, 7)), "not whole strides, and rounded each"
+
+
+def test_no_place_is_seen_by_fewer_windows_than_its_neighbours() -> None:
+    """Else it is a line in the map, which a reader takes for anatomy."""
+    shape = (60, 50, 40)
+    region = torch.ones(shape, dtype=torch.bool)
+    count = torch.zeros(shape, dtype=torch.long)
+    for window in windows(region, *window_grid(40, 20, (3.0, 3.0, 3.0))):
+        count[window.box] += 1
+    assert set(count[7:-14, 7:-14, 7:-14].unique().tolist()) == {8}
 
 
 def test_windows_are_millimetres_on_any_grid() -> None:

@@ -318,6 +318,24 @@ def test_slices_are_those_with_the_effect_from_head_to_foot() -> None:
     assert charts.salient_heights(saliency * 0, saliency > 0), "without effect, those of the target"
 
 
+def test_a_trace_of_effect_all_over_is_no_reason_to_show_the_ends_of_the_scan() -> None:
+    values = np.full((40, 16, 16), 0.02, np.float32)
+    values[10:14, 5:9, 5:9] = 0.9
+    saliency = sitk.GetImageFromArray(values)
+    saliency.SetSpacing((2.0, 2.0, 3.0))
+    assert all(8 <= z / 3 <= 15 for z in charts.salient_heights(saliency, saliency > 0.5))
+
+
+def test_of_structures_the_report_tells_what_was_removed_and_what_was_not(tmp_path: Path) -> None:
+    found = explained(method="structures", region="guided", margin_mm=0.0)
+    found.save(tmp_path)
+    page = save_report(tmp_path)["html"].read_text(encoding="utf-8")
+    left_out = found.measurements["not_removed"]
+    assert left_out and f"Not removed, as they lie outside the region: {', '.join(left_out)}." in page
+    assert "Outside the region nothing was tried" not in page
+    assert f"{found.measurements['effect_inside_target']:.0%} of all that was lost by removing structures" in page
+
+
 def test_pictures_are_pngs_that_open(tmp_path: Path) -> None:
     found = explained(method="structures", region="whole", check=True)
     for png in (

@@ -78,6 +78,16 @@ def test_only_structures_that_meet_the_region_are_removed_but_whole() -> None:
     assert torch.equal(estimate.probed(), (anatomy() == 1) | (anatomy() == 2))
 
 
+def test_the_target_is_removed_wherever_it_lies_and_what_is_not_is_named() -> None:
+    region = torch.zeros(anatomy().shape, dtype=torch.bool)
+    region[4, 2, 1] = True
+    scorer = Rule(anatomy(), worth)
+    found = last(structures(scorer, anatomy(), NAMES, region, SPACING, own=[3], rest=7)).findings()
+    assert [row["structure"] for row in found["structures"]] == ["liver", "left kidney"]
+    assert found["not_removed"] == ["spleen", REST]
+    assert last(structures(scorer, anatomy(), NAMES, None, SPACING, rest=7)).findings()["not_removed"] == []
+
+
 def test_interactions_by_hand() -> None:
     estimate = last(structures(Rule(anatomy(), worth, batch=2), anatomy(), NAMES, None, SPACING, pairs=3, rest=7))
     found = {tuple(sorted(row["structures"])): row for row in estimate.findings()["interactions"]}

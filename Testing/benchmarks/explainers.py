@@ -30,7 +30,7 @@ from torch import Tensor
 
 from XAICLIPLib.methods import METHODS
 from XAICLIPLib.perturbation import rise as rise_module
-from XAICLIPLib.perturbation.occlusion import Windows, in_voxels, occlusion, window_for
+from XAICLIPLib.perturbation.occlusion import Windows, in_voxels, occlusion, window_for, window_grid
 from XAICLIPLib.perturbation.perturbation import Estimate, Perturbation
 from XAICLIPLib.perturbation.supervoxels import supervoxels
 from XAICLIPLib.segmentation.batching import run_batch
@@ -72,7 +72,7 @@ def occlusion_tables(guided: Setting, edge: float) -> None:
     assert estimate is not None
     fine_s, fine_patches = time.perf_counter() - begun - spent, guided.scorer.forwards - before
     fine = estimate.saliency()[region]
-    size, stride = in_voxels(edge, spacing), in_voxels(edge / 2, spacing)
+    size, stride = window_grid(edge, edge / 2, spacing)
     whole = Windows.of(torch.ones_like(guided.region), size, stride, None, guided.changeable)
     naive = len(Windows.of(torch.ones_like(guided.region), size, stride, None, None).all)
     whole_patches = patches(guided.scorer, whole.all)
@@ -109,7 +109,7 @@ def guiding_table(guided: Setting, edge: float) -> None:
     print("| --- | ---: | ---: | ---: |")
     rows: dict[str, list[int]] = {}
     for region in (guided.region & guided.changeable, everywhere & guided.changeable):
-        found = Windows.of(region, in_voxels(edge, spacing), in_voxels(edge / 2, spacing), None, guided.changeable)
+        found = Windows.of(region, *window_grid(edge, edge / 2, spacing), None, guided.changeable)
         rows.setdefault("occlusion, exhaustive", []).append(patches(scorer, found.all))
         coarse = [w for w, c in zip(found.all, found.coarse, strict=True) if c]
         rows.setdefault("occlusion, coarse grid", []).append(patches(scorer, coarse))
@@ -151,7 +151,7 @@ def rise_table(guided: Setting, edge: float, count: int) -> None:
 def overhead_table(guided: Setting, edge: float, count: int = 16, rounds: int = 3) -> None:
     """Print how much longer scoring takes than the bare network on as many patches, turn and turn about."""
     spacing, scorer = guided.prediction.prepared.spacing_mm, guided.scorer
-    found = Windows.of(guided.region, in_voxels(edge, spacing), in_voxels(edge / 2, spacing), None, guided.changeable)
+    found = Windows.of(guided.region, *window_grid(edge, edge / 2, spacing), None, guided.changeable)
     sample = found.all[:: max(1, len(found.all) // count)][:count]
     box = guided.prediction.tiling.patches[0]
     patch = guided.prediction.tiling.pad(guided.prediction.volume)[(slice(None), *box)]

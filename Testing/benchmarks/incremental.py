@@ -13,7 +13,7 @@ import SimpleITK as sitk
 from setting import Setting, arguments, patches, real_ct, shipped_prediction
 from torch import Generator, Tensor, randperm
 
-from XAICLIPLib.perturbation.occlusion import in_voxels, window_for, windows
+from XAICLIPLib.perturbation.occlusion import window_for, window_grid, windows
 from XAICLIPLib.perturbation.perturbation import Perturbation
 from XAICLIPLib.scoring import Scorer, target_score
 from XAICLIPLib.segmentation.prediction import Prediction
@@ -38,7 +38,7 @@ def compare(image: sitk.Image, prediction: Prediction, name: str, guided: bool, 
     setting = Setting.of(image, prediction, name, guided)
     scorer, spacing = setting.scorer, prediction.prepared.spacing_mm
     edge = window_for(setting.volume_ml)
-    planned = windows(setting.region, in_voxels(edge, spacing), in_voxels(edge / 2, spacing))
+    planned = windows(setting.region, *window_grid(edge, edge / 2, spacing))
     needed = patches(scorer, planned)
     order = randperm(len(planned), generator=Generator().manual_seed(0))[:count].tolist()
     sample = [planned[n] for n in order]

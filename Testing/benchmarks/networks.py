@@ -392,7 +392,7 @@ def kinds(work: Path, data: Path) -> Iterator[tuple[str, Callable[[], Kind]]]:
             overlap=0.25,
         ),
         [crop],
-        (*large, "structures"),  # it draws all of its 105
+        ("structures",),  # it draws all of its 105
     )
     swin = {"_target_": "SwinUNETR", "spatial_dims": 3, "img_size": 96, "in_channels": 1, "out_channels": 14}
     yield zoo(
@@ -440,8 +440,8 @@ def kinds(work: Path, data: Path) -> Iterator[tuple[str, Callable[[], Kind]]]:
     yield monai("UNet", **{k: v for k, v in unet.items() if k != "_target_"} | {"out_channels": 14})
     dynunet = {"kernel_size": [3] * 5, "strides": [1, 2, 2, 2, 2], "upsample_kernel_size": [2] * 4}
     yield monai("DynUNet", spatial_dims=3, in_channels=1, out_channels=14, **dynunet)
-    yield monai("SwinUNETR", large, in_channels=1, out_channels=14, feature_size=24)
-    yield monai("UNETR", large, in_channels=1, out_channels=14, img_size=[96, 96, 96])
+    yield monai("SwinUNETR", in_channels=1, out_channels=14, feature_size=24)
+    yield monai("UNETR", in_channels=1, out_channels=14, img_size=[96, 96, 96])
     nnunet = work / "nnunet"
     yield "nnU-Net v2", lambda: Kind("nnU-Net v2", "random", trained_by_nnunet(nnunet), [crop])
 
@@ -456,7 +456,7 @@ def kinds(work: Path, data: Path) -> Iterator[tuple[str, Callable[[], Kind]]]:
     yield "TotalSegmentator", total
     thin = sitk.RegionOfInterest(crop, [crop.GetSize()[0], crop.GetSize()[1], 4], [0, 0, crop.GetSize()[2] // 2])
     thin.SetSpacing((*thin.GetSpacing()[:2], 24.0))  # so that the region lies on two slices: one takes half a minute
-    yield "SAM ViT-B", lambda: Kind("SAM ViT-B", "random", sam(work / "sam"), [thin], None, large)
+    yield "SAM ViT-B", lambda: Kind("SAM ViT-B", "random", sam(work / "sam"), [thin])
     head = data / "brain_mr"
     if head.is_dir():
         t1 = imaging.read_volume(head / "t1_crop.nii.gz")

@@ -21,7 +21,7 @@ from setting import Setting, arguments, real_ct, shipped_prediction
 from torch import Tensor, nn
 
 from XAICLIPLib.perturbation.lime import lime
-from XAICLIPLib.perturbation.occlusion import Windows, in_voxels, window_for
+from XAICLIPLib.perturbation.occlusion import Windows, window_for, window_grid
 from XAICLIPLib.perturbation.supervoxels import supervoxels
 from XAICLIPLib.scoring import target_score
 
@@ -78,8 +78,8 @@ def main() -> None:
     guided = Setting.of(image, shipped_prediction(image), options.organ)
     spacing, scorer = guided.prediction.prepared.spacing_mm, guided.scorer
     edge = window_for(guided.volume_ml)
-    size = in_voxels(edge, spacing)
-    found = Windows.of(guided.region, size, in_voxels(edge / 2, spacing), guided.reference, guided.changeable)
+    size, stride = window_grid(edge, edge / 2, spacing)
+    found = Windows.of(guided.region, size, stride, guided.reference, guided.changeable)
     chosen, taken = [], torch.zeros(guided.region.shape, dtype=torch.long)
     for number in torch.randperm(len(found.all), generator=torch.Generator().manual_seed(0)).tolist():
         box = found.all[number].box
@@ -125,7 +125,7 @@ def main() -> None:
     for name, seconds in rows.items():
         print(f"| {name} | {seconds / ours:.1f} × |", flush=True)
     print(f"\nLargest difference from captum FeatureAblation's score lost: {difference:.0e}.")
-    whole = Windows.of(torch.ones_like(guided.region), size, in_voxels(edge / 2, spacing), None, None)
+    whole = Windows.of(torch.ones_like(guided.region), size, stride, None, None)
     print(
         f"captum's Occlusion has no region: the same stride over the whole volume is {len(whole.all)} windows where "
         f"the region has {len(found.all)}."

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from XAICLIPLib import anatomy, imaging
 from XAICLIPLib.localization.region import MARGIN_MM
-from XAICLIPLib.perturbation.occlusion import Windows, in_voxels, window_for
+from XAICLIPLib.perturbation.occlusion import Windows, window_for, window_grid
 from XAICLIPLib.scoring import Scorer, Target, target_score
 from XAICLIPLib.segmentation.segmenter import SlidingWindow
 from XAICLIPLib.segmentation.sliding_window import Tiling, predict_logits
@@ -52,7 +52,7 @@ def counted(scorer: Scorer, organ: Tensor, whole: bool = False) -> tuple[int, in
     region = torch.ones_like(organ) if whole else near
     edge = window_for(float(organ.sum()) * FINE_MM**3 / 1000)
     spacing = (FINE_MM,) * 3
-    found = Windows.of(region, in_voxels(edge, spacing), in_voxels(edge / 2, spacing), None, None).all
+    found = Windows.of(region, *window_grid(edge, edge / 2, spacing), None, None).all
     return len(found), patches(scorer, found), len(found) * len(scorer.tiling.patches)
 
 
@@ -118,7 +118,7 @@ def networks_table(volume: Tensor, organ: Tensor, count: int = 2) -> None:
         scorer = scorer_for(small, drawn, network, 2)
         spacing = (FINE_MM,) * 3
         edge = window_for(float(organ.sum()) * FINE_MM**3 / 1000)
-        found = Windows.of(drawn, in_voxels(edge, spacing), in_voxels(edge / 2, spacing), None, None).all
+        found = Windows.of(drawn, *window_grid(edge, edge / 2, spacing), None, None).all
         sample = found[:: max(1, len(found) // count)][:count]
         begun = time.perf_counter()
         lost = dict(pair for batch in scorer.lost(sample) for pair in batch)

@@ -74,18 +74,19 @@ def evidence_of(
     return Evidence(
         name,
         agreement=agreement,
-        outside=_outside(name, method, ground, last, saliency),
+        outside=_outside(method, ground, last, saliency),
         margin_mm=_margin(method),
         saliency=None if error is None else saliency.cpu()[probed].numpy(),
         standard_error=error,
     )
 
 
-def _outside(name: str, method: Method, ground: Ground, last: Estimate, saliency: Tensor) -> Share | None:
+def _outside(method: Method, ground: Ground, last: Estimate, saliency: Tensor) -> Share | None:
     """Share of the effect outside the target; of structures by what each costs, not by how large each is."""
     if isinstance(method, Structures):
         rows = last.findings()["structures"]
-        others = [row["share"] for row in rows if row["structure"] != name]
+        own = {ground.names.get(number) for number in ground.own}
+        others = [row["share"] for row in rows if row["structure"] not in own]
         known = len(rows) > len(others) and any(row["share"] for row in rows)
         return Share(float(sum(others)), len(others) / len(rows)) if known else None
     reference = ground.scorer.target.reference.cpu()

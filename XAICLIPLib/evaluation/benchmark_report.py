@@ -72,9 +72,12 @@ def sentences(found: Gains) -> list[str]:
     """What the numbers of a method say of the paper's claims, in plain words."""
     said = [_on_time(found), _on_overlap(found), _on_faithfulness(found)]
     if found.outside is not None:
+        unseen = "a guided map cannot show it"
+        if found.method == "structures":
+            unseen = "a guided map shows what of it belongs to structures that reach into the region"
         said.append(
             f"{found.outside.value:.0%}{_range(found.outside, plain=True)} of the effect in the unguided map lies "
-            "outside the guided region: a guided map cannot show it."
+            f"outside the guided region: {unseen}."
         )
     cases, pairs = _plural("case", found.cases), _plural("pair", found.maps)
     said[0] = f"**{found.method}** ({found.cases} {cases}, {found.maps} {pairs} of maps). {said[0]}"

@@ -50,6 +50,20 @@ def in_voxels(size_mm: float, spacing_mm: Sequence[float]) -> tuple[int, ...]:
     return tuple(max(1, round(size_mm / s)) for s in spacing_mm)
 
 
+def window_grid(
+    window_mm: float, stride_mm: float, spacing_mm: Sequence[float]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Size and stride of windows in voxels.
+
+    Where a window is asked to be two strides long, or any whole number of them, it is so in voxels too: rounded one by
+    one, some places would lie in fewer windows than their neighbours, and be lines of another brightness in the map.
+    """
+    size, stride = in_voxels(window_mm, spacing_mm), in_voxels(stride_mm, spacing_mm)
+    if math.isclose(window_mm / stride_mm, round(window_mm / stride_mm), rel_tol=1e-6):
+        size = tuple(step * max(1, round(width / step)) for width, step in zip(size, stride, strict=True))
+    return size, stride
+
+
 def windows(region: Tensor, size: Sequence[int], stride: Sequence[int]) -> list[Perturbation]:
     """The windows of a grid over the volume that meet the region.
 
@@ -217,7 +231,7 @@ def occlusion(
             f"Windows of {window_mm:g} mm every {stride_mm:g} mm do not cover the region: "
             "both must be above zero and the stride at most the window."
         )
-    size, stride = in_voxels(window_mm, spacing_mm), in_voxels(stride_mm, spacing_mm)
+    size, stride = window_grid(window_mm, stride_mm, spacing_mm)
     found = Windows.of(region.cpu(), size, stride, target, changeable)
     # A window that no patch of the target sees loses nothing, which is known at no cost.
     known = _Known(found, np.zeros(len(found.all)), np.array([not scorer.touched(w) for w in found.all], dtype=bool))

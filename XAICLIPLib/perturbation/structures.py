@@ -24,6 +24,7 @@ def structures(
     region: Tensor | None,
     spacing_mm: Sequence[float],
     *,
+    own: Sequence[int] = (),
     pairs: int = 0,
     rest: int,
 ) -> Iterator[Estimate]:
@@ -43,6 +44,8 @@ def structures(
         (X, Y, Z) bool: only structures that meet it are removed, as a whole; None: all.
     spacing_mm
         Voxel size along X, Y and Z.
+    own
+        Numbers of what is explained: removed wherever it lies.
     pairs
         Every two of this many structures with the largest losses are also removed together.
     rest
@@ -54,11 +57,13 @@ def structures(
     ``share`` (of the sum of all positive losses; 0 where nothing is lost by it), and with ``pairs``
     ``interactions``: two ``structures``, their ``score_lost`` together, and the ``interaction``, which is that less
     their losses one by one: positive where either can stand in for the other, negative where each needs the other.
+    ``not_removed`` names the structures that were found but lie outside the region.
     """
     pieces = Pieces(labels)
     there = pieces.sizes if region is None else pieces.labels[region.cpu()].bincount(minlength=1).tolist()
     named = {**names, rest: names.get(rest, REST)}
-    numbers = [n for n in named if 0 < n < len(there) and there[n]]
+    found = [n for n in named if 0 < n < len(pieces.sizes) and pieces.sizes[n]]
+    numbers = [n for n in found if n in own or (n < len(there) and there[n])]
     chosen = min(pairs, len(numbers))
     planned = len(numbers) + math.comb(chosen, 2)
     lost: dict[int, float] = {}
@@ -83,7 +88,8 @@ def structures(
             {"structures": [named[a], named[b]], "score_lost": both, "interaction": both - lost[a] - lost[b]}
             for (a, b), both in sorted(together.items(), key=lambda item: -item[1])
         ]
-        return {"structures": table, **({"interactions": interactions} if pairs else {})}
+        left_out = [named[n] for n in found if n not in numbers]
+        return {"structures": table, "not_removed": left_out, **({"interactions": interactions} if pairs else {})}
 
     def estimate() -> Estimate:
         return Estimate(
