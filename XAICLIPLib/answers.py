@@ -165,6 +165,7 @@ class Answers:
         self, request: Explain, output: Path, cancelled: Callable[[], bool], abandoned: Callable[[], bool]
     ) -> protocol.Explained:
         from XAICLIPLib.explanation import explain
+        from XAICLIPLib.models import catalog
 
         device = _ready(request.device)
         teller = Teller(request.id, self._send)
@@ -186,6 +187,8 @@ class Answers:
         )
         if abandoned():
             raise Cancelled("Nobody waits for the result any more.")
+        models = found.record["models"]  # of a network that was loaded before, `explain` does not know the name
+        models["segmenter"] = catalog.provenance_of(request.model, models["segmenter"])
         files = found.save(output)
         return protocol.Explained(
             id=request.id,

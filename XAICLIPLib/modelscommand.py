@@ -73,7 +73,8 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     add.add_argument(
         "--trust",
         action="store_true",
-        help="believe the catalogue where it says that the code of a model was reviewed and may run",
+        help="believe the catalogue where it says that the code of a model was reviewed and may run; of a model, run "
+        "its code now to see what it draws",
     )
     add.set_defaults(command=_add)
 
@@ -199,9 +200,9 @@ def _add(options: argparse.Namespace) -> int:
         _check_known(options.path)
     for entry in add(options.path, shipped_entries(), options.name, options.trust):
         option = "--localizer" if entry.kind == "localizer" else "--model"
-        print(f"Added. To use it: {option} {entry.name}")
         if entry.kind == "segmenter" and isinstance(entry.source, Path):
-            _try(entry)
+            _try(entry, options.trust)
+        print(f"Added. To use it: {option} {entry.name}")
     return 0
 
 
@@ -218,25 +219,38 @@ def _check_known(path: Path) -> None:
         )
 
 
-def _try(entry: Entry) -> None:
-    """Load a network of the user once, and write down what it draws; where it does not load, say why."""
+def _try(entry: Entry, trust: bool) -> None:
+    """Load a network of the user once, and write down what it draws; where it does not load, say why.
+
+    Raises
+    ------
+    InputError
+        It is an archive without a network, which is forgotten again.
+    """
     import torch
 
-    from XAICLIPLib.models.catalog import load_segmenter
+    from XAICLIPLib.models.catalog import NoNetwork, load_segmenter
     from XAICLIPLib.models.entry import MODALITIES
-    from XAICLIPLib.models.usercatalog import update
+    from XAICLIPLib.models.usercatalog import remove, update
 
     try:
-        network = load_segmenter(entry.name, torch.device("cpu"))
+        network = load_segmenter(entry.name, torch.device("cpu"), trust)
+    except NoNetwork:
+        remove(entry)
+        raise
     except InputError as error:
         say(f"It does not load as it is: {error}")
         return
     shift = network.activation == "softmax"  # channel 0 is the background
-    structures = tuple(name for channel, name in network.labels.items() if channel or not shift)
+    names = (str(name).strip() for channel, name in network.labels.items() if channel or not shift)
     modality = network.modality if network.modality in MODALITIES else "any"
-    entry = replace(entry, structures=structures, modality=modality, inputs=tuple(network.inputs))
-    update(entry)
-    _print_lines(entry, LISTED_STRUCTURES)
+    try:
+        entry = replace(entry, structures=tuple(dict.fromkeys(filter(None, names))), modality=modality)
+        update(replace(entry, inputs=tuple(network.inputs)))
+    except InputError:  # names that a catalogue cannot hold, such as two inputs that are both called CT
+        say("Its inputs or structures have names that the list cannot show; it can be used all the same.")
+        return
+    _print_lines(replace(entry, inputs=tuple(network.inputs)), LISTED_STRUCTURES)
 
 
 class _Bar:

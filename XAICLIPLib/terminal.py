@@ -35,11 +35,16 @@ def say(text: str) -> None:
 @contextlib.contextmanager
 def packages_quiet() -> Iterator[None]:
     """Keep from the user what packages tell their programmers, unless Python was asked for warnings (``-W``)."""
+    readers = logging.getLogger("monai.data")  # tells of readers for DICOM that it lacks
+    level = readers.level
     with warnings.catch_warnings():
         if not sys.warnoptions:
             warnings.simplefilter("ignore")  # and they may quote paths
-            logging.getLogger("monai.data").setLevel(logging.ERROR)  # of readers for DICOM that it lacks
-        yield
+            readers.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            readers.setLevel(level)
 
 
 def drop_output() -> None:

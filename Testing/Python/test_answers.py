@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +107,11 @@ class Found:
     """A result without a computation."""
 
     complete: bool = True
+    record: dict[str, Any] = field(default_factory=lambda: {"models": {"segmenter": {"licence": "unknown"}}})
 
     def save(self, folder: Path) -> dict[str, Path]:
         path = folder / "explanation.json"
-        path.write_text('{"complete": true}', encoding="utf-8")
+        path.write_text(json.dumps(self.record), encoding="utf-8")
         return {"explanation": path}
 
 
@@ -136,7 +138,7 @@ def test_what_a_request_leaves_out_is_for_the_library_to_choose(asked: list[dict
     always = {"image", "prompt", "model", "localizer", "device", "on_progress", "on_estimate", "cancelled"}
     assert set(call) == always
     assert (call["image"], call["prompt"], call["on_estimate"]) == (["v.nrrd"], "liver", None)
-    assert reply.record == {"complete": True}
+    assert reply.record == {"models": {"segmenter": {"licence": "Apache-2.0"}}}, "the default network's"
     assert Path(reply.files["explanation"]).parent.parent == tmp_path
 
 
@@ -180,6 +182,16 @@ def test_what_a_request_gives_reaches_the_library_under_its_name(
 def test_a_mask_is_a_path_so_that_its_name_is_not_taken_for_a_word(asked: list[dict[str, Any]], tmp_path: Path) -> None:
     ask(tmp_path, Explain(id=1, volume="v", prompt="liver", region=Mask("whole"), target=Mask("liver")))
     assert (asked[0]["region"], asked[0]["target"]) == (Path("whole"), Path("liver"))
+
+
+@pytest.mark.usefixtures("asked")
+@pytest.mark.parametrize("name", ["brainchop-tissue", "hf-hub:facebook/sam-vit-base", "/elsewhere/net"])
+def test_the_catalogues_licence_is_in_the_record(tmp_path: Path, name: str) -> None:
+    """`explain` is given a network that was loaded before, and does not know its name."""
+    told = ask(tmp_path, Explain(id=1, volume="v", prompt="liver", model=name)).record["models"]["segmenter"]
+    listed = [e.licence for e in catalog.entries() if name in (e.name, e.origin)]
+    assert told["licence"] == (listed[0] if listed else "unknown")
+    assert bool(listed) == (not name.startswith("/"))
 
 
 def test_an_abandoned_result_is_not_written(asked: list[dict[str, Any]], tmp_path: Path) -> None:

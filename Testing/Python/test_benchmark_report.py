@@ -125,6 +125,11 @@ def test_time_that_finding_the_region_eats_up_is_told() -> None:
     assert "takes more than it saves" not in " ".join(sentences(found({"explain_s": 10.0, "total_s": 30.0}, whole)))
 
 
+def test_what_lies_outside_the_region_stands_beside_chance_and_what_a_guided_map_shows() -> None:
+    said = " ".join(sentences(found({"outside": 0.4}, {"outside": 0.4, "outside_chance": 0.95})))
+    assert "of an even map's" in said and "a guided map shows of it what lies within a window of the region" in said
+
+
 def test_what_the_cases_do_not_decide_is_not_decided() -> None:
     rows = [row(1, "guided", explain_s=10.0), row(1, "whole", explain_s=20.0)]
     rows += [row(2, "guided", explain_s=30.0), row(2, "whole", explain_s=21.0)]
@@ -153,7 +158,14 @@ def test_other_methods_than_occlusion_are_not_held_against_the_papers_claim() ->
 def test_the_report_holds_claims_controls_and_provenance(tmp_path: Path) -> None:
     write_report(outcome(pairs({"dice": 0.6}, {"dice": 0.4})), PLAN, tmp_path / "report.md")
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
-    for part in ("## What holds", "+44.6%", "null × region", "tiny (SHA-256 000000000000…)", "too narrow", "a machine"):
+    for part in (
+        "## What holds",
+        "+44.6%",
+        "null × region",
+        "tiny (SHA-256 000000000000…)",
+        "narrower than 95%",
+        "a machine",
+    ):
         assert part in text
     assert "(figure.png)" in text
     assert "more faithful than a random order in 4 of 4 maps" in text

@@ -137,3 +137,13 @@ def test_nothing_is_relative_to_zero() -> None:
         np.array([1.0, 2.0]), np.array([0.0, 1.0])
     )  # a resample of the first case twice has no ratio
     assert half is not None and half.value == 2.0 and half.low is None and half.sign == 0
+
+
+@pytest.mark.parametrize("cases", [2, 3, 4, 8])
+def test_chance_alone_is_seldom_called_a_difference(cases: int) -> None:
+    """A bootstrap's percentiles alone would call it one in every second (2 cases) or fifth comparison (4)."""
+    rng = np.random.default_rng(3)
+    noise = rng.normal(size=(120, cases))
+    decided = [difference(values, np.zeros(cases)).sign != 0 for values in noise]
+    assert np.mean(decided) < 0.1
+    assert difference(noise[0] + 50, np.zeros(cases)).sign == (1 if cases > 2 else 0)

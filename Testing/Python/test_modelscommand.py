@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import yaml
 from misbehaving import Behaviour, serving
 
 from XAICLIPLib import cli
+from XAICLIPLib.models import catalog
 from XAICLIPLib.models.catalog import entries, find
 from XAICLIPLib.resources import resource_path
 
@@ -202,6 +204,60 @@ def test_a_network_of_ones_own_is_looked_at_as_it_is_added(tmp_path: Path, capsy
     told = capsys.readouterr().err
     assert told.startswith("It does not load as it is: ") and "elsewhere.pt" in told
     assert find("damaged").structures == ()
+
+
+def network(folder: Path, **changes: Any) -> Path:
+    """A small network of two inputs with its description."""
+    torch.save(nets.BasicUNet(in_channels=2, features=(2,) * 6).state_dict(), folder / "net.pt")
+    content = {
+        "network": {"name": "BasicUNet", "arguments": {"features": [2] * 6, "in_channels": 2}},
+        "weights": "net.pt",
+        "labels": ["background", "left lung"],
+        "inputs": ["arterial", "venous"],
+        "spacing_mm": 2.0,
+        "intensity": {"range": [-1000, 400]},
+        "window": {"size": [32, 32, 32]},
+    }
+    (folder / "two.yaml").write_text(yaml.safe_dump(content | changes))
+    return folder / "two.yaml"
+
+
+def test_names_that_the_list_cannot_hold_do_not_lock_the_user_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """nnU-Net calls two phases both CT."""
+    real = catalog.load_segmenter
+
+    def load(*given: Any) -> Any:
+        found = real(*given)
+        monkeypatch.setattr(type(found), "inputs", ("CT", "CT"))
+        monkeypatch.setattr(type(found), "labels", {0: "background", 1: " "})
+        return found
+
+    monkeypatch.setattr(catalog, "load_segmenter", load)
+    assert run("add", network(tmp_path)) == 0
+    told = capsys.readouterr()
+    assert "names that the list cannot show" in told.err and "--model two" in told.out
+    assert find("two").inputs == ("image",)
+    assert run("list") == 0 and run("remove", "two") == 0
+
+
+def test_an_archive_without_a_network_is_not_added(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with zipfile.ZipFile(tmp_path / "letters.zip", "w") as archive:
+        archive.writestr("letters/a.txt", "Dear colleague")
+    before = entries()
+    assert run("add", tmp_path / "letters.zip") == 1
+    told = capsys.readouterr()
+    assert "holds no network" in told.err and "Added" not in told.out
+    assert entries() == before
+
+
+def test_trust_is_given_to_the_network_that_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+    real = catalog.load_segmenter
+    monkeypatch.setattr(catalog, "load_segmenter", lambda *a: (given.append(a[2]), real(*a))[1])
+    assert run("add", network(tmp_path), "--trust") == 0
+    assert given == [True]
 
 
 def test_what_is_no_model_is_not_added(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

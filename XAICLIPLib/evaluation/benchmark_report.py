@@ -23,6 +23,12 @@ more IoU (arXiv 2602.07017, abstract)."""
 FEW_CASES = 10
 """Below this, percentiles of a bootstrap are narrower than they should be, and are told to be."""
 
+SEEN_OUTSIDE = {
+    "occlusion": "a guided map shows of it what lies within a window of the region",
+    "structures": "a guided map shows of it what belongs to structures that reach into the region",
+}
+"""What guiding leaves of the effect outside the region, where it leaves some."""
+
 REGION_WORDS = {"guided": "guided", "whole": "unguided"}
 
 
@@ -72,12 +78,10 @@ def sentences(found: Gains) -> list[str]:
     """What the numbers of a method say of the paper's claims, in plain words."""
     said = [_on_time(found), _on_overlap(found), _on_faithfulness(found)]
     if found.outside is not None:
-        unseen = "a guided map cannot show it"
-        if found.method == "structures":
-            unseen = "a guided map shows what of it belongs to structures that reach into the region"
+        seen = SEEN_OUTSIDE.get(found.method, "a guided map cannot show it")
         said.append(
             f"{found.outside.value:.0%}{_range(found.outside, plain=True)} of the effect in the unguided map lies "
-            f"outside the guided region: {unseen}."
+            f"outside the guided region (of an even map's {found.outside_chance:.0%} would): {seen}."
         )
     cases, pairs = _plural("case", found.cases), _plural("pair", found.maps)
     said[0] = f"**{found.method}** ({found.cases} {cases}, {found.maps} {pairs} of maps). {said[0]}"
@@ -133,7 +137,7 @@ def _on_faithfulness(found: Gains) -> str:
         -1: "guided maps are the less faithful ones",
         0: "no difference is shown by these cases",
     }[change.sign]
-    ends = "" if change.low is None or change.high is None else f" (95% {change.low:+.3f} to {change.high:+.3f})"
+    ends = "" if change.low is None or change.high is None else f" (bootstrap {change.low:+.3f} to {change.high:+.3f})"
     return (
         f"Faithfulness, the area between insertion and deletion, which drawing the region cannot raise, changes by "
         f"{change.value:+.3f}{ends}: {verdict}."
@@ -189,6 +193,7 @@ _COLUMNS = (
     _Column("mass in organ", lambda r: r.mass, ".2f"),
     _Column("chance", lambda r: r.mass_chance, ".2f"),
     _Column("effect outside region", lambda r: r.outside, ".2f"),
+    _Column("chance", lambda r: r.outside_chance, ".2f"),
 )
 
 
@@ -224,16 +229,18 @@ HOW_TO_READ = (
     "whole scan. A map at or below it owes its overlap to the region. *Deletion* and *insertion* are areas under the "
     "soft Dice while voxels are removed or restored in the map's order, over the logarithm of the volume; *random* "
     "are random orders of cubes. Faithfulness is insertion less deletion. *Effect outside region* is the share of the "
-    "absolute values that lies outside the guided region (occlusion reaches a window beyond it). "
+    "absolute values that lies outside the guided region (occlusion reaches a window beyond it); *chance* is an even "
+    "map's over all that was tried. "
     "Methods that take gradients do not count their passes as patches."
 )
 
 
 def _how_gains() -> str:
     return (
-        "Relative changes of the means over cases, the unguided map being 100%; in brackets 95% intervals of a paired "
-        "bootstrap over cases. *null × region* is what a map that knows nothing gains over the explainer's own "
-        "unguided map just by being cut to the region. Faithfulness is a difference."
+        "Relative changes of the means over cases, the unguided map being 100%; in brackets intervals of a paired "
+        "bootstrap over cases, nominally 95%; the sentences call a change decided where a paired t test agrees. "
+        "*null × region* is what a map that knows nothing gains over the explainer's own unguided map just by being "
+        "cut to the region. Faithfulness is a difference."
     )
 
 
@@ -277,7 +284,9 @@ def _made(outcome: Outcome, plan: Plan) -> list[str]:
             "network's own drawing was taken."
         )
     if len({row.case for row in rows}) < FEW_CASES:
-        said.append(f"With fewer than {FEW_CASES} cases, intervals of a bootstrap are too narrow: read them as a hint.")
+        said.append(
+            f"With fewer than {FEW_CASES} cases, intervals of a bootstrap are narrower than 95%: read them as a hint."
+        )
     return said
 
 
@@ -286,7 +295,7 @@ def _parameters(method: str, plan: Plan) -> str:
     told = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in given.items()}
     said = [f"{name} {told[name]}" for name, value in given.items() if value is not None]
     if method == "lime" and given.get("samples") is not None:
-        said.append("but at least two sets for each supervoxel of the whole scan")
+        said.append("but at least two sets for each supervoxel of the whole scan, and all sets where there are fewer")
     by_size = any(name in given and given[name] is None for name in ("window_mm", "cell_mm", "size_mm"))
     return ", ".join(said + ["size by the volume of the structure"] * by_size) or "no parameters"
 

@@ -6,6 +6,7 @@ not count as many cases, and the interval says what other patients might have gi
 References
 ----------
 B. Efron, R. J. Tibshirani. "An Introduction to the Bootstrap", 1993, chapters 8 (pairs) and 13 (percentiles).
+Student. "The Probable Error of a Mean", Biometrika 1908.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, ttest_1samp
 
 from XAICLIPLib.evaluation.measured import Measured, RegionName
 
@@ -24,6 +25,9 @@ Array = NDArray[np.float64]
 Quantity = Callable[[Measured], float]
 
 LEVEL = 0.95
+
+FEWEST = 3
+"""Cases without which nothing is decided."""
 
 RESAMPLES = 9999
 
@@ -40,17 +44,21 @@ class Interval:
         Ends of the interval; None where there is a single case, which says nothing of others.
     cases
         How many it is based on.
+    decided
+        Whether a paired t test over the cases rejects 0 as well: percentiles of a few cases alone would in every
+        second or fifth comparison of pure chance.
     """
 
     value: float
     low: float | None
     high: float | None
     cases: int
+    decided: bool = True
 
     @property
     def sign(self) -> int:
-        """1 or -1 where the whole interval lies above or below 0; 0 where it does not, or there is none."""
-        if self.low is None or self.high is None:
+        """1 or -1 where the whole interval lies above or below 0 and the t test agrees; 0 otherwise."""
+        if self.low is None or self.high is None or not self.decided:
             return 0
         return int(self.low > 0) - int(self.high < 0)
 
@@ -74,8 +82,8 @@ class Gains:
         the region alone gains.
     faithfulness
         Change of the area between insertion and deletion (not relative, for it may be 0).
-    outside
-        Share of the unguided map's absolute effect that lies outside the guided region.
+    outside, outside_chance
+        Share of the unguided map's absolute effect that lies outside the guided region, and of an even map's.
     """
 
     method: str
@@ -90,6 +98,7 @@ class Gains:
     null_iou: Interval | None
     faithfulness: Interval | None
     outside: Interval | None
+    outside_chance: float
 
 
 def gains(rows: Sequence[Measured], method: str, seed: int = 0) -> Gains | None:
@@ -116,6 +125,7 @@ def gains(rows: Sequence[Measured], method: str, seed: int = 0) -> Gains | None:
         change(lambda row: row.null_iou, lambda row: row.iou),
         difference(*faithful, seed=seed),
         mean_with_interval(outside, seed=seed),
+        float(_by_case(both, lambda row: row.outside_chance, lambda row: row.outside_chance)[1].mean()),
     )
 
 
@@ -157,7 +167,7 @@ def relative_change(guided: Array, unguided: Array, *, seed: int = 0) -> Interva
         ratio = np.divide(a.mean(axis), below, out=np.full_like(below, np.inf), where=below != 0)
         return np.asarray(ratio - 1)
 
-    return _with_interval((guided, unguided), statistic, seed)
+    return _with_interval((guided, unguided), statistic, guided - unguided, seed)
 
 
 def difference(guided: Array, unguided: Array, *, seed: int = 0) -> Interval:
@@ -167,10 +177,13 @@ def difference(guided: Array, unguided: Array, *, seed: int = 0) -> Interval:
 
 def mean_with_interval(values: Array, *, seed: int = 0) -> Interval:
     """Mean of values (n,), one for each case."""
-    return _with_interval((values,), lambda a, axis=-1: a.mean(axis), seed)
+    return _with_interval((values,), lambda a, axis=-1: a.mean(axis), values, seed)
 
 
-def _with_interval(samples: tuple[Array, ...], statistic: Callable[..., Array], seed: int) -> Interval:
+def _with_interval(
+    samples: tuple[Array, ...], statistic: Callable[..., Array], differences: Array, seed: int
+) -> Interval:
+    """The statistic of all cases; ``differences`` (n,) are what a t test is made of."""
     # Over an axis, as in the bootstrap: numpy adds a row of a matrix up in another order than a vector.
     value = float(statistic(*(s[None] for s in samples))[0])
     count = len(samples[0])
@@ -190,7 +203,16 @@ def _with_interval(samples: tuple[Array, ...], statistic: Callable[..., Array], 
     low, high = float(found.low), float(found.high)
     if not (math.isfinite(low) and math.isfinite(high)):
         return Interval(value, None, None, count)
-    return Interval(value, low, high, count)
+    return Interval(value, low, high, count, _differ(differences))
+
+
+def _differ(values: Array) -> bool:
+    """Whether a t test over the cases rejects a mean of 0."""
+    if len(values) < FEWEST:
+        return False
+    if np.ptp(values) <= 1e-12 * np.abs(values).max():  # no spread, no test
+        return bool(values.any())
+    return bool(ttest_1samp(values, 0).pvalue < 1 - LEVEL)
 
 
 def _by_case(both: Sequence[tuple[Measured, Measured]], guided: Quantity, unguided: Quantity) -> tuple[Array, Array]:

@@ -116,6 +116,10 @@ def load_segmenter(name: str | Path | None, device: torch.device, trust: bool = 
     return found
 
 
+class NoNetwork(InputError):
+    """An archive without a network."""
+
+
 def _load_path(path: Path, device: torch.device, trust: bool) -> Segmenter | None:
     from XAICLIPLib.segmentation import formats
 
@@ -125,7 +129,7 @@ def _load_path(path: Path, device: torch.device, trust: bool) -> Segmenter | Non
     found = formats.load(only_folder(folder if folder.is_dir() else unpack(path, folder)), device, trust)
     if found is None:
         shutil.rmtree(folder, ignore_errors=True)
-        raise InputError(f"The archive {path} holds no network: give an archive of {formats.what_to_give()}.")
+        raise NoNetwork(f"The archive {path} holds no network: give an archive of {formats.what_to_give()}.")
     return found
 
 
@@ -189,7 +193,9 @@ def provenance_of(name: object, told: Mapping[str, str]) -> dict[str, str]:
     told
         The segmenter's ``provenance``.
     """
-    entry = _find("segmenter", name) if name is None or isinstance(name, (str, Path)) else None
+    entry = None
+    if name is None or isinstance(name, (str, Path)):
+        entry = _find("segmenter", name) or next((e for e in entries() if e.origin == str(name)), None)
     if entry is None or told.get("licence", "unknown") != "unknown":
         return dict(told)
     return {**told, "licence": entry.licence}

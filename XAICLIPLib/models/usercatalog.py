@@ -73,7 +73,14 @@ def add(path: Path, shipped: tuple[Entry, ...], name: str | None = None, trust: 
 
 
 def update(entry: Entry) -> None:
-    """Put an entry in the place of the user's entry of that name."""
+    """Put an entry in the place of the user's entry of that name.
+
+    Raises
+    ------
+    InputError
+        It could not be read again.
+    """
+    read_entry(as_json(entry), f"The entry {entry.name}")
     _write(tuple(entry if other.name == entry.name else other for other in user_entries()))
 
 
