@@ -167,7 +167,10 @@ def relative_change(guided: Array, unguided: Array, *, seed: int = 0) -> Interva
         ratio = np.divide(a.mean(axis), below, out=np.full_like(below, np.inf), where=below != 0)
         return np.asarray(ratio - 1)
 
-    return _with_interval((guided, unguided), statistic, guided - unguided, seed)
+    # A case of twice the size changes by twice as much, but not by another factor.
+    factors = (guided > 0).all() and (unguided > 0).all()
+    tested = np.log(guided) - np.log(unguided) if factors else guided - unguided
+    return _with_interval((guided, unguided), statistic, tested, seed)
 
 
 def difference(guided: Array, unguided: Array, *, seed: int = 0) -> Interval:
@@ -183,7 +186,7 @@ def mean_with_interval(values: Array, *, seed: int = 0) -> Interval:
 def _with_interval(
     samples: tuple[Array, ...], statistic: Callable[..., Array], differences: Array, seed: int
 ) -> Interval:
-    """The statistic of all cases; ``differences`` (n,) are what a t test is made of."""
+    """The statistic of all cases; ``differences`` (n,), of values or their logarithms, are what a t test is made of."""
     # Over an axis, as in the bootstrap: numpy adds a row of a matrix up in another order than a vector.
     value = float(statistic(*(s[None] for s in samples))[0])
     count = len(samples[0])
