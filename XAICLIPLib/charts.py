@@ -45,12 +45,13 @@ def montage(
     modality: Literal["CT", "MR"] | None,
     label: str,
     target_label: str,
+    pieces: bool = False,
 ) -> tuple[bytes, int]:
     """Axial slices with the largest effect, from head to foot: a PNG, and how many there are.
 
     Parameters
     ----------
-    image, saliency, region, target, modality
+    image, saliency, region, target, modality, pieces
         As of `XAICLIPLib.figure.save_figure`.
     label
         What the colours mean.
@@ -87,7 +88,7 @@ def montage(
         plane = Plane.through(np.array([point[0], point[1], z]), VIEWS[0], low.copy(), high.copy())
         placed: Style = {"extent": plane.extent, "aspect": "equal"}
         axes.imshow(plane.sample(image, outside=np.nan), cmap="gray", vmin=window[0], vmax=window[1], **placed)
-        axes.imshow(scale.colour(plane.sample(saliency)), **placed)
+        axes.imshow(scale.colour(plane.sample(saliency, nearest=pieces)), **placed)
         axes.set_autoscale_on(False)
         for part, colour, dashes in ((region, REGION, (0, (4, 2.5))), (target, PREDICTION, "solid")):
             if part is not None and 0 < float((sitk.GetArrayViewFromImage(part) > 0).mean()) < 0.999:

@@ -162,6 +162,7 @@ class Explanation:
             modality=self.record["input"]["modality"],
             target_label="Given mask" if self.target["voxels"] == "given" else "Predicted target",
             region_label=methods.READINGS[parameters["method"]].region,
+            pieces=methods.READINGS[parameters["method"]].pieces,
             warnings=self.warnings,
             saliency_label=methods.READINGS[parameters["method"]].label.format(
                 score=parameters["score"].replace("dice", "Dice")

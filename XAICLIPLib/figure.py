@@ -122,9 +122,9 @@ class Plane:
         low[view.normal] = high[view.normal] = point[view.normal]
         return cls(view, Grid.within(low, high, float((high - low).max()) / 700, through=point))
 
-    def sample(self, image: sitk.Image, outside: float = 0) -> Array:
+    def sample(self, image: sitk.Image, outside: float = 0, nearest: bool = False) -> Array:
         """Values as screen rows: the first row is the view's top, the first column its left."""
-        rows = self.grid.sample(image, outside=outside).squeeze(axis=2 - self.view.normal)
+        rows = self.grid.sample(image, outside=outside, nearest=nearest).squeeze(axis=2 - self.view.normal)
         return rows[::-1] if self.view.down == 2 else rows  # z grows upwards, y downwards
 
     @property
@@ -420,6 +420,7 @@ def save_figure(
     saliency_label: str = "score lost",
     target_label: str = "Predicted target",
     region_label: str = "Region of interest",
+    pieces: bool = False,
     warnings: Sequence[str] = (),
 ) -> Path:
     """Draw an explanation as one PNG: three planes through the target, without and with saliency.
@@ -441,6 +442,8 @@ def save_figure(
         What the colours mean, with the unit in brackets where there is one.
     target_label, region_label
         What the outlines of ``prediction`` and ``region`` are called.
+    pieces
+        The map has one value for a whole piece: nothing is interpolated between two.
     warnings
         What a reader must know, one sentence each; written under the panels.
 
@@ -490,7 +493,8 @@ def save_figure(
     for column, plane in enumerate(planes):
         name = f"{plane.view.name}   {position_text(plane.view.normal, point[plane.view.normal])}"
         sheet.text(sheet.lefts[column], sheet.tops[0] - 28, name, 13)
-        scan, colours = plane.sample(image, outside=np.nan), scale.colour(plane.sample(saliency))
+        scan = plane.sample(image, outside=np.nan)
+        colours = scale.colour(plane.sample(saliency, nearest=pieces))
         placed: Style = {"extent": plane.extent, "aspect": "auto"}
         for row, thick in enumerate((1.8, 1.0)):
             axes = sheet.panel(row, column, point)

@@ -133,21 +133,29 @@ class Reading:
         Of the colours, with ``{score}`` for the score.
     region
         Of the region's outline.
+    pieces
+        Whether a whole piece has one value, so that nothing lies between those of two neighbours.
     """
 
     counted: str
     value: str
     label: str
     region: str = "Region of interest (no colour outside: not tried)"
+    pieces: bool = False
 
 
 READINGS: Mapping[str, Reading] = {
     "occlusion": Reading("hidden cubes", "mean over the hidden cubes that hold a place", "score lost ({score})"),
     "rise": Reading("random patterns", "by hiding the cell around a place", "score lost ({score})"),
     "lime": Reading(
-        "sets of supervoxels", "because of a supervoxel, were their effects to add up", "score lost ({score})"
+        "sets of supervoxels",
+        "because of a supervoxel, were their effects to add up",
+        "score lost ({score})",
+        pieces=True,
     ),
-    "structures": Reading("removals", "by removing a whole structure", "score lost ({score})", "Region of interest"),
+    "structures": Reading(
+        "removals", "by removing a whole structure", "score lost ({score})", "Region of interest", pieces=True
+    ),
     "integrated-gradients": Reading("steps", "", "attribution per voxel (share of the {score})", "Region of interest"),
     "seg-grad-cam": Reading("patches", "", "activation (no unit)", "Region of interest"),
 }

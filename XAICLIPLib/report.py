@@ -237,6 +237,7 @@ def _planes(found: Saved, scan: sitk.Image | None) -> Section | None:
                 modality=record["input"]["modality"],
                 target_label=_target_label(record),
                 region_label=READINGS[record["parameters"]["method"]].region,
+                pieces=READINGS[record["parameters"]["method"]].pieces,
                 saliency_label=_saliency_label(record),
             )
             png = path.read_bytes()
@@ -271,6 +272,7 @@ def _slices(found: Saved, scan: sitk.Image | None) -> Section:
         modality=record["input"]["modality"],
         label=_saliency_label(record),
         target_label=_target_label(record),
+        pieces=READINGS[record["parameters"]["method"]].pieces,
     )
     return Section(
         title,

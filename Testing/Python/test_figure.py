@@ -223,6 +223,15 @@ def test_planes_go_through_the_middle_where_no_place_matters_more(value: float) 
     assert reason == "the middle of the target"
 
 
+def test_between_pieces_of_one_value_no_other_is_shown() -> None:
+    scan = torso("oblique")
+    flat = sitk.Cast(scan["prediction"] > 0, sitk.sitkFloat32)
+    point, _ = focus(flat, scan["prediction"])
+    plane = Plane.through(point, VIEWS[1], *bounds(scan["image"]))
+    assert set(np.unique(plane.sample(flat, nearest=True))) == {0, 1}
+    assert len(np.unique(plane.sample(flat))) > 2
+
+
 def test_planes_go_through_the_middle_of_a_structure_of_one_value() -> None:
     scan = torso()
     point, reason = focus(sitk.Cast(scan["prediction"] > 0, sitk.sitkFloat32), scan["prediction"])

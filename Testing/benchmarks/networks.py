@@ -456,7 +456,7 @@ def kinds(work: Path, data: Path) -> Iterator[tuple[str, Callable[[], Kind]]]:
     yield "TotalSegmentator", total
     thin = sitk.RegionOfInterest(crop, [crop.GetSize()[0], crop.GetSize()[1], 4], [0, 0, crop.GetSize()[2] // 2])
     thin.SetSpacing((*thin.GetSpacing()[:2], 24.0))  # so that the region lies on two slices: one takes half a minute
-    yield "SAM ViT-B", lambda: Kind("SAM ViT-B", "random", sam(work / "sam"), [thin])
+    yield "SAM ViT-B", lambda: Kind("SAM ViT-B", "random", sam(work / "sam"), [thin], None, large)
     head = data / "brain_mr"
     if head.is_dir():
         t1 = imaging.read_volume(head / "t1_crop.nii.gz")
