@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import XAICLIPLib
 from XAICLIPLib import benchmarkcommand, methods, tuning
 from XAICLIPLib.errors import Cancelled, InputError, first_line
-from XAICLIPLib.files import try_folder
+from XAICLIPLib.files import check_there, try_folder
 from XAICLIPLib.modelscommand import add_commands
 from XAICLIPLib.terminal import Bars, Interrupt, drop_output, packages_quiet, say
 
@@ -317,6 +317,9 @@ def _seed(given: str) -> int:
 
 
 def _explain(options: argparse.Namespace) -> int:
+    for volume in options.volume:  # before packages and models are loaded, which takes a while
+        with contextlib.suppress(OSError):  # reading it will say why
+            check_there(volume)
     with Interrupt() as interrupt, _results(options.output, options.prompt) as folder:
         explanation, written = _run(
             options.volume,

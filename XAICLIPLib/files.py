@@ -1,4 +1,4 @@
-"""Writing files all or nothing, and into folders that were tried."""
+"""Files that have to be there, writing them all or nothing, and into folders that were tried."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from XAICLIPLib.errors import InputError
+
+
+def check_there(path: str | Path) -> None:
+    """Raise an `InputError` where a file or folder is not there; an `OSError` where that cannot be told."""
+    if not Path(path).exists():
+        raise InputError(f"There is no file or folder {path}: check the path.")
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import SimpleITK as sitk
 
 from . import dicom
 from .errors import InputError
-from .files import whole_file
+from .files import check_there, whole_file
 from .geometry import (
     DIRECTION_TOLERANCE,
     as_metatensor,
@@ -159,8 +159,7 @@ def read_mask(path: str | Path, reference: sitk.Image) -> sitk.Image:
 def _read(path: Path, series: int | None) -> sitk.Image:
     """Read a file or a DICOM folder, without judging what it holds."""
     try:
-        if not path.exists():
-            raise InputError(f"There is no file or folder {path}: check the path.")
+        check_there(path)
         with _quiet():
             image = dicom.read_series(path, series) if path.is_dir() else _read_file(path)
     except OSError as error:

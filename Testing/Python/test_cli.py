@@ -21,6 +21,7 @@ import SimpleITK as sitk
 
 from XAICLIPLib import cli, methods
 from XAICLIPLib.errors import Cancelled, InputError
+from XAICLIPLib.files import check_there
 from XAICLIPLib.terminal import STAGES
 
 TOLD = ("Warning: ", *(f"{stage}: " for stage in STAGES.values()))
@@ -37,6 +38,12 @@ STEPS = [
     {"_target_": "Spacingd", "keys": "image", "pixdim": [16.0, 16.0, 16.0], "mode": "bilinear"},
     {"_target_": "ScaleIntensityRanged", "keys": "image", "a_min": -200, "a_max": 300, "b_min": 0.0, "b_max": 1.0},
 ]
+
+
+@pytest.fixture(autouse=True)
+def _scan_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where explaining is faked, the volume is called "scan", which no file is."""
+    monkeypatch.setattr(cli, "check_there", lambda path: None if path == "scan" else check_there(path))
 
 
 @pytest.fixture(scope="module")
@@ -617,6 +624,15 @@ def explained(method: str = "occlusion", **measurements: Any) -> Any:
         record={"timings_s": {"read": 1.0, "explain": 41.0}, "parameters": {"device": "cpu", "method": method}},
         complete=True,
     )
+
+
+def test_a_scan_that_is_not_there_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    code = "import sys\nfrom XAICLIPLib.cli import main\ngiven = ['explain', 'nosuch.nii.gz', '--prompt', 'liver']\n"
+    code += "assert main(given) == 1\nsys.exit(any(m in sys.modules for m in ('torch', 'monai')))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == "xaiclip: There is no file or folder nosuch.nii.gz: check the path.\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_summary_has_the_numbers() -> None:

@@ -14,6 +14,7 @@ import SimpleITK as sitk
 from XAICLIPLib import anatomy, imaging
 from XAICLIPLib.anatomy import Structure
 from XAICLIPLib.errors import InputError
+from XAICLIPLib.files import check_there
 
 ENDINGS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 
@@ -73,8 +74,7 @@ def _listed(given: Sequence[Path], of_labels: bool) -> list[Path]:
     files: list[Path] = []
     for path in given:
         if not path.is_dir():
-            if not path.exists():
-                raise InputError(f"There is no file or folder {path}: check the path.")
+            check_there(path)
             files.append(path)
             continue
         inside = [p for p in sorted(path.iterdir()) if p.name.lower().endswith(ENDINGS) and not p.name.startswith(".")]
