@@ -74,7 +74,7 @@ def test_the_doctor_comes_without_pytorch() -> None:
     code = (
         "import sys\nfor m in ('torch', 'tqdm', 'numpy'): sys.modules[m] = None\n"
         "from XAICLIPLib.cli import main\n"
-        "print(main(['doctor']))\nprint(main(['models']))\nprint(main(['explain', 'x', '--prompt', 'liver']))"
+        "print(main(['doctor']))\nprint(main(['models']))\nprint(main(['explain', '.', '--prompt', 'liver']))"
     )
     result = subprocess.run(
         [sys.executable, "-c", code],
