@@ -149,6 +149,7 @@ class Explanation:
         for name in {"standard_error", "target"} - set(written):  # of an earlier explanation by another method
             (folder / f"{name}.nrrd").unlink(missing_ok=True)
         parameters = self.record["parameters"]
+        reading = methods.READINGS[parameters["method"]]
         written["figure"] = save_figure(
             folder / "figure.png",
             self.image,
@@ -161,12 +162,10 @@ class Explanation:
             + ("" if self.complete else " · cancelled before the end"),
             modality=self.record["input"]["modality"],
             target_label="Given mask" if self.target["voxels"] == "given" else "Predicted target",
-            region_label=methods.READINGS[parameters["method"]].region,
-            pieces=methods.READINGS[parameters["method"]].pieces,
+            region_label=reading.region,
+            pieces=reading.pieces,
             warnings=self.warnings,
-            saliency_label=methods.READINGS[parameters["method"]].label.format(
-                score=parameters["score"].replace("dice", "Dice")
-            ),
+            saliency_label=reading.label.format(score=parameters["score"].replace("dice", "Dice")),
         )
         written["explanation"] = record.write(self.record, folder / "explanation.json")
         return written
@@ -408,11 +407,9 @@ def explain(
     }
     measurements = measure(saliency, perturbed, structure, scorer, last, len(tiling.patches))
     if isinstance(wanted, methods.Structures):  # by what each costs: its map's voxels would count each by its size
-        own_share = None if evidence.outside is None else (1 - evidence.outside.value, 1 - evidence.outside.chance)
-        measurements["effect_inside_target"], measurements["effect_inside_target_if_uniform"] = own_share or (
-            None,
-            None,
-        )
+        outside = evidence.outside
+        measurements["effect_inside_target"] = None if outside is None else 1 - outside.value
+        measurements["effect_inside_target_if_uniform"] = None if outside is None else 1 - outside.chance
     words = target if isinstance(target, str) and drawn is None else prompt
     run.warnings += cautions(name, words, structure, roi, scorer.full_score, score != "logit margin")
     tested = assessment.Checked()

@@ -192,11 +192,10 @@ def focus(saliency: sitk.Image, prediction: sitk.Image, region: sitk.Image | Non
             inside, reason = part, "the middle of the region"
     strength = np.where(near, np.abs(grid.sample(saliency)), -1)
     if near.any() and strength.max() > 1.000001 * strength[near].min():
-        where = "in or near the target" if found else "anywhere"
-        best = np.argwhere(strength >= strength.max() * (1 - 1e-6))  # one point, or all of a whole structure
-        apart = ((best - np.argwhere(inside).mean(axis=0)) ** 2).sum(axis=1)
-        return grid.position(best[np.argmin(apart)]), f"the strongest effect {where}"
-    options = np.argwhere(inside & near if (inside & near).any() else inside)
+        options = np.argwhere(strength >= strength.max() * (1 - 1e-6))  # one point, or all of a whole structure
+        reason = f"the strongest effect {'in or near the target' if found else 'anywhere'}"
+    else:
+        options = np.argwhere(inside & near if (inside & near).any() else inside)
     distance = ((options - np.argwhere(inside).mean(axis=0)) ** 2).sum(axis=1)
     return grid.position(options[np.argmin(distance)]), reason
 
@@ -482,12 +481,12 @@ def save_figure(
         if part is None:
             continue
         share = float((sitk.GetArrayViewFromImage(part) > 0).mean())
-        if 0 < share < 0.999 and not any(np.any(plane.sample(part) > 0.5) for plane in planes):
-            notes.append(f"{name.partition(' (')[0]}: beside these planes")
-        elif 0 < share < 0.999:
+        if not 0 < share < 0.999:
+            notes.append(f"{name.partition(' (')[0]}: {'the whole volume' if share else 'empty'}")
+        elif any(np.any(plane.sample(part) > 0.5) for plane in planes):
             outlines.append((name, part, {"color": colour, "linestyle": dashes}))
         else:
-            notes.append(f"{name.partition(' (')[0]}: {'the whole volume' if share else 'empty'}")
+            notes.append(f"{name.partition(' (')[0]}: beside these planes")
 
     sheet = _Sheet(planes, title, subtitle, [*notes, "Research software, not for diagnosis"], warnings)
     for column, plane in enumerate(planes):

@@ -244,13 +244,14 @@ def _try(entry: Entry, trust: bool) -> None:
     shift = network.activation == "softmax"  # channel 0 is the background
     names = (str(name).strip() for channel, name in network.labels.items() if channel or not shift)
     modality = network.modality if network.modality in MODALITIES else "any"
+    structures = tuple(dict.fromkeys(filter(None, names)))
+    listed = replace(entry, structures=structures, modality=modality, inputs=tuple(network.inputs))
     try:
-        entry = replace(entry, structures=tuple(dict.fromkeys(filter(None, names))), modality=modality)
-        update(replace(entry, inputs=tuple(network.inputs)))
+        update(listed)
     except InputError:  # names that a catalogue cannot hold, such as two inputs that are both called CT
         say("Its inputs or structures have names that the list cannot show; it can be used all the same.")
         return
-    _print_lines(replace(entry, inputs=tuple(network.inputs)), LISTED_STRUCTURES)
+    _print_lines(listed, LISTED_STRUCTURES)
 
 
 class _Bar:

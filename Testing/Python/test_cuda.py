@@ -209,15 +209,11 @@ def test_a_torchscript_network_draws_as_on_the_cpu(tmp_path: Path) -> None:
 
 def test_sam_draws_as_on_the_cpu(tmp_path: Path) -> None:
     pytest.importorskip("transformers.utils", reason="the optional package transformers is not installed")
-    from test_sam import DECODER, PROMPT, VISION, processor, transformers
+    from test_sam import save_tiny
 
     from XAICLIPLib.segmentation.sam import SamSegmenter
 
-    library = transformers()
-    torch.manual_seed(0)
-    config = library.SamConfig(vision_config=VISION, prompt_encoder_config=PROMPT, mask_decoder_config=DECODER)
-    library.SamModel(config).save_pretrained(tmp_path)
-    processor(library).save_pretrained(tmp_path)
+    save_tiny(tmp_path)
     grey, boxes = torch.rand(2, 50, 40), torch.tensor([[3.0, 4.0, 15.0, 12.0], [5.0, 0.0, 39.0, 9.0]])
     cpu, gpu = (SamSegmenter(tmp_path, device).draw(grey.to(device), boxes.to(device)) for device in (CPU, GPU))
     torch.testing.assert_close(gpu.cpu(), cpu, atol=1e-3, rtol=1e-3)

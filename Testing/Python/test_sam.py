@@ -69,8 +69,7 @@ def transformers() -> Any:
     return transformers
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def save_tiny(path: Path) -> Path:
     """A tiny SAM of random weights that depends on its input, as `save_pretrained` writes it."""
     library = transformers()
     torch.manual_seed(0)
@@ -80,10 +79,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for weight in network.parameters():
         if weight.ndim > 1:
             torch.nn.init.normal_(weight, std=1.5 / weight[0].numel() ** 0.5)
-    path = tmp_path_factory.mktemp("sam") / "tiny-sam"
     network.save_pretrained(path)
     processor(library).save_pretrained(path)
     return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny SAM."""
+    return save_tiny(tmp_path_factory.mktemp("sam") / "tiny-sam")
 
 
 def processor(library: Any) -> Any:

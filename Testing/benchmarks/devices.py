@@ -2,8 +2,7 @@
 
 ``python Testing/benchmarks/devices.py [--data ../shared/data] [--structures liver,"left kidney"]`` takes a real CT and
 the shipped models. Each explanation runs twice on the GPU, and the second one counts: the first also prepares the GPU.
-Printed as Markdown; the difference is the largest one over the
-largest value.
+Printed as Markdown; the difference is the largest one over the largest value.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def compare(image: sitk.Image, structure: str, method: str) -> None:
         used = precision if told["precision"] == precision else f"{precision} asked, {told['precision']} used"
         cells = [structure, method, f"{device}, {used}", told["batch_size"], f"{seconds[0]:.1f}", f"{faster[0]:.1f}"]
         cells += [f"{seconds[1]:.1f}", f"{faster[1]:.1f}", f"{agreement:.5f}", f"{difference:.0e}"]
-        print("|", *cells[:1], *(f"| {cell}" for cell in cells[1:]), "|", flush=True)
+        print("|", " | ".join(map(str, cells)), "|", flush=True)
 
 
 def main() -> None:
@@ -54,19 +53,8 @@ def main() -> None:
         parser.exit(0, "Skipped: PyTorch sees no CUDA GPU here.\n")
     image = real_ct(parser, options.data)
     print(f"{machine(torch.device('cpu'))}; {machine(torch.device('cuda'))}.\n")
-    head = (
-        "structure",
-        "method",
-        "device, precision",
-        "batch",
-        "explain, s",
-        "ratio",
-        "all, s",
-        "ratio",
-        "r",
-        "difference",
-    )
-    print("|", " | ".join(head), "|\n|", " | ".join("---" for _ in head), "|")
+    print("| structure | method | device, precision | batch | explain, s | ratio | all, s | ratio | r | difference |")
+    print("| --- " * 10 + "|")
     for structure in options.structures.split(","):
         for method in METHODS:
             compare(image, structure, method)

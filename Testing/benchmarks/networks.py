@@ -273,8 +273,7 @@ def multi_organ(folder: Path) -> Path:
         node_a=torch.from_numpy(arrays["node_a"]),
         **network,
     )
-    names = ("_target_", "dints_space", "node_a")
-    values = ("DiNTS", "@dints_space", "$torch.from_numpy(@arch_ckpt['node_a'])")
+    told = {"dints_space": "@dints_space", "node_a": "$torch.from_numpy(@arch_ckpt['node_a'])"}
     further = {
         "arch_ckpt": "$torch.load(@bundle_root + '/models/code.pt', map_location=torch.device('cuda'))",
         "dints_space": {
@@ -286,7 +285,7 @@ def multi_organ(folder: Path) -> Path:
     }
     made = bundle(
         folder,
-        network | dict(zip(names, values, strict=True)),
+        {"_target_": "DiNTS", **network, **told},
         [*resampled([2.0, 2.0, 2.0]), scaled(-500, 500)],
         [96, 96, 96],
         ["background", *(f"structure {n}" for n in range(1, 8))],

@@ -125,7 +125,7 @@ def gains(rows: Sequence[Measured], method: str, seed: int = 0) -> Gains | None:
         change(lambda row: row.null_iou, lambda row: row.iou),
         difference(*faithful, seed=seed),
         mean_with_interval(outside, seed=seed),
-        float(_by_case(both, lambda row: row.outside_chance, lambda row: row.outside_chance)[1].mean()),
+        mean_over_cases([unguided for _, unguided in both], lambda row: row.outside_chance),
     )
 
 
