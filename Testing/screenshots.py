@@ -83,11 +83,11 @@ def load(path: Path) -> Any:
     import SimpleITK as sitk
     import slicer
 
-    from XAICLIPModule import sampledata
+    from XAICLIPModule.scene import sample_data
 
     if not path.is_file():
-        return sampledata.loadPhantom()
-    volume = sampledata.volumeFromImage(sitk.ReadImage(str(path)), "Example CT")
+        return sample_data.loadPhantom()
+    volume = sample_data.volumeFromImage(sitk.ReadImage(str(path)), "Example CT")
     volume.GetScalarVolumeDisplayNode().SetAutoWindowLevel(False)
     volume.GetScalarVolumeDisplayNode().SetWindowLevel(400, 40)
     slicer.util.setSliceViewerLayers(background=volume)
@@ -115,7 +115,7 @@ def views(render: Any, volume: Any) -> list[Any]:
     """Axial and coronal slices through the most salient place."""
     import slicer
 
-    from XAICLIPModule import surfaces
+    from XAICLIPModule.display import surfaces
 
     maps = [n for n in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode") if n.GetAttribute("XAICLIP.Saliency")]
     place = surfaces.mostSalientPoint(maps[-1])

@@ -23,8 +23,8 @@ except ModuleNotFoundError:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from XAICLIPModule.logic import XAICLIPLogic
-from XAICLIPModule.panel import Panel
-from XAICLIPModule.selftests import XAICLIPTest
+from XAICLIPModule.panel.panel import Panel
+from XAICLIPModule.testing.selftests import XAICLIPTest
 
 __all__ = ["XAICLIP", "XAICLIPLogic", "XAICLIPTest", "XAICLIPWidget"]
 
@@ -58,13 +58,13 @@ class XAICLIP(ScriptedLoadableModule):
         slicer.app.connect("startupCompleted()", self._registerSampleData)
 
     def _registerSampleData(self) -> None:
-        from XAICLIPModule import sampledata
+        from XAICLIPModule.scene import sample_data
 
-        sampledata.register(Path(self.resourcePath("Icons")))
+        sample_data.register(Path(self.resourcePath("Icons")))
 
 
 class XAICLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
-    """The module's panel: loads the widgets, and hands them to `XAICLIPModule.panel.Panel`."""
+    """The module's panel: loads the widgets, and hands them to `XAICLIPModule.panel.panel.Panel`."""
 
     def __init__(self, parent=None) -> None:
         self.logic = None

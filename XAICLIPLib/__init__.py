@@ -13,9 +13,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .errors import InputError
-    from .explanation import Explanation, explain
-    from .imaging import read_volume
+    from XAICLIPLib.errors import InputError
+    from XAICLIPLib.explanation import Explanation, explain
+    from XAICLIPLib.imaging import read_volume
 
 __version__ = "0.1.0"
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from XAICLIPLib.cli import main
+from XAICLIPLib.commands.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -19,8 +19,8 @@ from typing import Any, Literal
 from rapidfuzz import fuzz, process
 from rapidfuzz.distance import OSA
 
-from .errors import InputError
-from .resources import resource_path
+from XAICLIPLib.errors import InputError
+from XAICLIPLib.resources import resource_path
 
 Modality = Literal["CT", "MR"]
 Side = Literal["left", "right"]

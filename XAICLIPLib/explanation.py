@@ -18,14 +18,16 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from XAICLIPLib import imaging, methods, record
-from XAICLIPLib.channels import Volume, read_images, stack
-from XAICLIPLib.devices import choose_device
+from XAICLIPLib import imaging
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.evaluation import assessment, reliability
-from XAICLIPLib.explainers import Ground, estimates, in_words, name_of, with_defaults
-from XAICLIPLib.finding import Finding, check_choices
-from XAICLIPLib.flags import ordered
+from XAICLIPLib.evaluation.flags import ordered
+from XAICLIPLib.evaluation.suitability import checks as suits
+from XAICLIPLib.explainers import methods
+from XAICLIPLib.explainers.methods import BASELINES, PRECISIONS, SCORES, Baseline, Precision, Score
+from XAICLIPLib.explainers.running import Ground, estimates, in_words, name_of, with_defaults
+from XAICLIPLib.imaging.channels import Volume, read_images, stack
+from XAICLIPLib.localization.localize import Finding, check_choices
 from XAICLIPLib.localization.localizer import Localizer
 from XAICLIPLib.localization.region import (
     MARGIN_MM,
@@ -36,18 +38,18 @@ from XAICLIPLib.localization.region import (
     with_target,
 )
 from XAICLIPLib.localization.slices import Modality
-from XAICLIPLib.measurements import cautions, measure
-from XAICLIPLib.methods import BASELINES, PRECISIONS, SCORES, Baseline, Precision, Score
-from XAICLIPLib.models import catalog
-from XAICLIPLib.perturbation.baselines import baseline_for, with_held
-from XAICLIPLib.perturbation.perturbation import Estimate
+from XAICLIPLib.models import catalogue
 from XAICLIPLib.progress import Progress, Run
-from XAICLIPLib.scoring import Scorer
-from XAICLIPLib.segmentation.described import Predictor, from_object
+from XAICLIPLib.reporting import record
+from XAICLIPLib.reporting.measurements import cautions, measure
+from XAICLIPLib.scoring.baselines import baseline_for, with_held
+from XAICLIPLib.scoring.perturbation import Estimate
+from XAICLIPLib.scoring.scorer import Scorer
+from XAICLIPLib.scoring.target import RIM_MM, Place, box_of, class_of, is_mask, make_target, read_mask
+from XAICLIPLib.segmentation.networks.described import Predictor, from_object
 from XAICLIPLib.segmentation.prediction import label_values, predict, surroundings
 from XAICLIPLib.segmentation.segmenter import Prepared, Promptable, Segmenter
-from XAICLIPLib.suitability import checks as suits
-from XAICLIPLib.target import RIM_MM, Place, box_of, class_of, is_mask, make_target, read_mask
+from XAICLIPLib.system.devices import choose_device
 
 _REGION_WORDS = {
     "guided": "guided ",
@@ -78,7 +80,7 @@ class Explanation:
         The input.
     saliency
         float32: the score lost because of each voxel, 0 where nothing was perturbed; what a value of each method means
-        is told by `XAICLIPLib.methods.READINGS`.
+        is told by `XAICLIPLib.explainers.methods.READINGS`.
     region
         Where perturbations were made.
     segmentation
@@ -128,7 +130,7 @@ class Explanation:
         InputError
             The folder cannot be written.
         """
-        from XAICLIPLib.figure import save_figure  # matplotlib only when a picture is drawn
+        from XAICLIPLib.reporting.figure import save_figure  # matplotlib only when a picture is drawn
 
         folder = Path(folder)
         # The record is written last: whatever fails before, none of another map stays beside this one.
@@ -171,7 +173,7 @@ class Explanation:
         return written
 
     def report(self, path: str | Path, pdf: bool = False) -> dict[str, Path]:
-        """Write it as one page for a reader; see `XAICLIPLib.report.save_report`.
+        """Write it as one page for a reader; see `XAICLIPLib.reporting.report.save_report`.
 
         Parameters
         ----------
@@ -185,7 +187,7 @@ class Explanation:
         InputError
             The file cannot be written, or has another ending.
         """
-        from XAICLIPLib.report import save_report
+        from XAICLIPLib.reporting.report import save_report
 
         with tempfile.TemporaryDirectory() as folder:
             self.save(folder)
@@ -230,17 +232,17 @@ def explain(
         The structure in words: "liver", "left kidney", "renal, left".
     model
         A segmenter, an object with ``predict(batch)`` and a ``description``
-        (`XAICLIPLib.segmentation.described.from_object`), a name in the catalogue (default: the first), or the path of
-        a network in any of the formats of `XAICLIPLib.segmentation.formats`. One that must be pointed at (SAM) draws
-        what the prompt names, and is shown where: the target's mask or box, or else the region's, or else what the
-        localizer finds, without a margin.
+        (`XAICLIPLib.segmentation.networks.described.from_object`), a name in the catalogue (default: the first), or the
+        path of a network in any of the formats of `XAICLIPLib.segmentation.networks.formats`. One that must be pointed
+        at (SAM) draws what the prompt names, and is shown where: the target's mask or box, or else the region's, or
+        else what the localizer finds, without a margin.
     localizer
         A localizer (any object with the properties and the method of `Localizer`), its name in the catalogue (default:
         the first) or among the installed plugins, a folder, ``hf-hub:ID`` or ``NAME:TAG``.
     prompts
         A file of learned prompts for the localizer; by default the one in its folder, if any.
     method
-        The explainer; see `XAICLIPLib.methods` for all of them and their parameters.
+        The explainer; see `XAICLIPLib.explainers.methods` for all of them and their parameters.
     region
         ``guided`` (by the localizer), ``whole`` (unguided), ``prediction`` (what the network itself draws), or a place:
         a mask, the path of one, a box (six numbers in mm: from and to along right, anterior, superior).
@@ -248,9 +250,9 @@ def explain(
         Another structure of the network than the prompt's, by name; or the place of the voxels whose class is to be
         explained: a mask ("why is *this* called liver?") or a box ("why does the liver end here?").
     score
-        How well the target survives; see `XAICLIPLib.scoring`.
+        How well the target survives; see `XAICLIPLib.scoring.scorer`.
     baseline
-        What replaces perturbed voxels; see `XAICLIPLib.perturbation.baselines`.
+        What replaces perturbed voxels; see `XAICLIPLib.scoring.baselines`.
     threshold
         Probability from which a voxel belongs to the guided region; by default the localizer's own.
     margin_mm
@@ -446,7 +448,7 @@ def explain(
             region=roi,
             measurements=measurements,
             models={
-                "segmenter": catalog.provenance_of(model, segmenter.provenance),
+                "segmenter": catalogue.provenance_of(model, segmenter.provenance),
                 "localizer": dict(guide.provenance) if guide is not None else None,
             },
             parameters={
@@ -511,7 +513,7 @@ def _mask_of(label_map: sitk.Image, values: list[int]) -> sitk.Image:
 
 def _segmenter(model: Any, device: torch.device, trust: bool) -> Segmenter:
     if model is None or isinstance(model, (str, Path)):
-        return catalog.load_segmenter(model, device, trust)
+        return catalogue.load_segmenter(model, device, trust)
     segmenter: Segmenter = from_object(model) if hasattr(model, "predict") else model
     return segmenter
 

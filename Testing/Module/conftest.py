@@ -126,7 +126,7 @@ def module_path(slicer_host: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Pat
 def session(module_path: Path, scene: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A worker that the test plays, in the place of the process that the logic would start."""
     from XAICLIPModule import logic
-    from XAICLIPModule.playedsession import PlayedSession
+    from XAICLIPModule.testing.played_session import PlayedSession
 
     played = PlayedSession(tmp_path)
     monkeypatch.setattr(logic, "WorkerSession", lambda: played)

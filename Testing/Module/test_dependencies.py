@@ -17,7 +17,7 @@ from .conftest import wait
 
 @pytest.fixture
 def dependencies(module_path: Path, scene: Any) -> Any:
-    from XAICLIPModule import dependencies
+    from XAICLIPModule.worker import dependencies
 
     return dependencies
 

@@ -24,7 +24,7 @@ def big(scene: Any, slicer_host: Any) -> Any:
 
 @pytest.fixture
 def made(big: Any, module_path: Path) -> Any:
-    from XAICLIPModule.developing import DevelopingMap
+    from XAICLIPModule.scene.developing_map import DevelopingMap
 
     told: list[float] = []
     developing = DevelopingMap(big, "map", lambda node: told.append(float(values(node).max())))
@@ -56,16 +56,15 @@ def test_the_map_is_what_the_file_holds(made: Any, tmp_path: Path, compress: boo
 def test_long_copies_take_turns_and_the_newest_estimate_is_next(
     made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from XAICLIPModule import developing
 
-    monkeypatch.setattr(developing, "TURN_S", -1.0)  # every turn ends at once ...
-    monkeypatch.setattr(developing, "SLAB_BYTES", 1)
+    monkeypatch.setattr("XAICLIPModule.scene.developing_map.TURN_S", -1.0)  # every turn ends at once ...
+    monkeypatch.setattr("XAICLIPModule.scene.developing_map.SLAB_BYTES", 1)
     paths = [estimate(tmp_path / f"{value}.nrrd", value) for value in (0.1, 0.2, 0.3)]
     for path in paths:
         made.feed(path)
     assert made.told == []
     assert not paths[1].exists(), "an estimate that a newer one overtook is passed over"
-    monkeypatch.setattr(developing, "TURN_S", 1.0)
+    monkeypatch.setattr("XAICLIPModule.scene.developing_map.TURN_S", 1.0)
     wait(lambda: len(made.told) == 2)
     assert made.told == [pytest.approx(0.1), pytest.approx(0.3)]
     assert not any(path.exists() for path in paths)
@@ -74,9 +73,7 @@ def test_long_copies_take_turns_and_the_newest_estimate_is_next(
 def test_stopping_deletes_what_was_not_read(made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import slicer
 
-    from XAICLIPModule import developing
-
-    monkeypatch.setattr(developing, "TURN_S", -1.0)
+    monkeypatch.setattr("XAICLIPModule.scene.developing_map.TURN_S", -1.0)
     paths = [estimate(tmp_path / f"{value}.nrrd", value) for value in (0.1, 0.2)]
     for path in paths:
         made.feed(path)
@@ -108,18 +105,18 @@ def test_a_map_deleted_by_hand_is_not_written_to(made: Any, tmp_path: Path, scen
 
 
 def test_what_the_user_changes_meanwhile_is_kept(made: Any, tmp_path: Path, scene: Any) -> None:
-    from XAICLIPModule import display
+    from XAICLIPModule.display import saliency_display
 
     made.feed(estimate(tmp_path / "a.nrrd", 0.5))
-    assert display.window(made.node) == pytest.approx(0.5)
+    assert saliency_display.window(made.node) == pytest.approx(0.5)
     made.feed(estimate(tmp_path / "b.nrrd", 0.6))
-    assert display.window(made.node) == pytest.approx(0.6), "the window follows the map"
-    display.setThreshold(made.node, 0.4)
-    display.setWindow(made.node, 0.2)
+    assert saliency_display.window(made.node) == pytest.approx(0.6), "the window follows the map"
+    saliency_display.setThreshold(made.node, 0.4)
+    saliency_display.setWindow(made.node, 0.2)
     other = scene.AddNewNodeByClass("vtkMRMLColorTableNode", "other")
     other.SetTypeToGrey()
-    display.setColours(made.node, other)
+    saliency_display.setColours(made.node, other)
     made.feed(estimate(tmp_path / "c.nrrd", 0.7))
-    assert display.window(made.node) == pytest.approx(0.2)
-    assert display.threshold(made.node) == pytest.approx(0.4)
-    assert display.colours(made.node) is other
+    assert saliency_display.window(made.node) == pytest.approx(0.2)
+    assert saliency_display.threshold(made.node) == pytest.approx(0.4)
+    assert saliency_display.colours(made.node) is other

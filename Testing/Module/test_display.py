@@ -10,9 +10,9 @@ import pytest
 
 @pytest.fixture
 def display(module_path: Any, scene: Any) -> Any:
-    from XAICLIPModule import display
+    from XAICLIPModule.display import saliency_display
 
-    return display
+    return saliency_display
 
 
 @pytest.fixture

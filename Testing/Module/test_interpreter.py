@@ -13,7 +13,7 @@ import pytest
 def choose(value: str) -> Any:
     import qt
 
-    from XAICLIPModule import interpreter
+    from XAICLIPModule.worker import interpreter
 
     qt.QSettings().setValue(interpreter.SETTING, value)
     return interpreter.chosen()
@@ -32,7 +32,7 @@ def test_slicers_own_is_the_default(module_path: Path, scene: Any, tmp_path: Pat
 def test_without_pythonslicer_this_python_is_taken_where_it_is_one(
     module_path: Path, scene: Any, monkeypatch: Any
 ) -> None:
-    from XAICLIPModule import interpreter
+    from XAICLIPModule.worker import interpreter
 
     monkeypatch.setattr(interpreter.shutil, "which", lambda _name: None)
     assert choose("").program == sys.executable

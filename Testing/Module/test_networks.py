@@ -136,7 +136,7 @@ def test_images_under_different_transforms_lie_to_each_other_as_in_the_world(vol
     import vtk
 
     from XAICLIPLib.errors import InputError
-    from XAICLIPModule import export
+    from XAICLIPModule.scene import export
 
     def under(volume: Any, *rows: list[float]) -> None:
         matrix = vtk.vtkMatrix4x4()
@@ -270,7 +270,7 @@ def test_a_long_list_of_structures_is_cut_short(choices: Any) -> None:
 
 
 def test_the_prediction_is_a_region_where_the_worker_offers_it(ui: Any, session: Any, monkeypatch: Any) -> None:
-    from XAICLIPLib import protocol
+    from XAICLIPLib.worker import protocol
 
     monkeypatch.setattr(protocol, "REGIONS", ("guided", "whole"))
     session.greet()

@@ -65,7 +65,7 @@ def test_words_are_completed_from_models_and_vocabulary(ui: Any) -> None:
 
 
 def test_every_method_shows_its_parameters(panel: Any, ready: Any) -> None:
-    from XAICLIPLib import methods
+    from XAICLIPLib.explainers import methods
 
     for name, description in methods.describe().items():
         pick(ready.methodComboBox, name)
@@ -228,7 +228,7 @@ def test_a_target_that_the_next_network_has_not_is_asked_for_again(panel: Any, r
 
 
 def test_show_region_first_gives_a_segment_to_edit(ready: Any, session: Any, volume: Any, tmp_path: Path) -> None:
-    from XAICLIPModule.playedsession import writeResults
+    from XAICLIPModule.testing.played_session import writeResults
 
     ready.showRegionButton.click()
     (asked,) = session.requests
@@ -245,7 +245,7 @@ def test_show_region_first_gives_a_segment_to_edit(ready: Any, session: Any, vol
 def test_nothing_found_is_told_with_a_way_out(ready: Any, session: Any, volume: Any, tmp_path: Path) -> None:
     import numpy as np
 
-    from XAICLIPModule.playedsession import _write
+    from XAICLIPModule.testing.played_session import _write
 
     ready.showRegionButton.click()
     path = _write(np.zeros((12, 14, 16), np.uint8), volume, tmp_path / "nothing.nrrd")
@@ -432,10 +432,10 @@ def test_slicer_stays_usable_while_the_worker_computes(
     import qt
     import slicer
 
-    from XAICLIPModule import sampledata
+    from XAICLIPModule.scene import sample_data
 
     widget = load_module("XAICLIP")
-    volume = sampledata.loadPhantom(6.0, (48, 36, 28))
+    volume = sample_data.loadPhantom(6.0, (48, 36, 28))
     wait(lambda: widget.ui.inputSelector.currentNode() is volume)
     widget.ui.promptLineEdit.setText("liver")
     gaps, last = [], [time.perf_counter()]

@@ -13,7 +13,7 @@ import pytest
 @pytest.fixture
 def run(layout_manager: Any, panel: Any, session: Any, volume: Any) -> Any:
     """A function that lets a run finish, and gives its saliency volume."""
-    from XAICLIPModule.question import Question
+    from XAICLIPModule.worker.question import Question
 
     def finish(**changes: Any) -> Any:
         panel.logic.startExplaining(Question(volume, "liver"))
@@ -51,28 +51,28 @@ def test_a_result_is_laid_over_the_scan_with_a_legend(run: Any, ui: Any, red: An
     ui.overlayCheckBox.setChecked(True)
     assert red.GetForegroundVolumeID() == node.GetID()
     ui.legendCheckBox.setChecked(False)
-    from XAICLIPModule import display
+    from XAICLIPModule.display import saliency_display
 
-    assert not display.legend(node).GetVisibility()
+    assert not saliency_display.legend(node).GetVisibility()
 
 
 def test_opacity_threshold_window_and_colours_follow_the_widgets(run: Any, ui: Any, red: Any, scene: Any) -> None:
-    from XAICLIPModule import display
+    from XAICLIPModule.display import saliency_display
 
     node = run()
     ui.opacitySlider.value = 0.35
     assert red.GetForegroundOpacity() == pytest.approx(0.35)
     ui.saliencyThresholdSlider.value = 0.4
-    assert display.threshold(node) == pytest.approx(0.4)
+    assert saliency_display.threshold(node) == pytest.approx(0.4)
     ui.windowSpinBox.setValue(0.2)
-    assert display.window(node) == pytest.approx(0.2)
+    assert saliency_display.window(node) == pytest.approx(0.2)
     other = scene.CreateNodeByClass("vtkMRMLColorTableNode")
     other.UnRegister(None)
     other.SetTypeToGrey()
     other.SetHideFromEditors(False)
     scene.AddNode(other)
     ui.coloursSelector.setCurrentNode(other)
-    assert display.colours(node) is other
+    assert saliency_display.colours(node) is other
     assert node.GetScalarVolumeDisplayNode().GetLowerThreshold() == pytest.approx(0.08)
 
 
@@ -83,7 +83,7 @@ def test_widgets_follow_what_is_changed_elsewhere(run: Any, ui: Any) -> None:
 
 
 def test_jump_goes_to_the_most_salient_place(run: Any, ui: Any, layout_manager: Any) -> None:
-    from XAICLIPModule import surfaces
+    from XAICLIPModule.display import surfaces
 
     node = run()
     ui.jumpButton.click()
@@ -103,7 +103,8 @@ def test_measurements_are_read_at_a_glance(run: Any, ui: Any) -> None:
 
 
 def test_show_3d_shows_the_organ_and_what_matters(run: Any, ui: Any) -> None:
-    from XAICLIPModule import results, surfaces
+    from XAICLIPModule.display import surfaces
+    from XAICLIPModule.scene import results
 
     node = run()
     ui.show3DCheckBox.setChecked(True)
@@ -122,7 +123,7 @@ def test_show_3d_shows_the_organ_and_what_matters(run: Any, ui: Any) -> None:
 
 
 def test_the_table_is_shown_in_a_view(run: Any, ui: Any, layout_manager: Any, slicer_host: Any) -> None:
-    from XAICLIPModule import results
+    from XAICLIPModule.scene import results
 
     node = run()
     ui.tableButton.click()
@@ -132,7 +133,7 @@ def test_the_table_is_shown_in_a_view(run: Any, ui: Any, layout_manager: Any, sl
 
 
 def test_the_chart_is_there_for_methods_that_weigh_structures(run: Any, ui: Any) -> None:
-    from XAICLIPModule.playedsession import structuresFor
+    from XAICLIPModule.testing.played_session import structuresFor
 
     run()
     assert not ui.chartButton.isEnabled()
@@ -168,7 +169,7 @@ def test_results_are_saved_as_files_that_fit_the_scan(
     import qt
     import SimpleITK as sitk
 
-    from XAICLIPModule import export
+    from XAICLIPModule.scene import export
 
     run()
     folder = tmp_path / "saved"
@@ -217,7 +218,7 @@ def test_a_record_from_elsewhere_is_taken_for_none(run: Any, ui: Any) -> None:
 
 
 def test_without_a_main_window_nothing_breaks(panel: Any, session: Any, volume: Any) -> None:
-    from XAICLIPModule.question import Question
+    from XAICLIPModule.worker.question import Question
 
     panel.logic.startExplaining(Question(volume, "liver"))
     session.explain(volume)

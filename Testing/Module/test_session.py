@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.phantom import write_phantom
+from XAICLIPLib.imaging.phantom import write_phantom
 
 from .conftest import wait
 
@@ -20,7 +20,7 @@ from .conftest import wait
 @pytest.fixture
 def made(module_path: Path, scene: Any) -> Any:
     """A function that makes a session, stopped afterwards."""
-    from XAICLIPModule.session import WorkerSession
+    from XAICLIPModule.worker.worker_session import WorkerSession
 
     sessions = []
 
@@ -41,7 +41,7 @@ def pretend(module_path: Path, tmp_path: Path) -> Callable[[str], Callable[[], A
     """A function that gives an interpreter which, whatever it is asked, runs a program of the test."""
 
     def choose(program: str) -> Callable[[], Any]:
-        from XAICLIPModule.interpreter import Interpreter
+        from XAICLIPModule.worker.interpreter import Interpreter
 
         (tmp_path / "program.py").write_text(program)
         script = tmp_path / "python"
@@ -112,7 +112,7 @@ def test_an_interpreter_that_does_not_exist_is_refused(made: Any) -> None:
 
 
 def test_what_is_no_program_says_so(made: Any, tmp_path: Path) -> None:
-    from XAICLIPModule.interpreter import Interpreter
+    from XAICLIPModule.worker.interpreter import Interpreter
 
     (tmp_path / "python").write_text("no program")
     session = made(lambda: Interpreter(str(tmp_path / "python"), {}, False))
@@ -174,7 +174,7 @@ def test_another_version_of_the_protocol_is_refused(made: Any, pretend: Any) -> 
 
 
 def test_a_worker_without_hello_is_given_up(made: Any, pretend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from XAICLIPModule import session as module
+    from XAICLIPModule.worker import worker_session as module
 
     monkeypatch.setattr(module, "HELLO_TIMEOUT_MS", 300)
     session = made(pretend("import time; time.sleep(60)"))

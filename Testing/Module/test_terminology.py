@@ -8,7 +8,7 @@ from XAICLIPLib import anatomy
 
 
 def test_names_and_codes_are_those_of_the_vocabulary(module_path: Path) -> None:
-    from XAICLIPModule import terminology
+    from XAICLIPModule.scene import terminology
 
     assert terminology.structures() == list(anatomy.vocabulary())
     for name, structure in anatomy.vocabulary().items():
@@ -21,7 +21,7 @@ def test_names_and_codes_are_those_of_the_vocabulary(module_path: Path) -> None:
 def test_entry_is_written_as_slicer_reads_it(module_path: Path) -> None:
     import slicer
 
-    from XAICLIPModule import terminology
+    from XAICLIPModule.scene import terminology
 
     logic = slicer.vtkSlicerTerminologiesModuleLogic
     for name, kind, modifier in (("liver", "Liver", ""), ("left kidney", "Kidney", "Left")):
@@ -33,7 +33,7 @@ def test_entry_is_written_as_slicer_reads_it(module_path: Path) -> None:
 
 
 def test_a_side_belongs_to_the_region_where_there_is_one(module_path: Path) -> None:
-    from XAICLIPModule import terminology
+    from XAICLIPModule.scene import terminology
 
     category, kind, modifier, _context, region, region_modifier = terminology.entry("left kidney cyst").split("~")[1:]
     assert (kind, modifier) == ("SCT^367643001^Cyst", "^^")
@@ -42,7 +42,7 @@ def test_a_side_belongs_to_the_region_where_there_is_one(module_path: Path) -> N
 
 
 def test_what_has_no_code_has_no_entry(module_path: Path) -> None:
-    from XAICLIPModule import terminology
+    from XAICLIPModule.scene import terminology
 
     assert terminology.entry("pancreas body") == ""
     assert terminology.entry("no such thing") == ""

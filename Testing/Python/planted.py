@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from XAICLIPLib.perturbation.perturbation import Estimate, Perturbation
-from XAICLIPLib.scoring import Scorer, Target
+from XAICLIPLib.scoring.perturbation import Estimate, Perturbation
+from XAICLIPLib.scoring.scorer import Scorer, Target
 from XAICLIPLib.segmentation.segmenter import SlidingWindow
 from XAICLIPLib.segmentation.sliding_window import Box, Tiling
 

@@ -17,8 +17,8 @@ from XAICLIPLib.evaluation.controls import controls, random_map, smooth_noise
 from XAICLIPLib.evaluation.curves import DIRECTIONS, faithfulness, removal_curves
 from XAICLIPLib.evaluation.infidelity import Hidden, hide_cubes, infidelity
 from XAICLIPLib.evaluation.metrics import gini, outside_share, overlap, pointing_game, relevance_mass, relevance_rank
-from XAICLIPLib.perturbation.occlusion import occlusion
-from XAICLIPLib.scoring import Scorer, Target
+from XAICLIPLib.explainers.occlusion import occlusion
+from XAICLIPLib.scoring.scorer import Scorer, Target
 from XAICLIPLib.segmentation.segmenter import SlidingWindow
 from XAICLIPLib.segmentation.sliding_window import Box, Tiling
 

@@ -8,95 +8,45 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# A unit is a module or subpackage of XAICLIPLib. It imports from its own layer or a lower one, not
-# from a higher one, and no circle closes. A new unit gets its line here. "__init__" stands for the
-# public names of the package. A module of a subpackage with a line of its own is a unit of its own:
-# measuring one map lies below the pipeline, and running it over datasets above.
-LAYERS = {
+# A unit is a folder of XAICLIPLib, or a file at its root. It imports from units of lower floors alone: neither from
+# higher ones nor from its neighbours on the same floor. A new folder gets its line here. "__init__" stands for the
+# public names of the package, which anything above the pipeline may use.
+FLOORS = {
     "errors": 0,
     "resources": 0,
-    "versions": 0,
-    "checksums": 0,
-    "files": 0,
-    "flags": 0,
-    "methods": 0,
-    "checks": 0,
-    "scratch": 0,
-    "trainedfolders": 0,
-    "models": 0,
-    "models.modelfolder": 1,
-    "models.downloads": 1,
-    "models.archives": 1,
-    "models.entry": 2,
-    "models.catalogfile": 3,
-    "models.usercatalog": 4,
-    "models.acquisition": 4,
-    "models.libraries": 4,
-    "torchvision_operators": 0,
-    "protocol": 1,
-    "dicom": 1,
-    "geometry": 1,
-    "intensities": 1,
-    "imaging": 1,
-    "anatomy": 1,
-    "devices": 1,
-    "channels": 2,
-    "suitability": 3,
-    "measurements": 5,
-    "explainers": 5,
-    "phantom": 2,
-    "segmentation": 2,
-    "localization": 2,
-    "perturbation": 3,
+    "system": 1,
+    "anatomy": 2,
+    "progress": 2,
+    "imaging": 2,
+    "localization": 3,
+    "segmentation": 3,
     "scoring": 4,
-    "models.catalog": 4,
-    "figure": 4,
-    "record": 4,
-    "gradients": 5,
-    "target": 5,
-    "terminal": 7,
-    "modelscommand": 7,
-    "benchmarkcommand": 8,
-    "progress": 1,
-    "finding": 5,
-    "explanation": 6,
-    "doctor": 7,
-    "evaluation": 7,
-    "evaluation.controls": 5,
-    "evaluation.curves": 5,
-    "evaluation.metrics": 5,
-    "evaluation.stability": 5,
-    "evaluation.reliability": 5,
-    "evaluation.assessment": 5,
-    "saved": 5,
-    "charts": 5,
-    "report": 5,
-    "pages": 5,
-    "cohort": 7,
-    "failures": 7,
-    "answers": 8,
-    "worker": 9,
-    "cli": 8,
-    "__init__": 8,
-    "__main__": 9,
-    "training": 7,
-    "tuning": 8,
-}
-
-# Tighter than the layers: the only units that these may import.
-ONLY = {
-    "phantom": {"errors", "imaging"},
+    "explainers": 5,
+    "models": 5,
+    "evaluation": 6,
+    "reporting": 7,
+    "explanation": 8,
+    "__init__": 9,
+    "experiment": 10,
+    "training": 10,
+    "commands": 11,
+    "worker": 11,
+    "__main__": 12,
 }
 
 # Imported by nothing outside themselves, save by these.
-PRIVATE = {"training": {"tuning"}}
+PRIVATE = {"training": {"commands"}, "experiment": {"commands"}}
+
+# At most so many Python files lie in a folder; at the root of the library, and of the Slicer module's package.
+MOST_FILES = 14
+MOST_AT_ROOT = {"XAICLIPLib": 10, "XAICLIP/XAICLIPModule": 4}
 
 FORBIDDEN = {
     "XAICLIPLib": {"slicer", "qt", "ctk", "vtk", "vtkmodules"},
@@ -109,7 +59,14 @@ ONE_DOOR = {
 }
 
 # XAICLIP/, the Slicer module, talks to the library through the worker's messages and these alone.
-MODULE_MAY_IMPORT = {"errors", "imaging", "methods", "phantom", "protocol", "resources"}
+MODULE_MAY_IMPORT = {
+    "errors",
+    "resources",
+    "imaging",
+    "imaging.phantom",
+    "explainers.methods",
+    "worker.protocol",
+}
 
 
 def imports(source: str, package: str) -> Iterator[str]:
@@ -135,22 +92,21 @@ def imports(source: str, package: str) -> Iterator[str]:
 def unit(dotted: str) -> str | None:
     """Name the unit of XAICLIPLib that an imported name belongs to, or None for another package."""
     first, _, rest = dotted.partition(".")
-    if first != "XAICLIPLib":
-        return None
     name = rest.partition(".")[0]
-    if name == "__version__":
+    if first != "XAICLIPLib" or name == "__version__":
         return None
-    inner = ".".join(rest.split(".")[:2])
-    if inner in LAYERS:
-        return inner
     exists = (ROOT / "XAICLIPLib" / name).is_dir() or (ROOT / "XAICLIPLib" / f"{name}.py").is_file()
-    return name if name and (exists or name in LAYERS) else "__init__"
+    return name if name and (exists or name in FLOORS) else "__init__"
 
 
-def own_unit(parts: Sequence[str]) -> str:
-    """Name the unit that a file of XAICLIPLib, given by the parts of its path, belongs to."""
-    inner = ".".join(parts[1:3])
-    return inner if inner in LAYERS else parts[1]
+def module_of(dotted: str) -> str:
+    """Name the module of XAICLIPLib that an imported name belongs to: a file, or a folder for its own names."""
+    parts = dotted.split(".")[1:]
+    while parts and not (ROOT / "XAICLIPLib").joinpath(*parts).with_suffix(".py").is_file():
+        if (ROOT / "XAICLIPLib").joinpath(*parts).is_dir():
+            break
+        parts.pop()
+    return ".".join(parts) or "__init__"
 
 
 def unsafe_loads(source: str) -> Iterator[str]:
@@ -189,12 +145,10 @@ def violations(source: str, path: str) -> list[str]:
         target = unit(dotted)
         if target is None:
             continue
-        if (
-            top == "XAICLIP" and dotted != "XAICLIPLib" and target not in MODULE_MAY_IMPORT
-        ):  # the package itself is light
+        if top == "XAICLIP" and dotted != "XAICLIPLib" and module_of(dotted) not in MODULE_MAY_IMPORT:
             found.append(f"{path}: the Slicer module asks the worker instead of importing {dotted}")
         if top == "XAICLIPLib":
-            problem = wrong_way(own_unit(parts), target)
+            problem = wrong_way(parts[1], target)
             if problem:
                 found.append(f"{path}: {problem} ({dotted})")
     return found
@@ -203,16 +157,14 @@ def violations(source: str, path: str) -> list[str]:
 def wrong_way(importer: str, target: str) -> str | None:
     """Say why one unit may not import another, or None where it may."""
     for name in (importer, target):
-        if name not in LAYERS:
-            return f"{name} has no layer yet: give it one in {Path(__file__).name}"
+        if name not in FLOORS:
+            return f"{name} has no floor yet: give it one in {Path(__file__).name}"
     if importer == target:
         return None
     if target in PRIVATE and importer not in PRIVATE[target]:
         return f"nothing imports {target}, save {', '.join(sorted(PRIVATE[target]))}"
-    if importer in ONLY and target not in ONLY[importer]:
-        return f"{importer} imports only {sorted(ONLY[importer])}"
-    if LAYERS[target] > LAYERS[importer]:
-        return f"{importer} (layer {LAYERS[importer]}) imports {target} (layer {LAYERS[target]})"
+    if FLOORS[target] >= FLOORS[importer]:
+        return f"{importer} (floor {FLOORS[importer]}) imports {target} (floor {FLOORS[target]})"
     return None
 
 
@@ -246,42 +198,51 @@ def test_file_keeps_the_rules(path: str) -> None:
 
 
 def test_no_circle_of_imports() -> None:
+    """Not even between two files of one folder."""
     edges: dict[str, set[str]] = {}
     for path in python_files("XAICLIPLib"):
         parts = Path(path).with_suffix("").parts
+        own = ".".join(parts[1:]).removesuffix(".__init__") or "__init__"
         source = (ROOT / path).read_text(encoding="utf-8")
-        targets = {unit(name) for name in imports(source, ".".join(parts[:-1]))}
-        own = own_unit(parts)
-        edges.setdefault(own, set()).update(t for t in targets if t and t != own)
+        names = [n for n in imports(source, ".".join(parts[:-1])) if n.partition(".")[0] == "XAICLIPLib"]
+        edges.setdefault(own, set()).update(module_of(name) for name in names if module_of(name) != own)
     assert "errors" in set().union(*edges.values()), "the reader of imports sees nothing"
+    # A folder's public names stand for its files, and importing a file runs the folder's __init__ first.
     assert circles(edges) == []
+
+
+def test_folders_can_be_taken_in_at_a_glance() -> None:
+    for root, most in MOST_AT_ROOT.items():
+        assert len([f for f in (ROOT / root).iterdir() if f.is_file()]) <= most, root
+    for top in ("XAICLIPLib", "XAICLIP"):
+        for folder in [f for f in (ROOT / top).rglob("*") if f.is_dir() and f.name != "__pycache__"]:
+            assert len(list(folder.glob("*.py"))) <= MOST_FILES, folder
 
 
 @pytest.mark.parametrize(
     ("path", "source", "complaint"),
     [
-        ("XAICLIPLib/imaging.py", "import slicer", "never imports slicer"),
-        ("XAICLIPLib/imaging.py", "from vtkmodules.util import x", "never imports vtkmodules"),
-        ("XAICLIPLib/imaging.py", "def f():\n    import qt", "never imports qt"),
-        ("XAICLIPLib/cli.py", "import importlib\nimportlib.import_module('ctk')", "never imports"),
+        ("XAICLIPLib/imaging/volumes.py", "import slicer", "never imports slicer"),
+        ("XAICLIPLib/imaging/volumes.py", "from vtkmodules.util import x", "never imports vtkmodules"),
+        ("XAICLIPLib/imaging/volumes.py", "def f():\n    import qt", "never imports qt"),
+        ("XAICLIPLib/commands/main.py", "import importlib\nimportlib.import_module('ctk')", "never imports"),
         ("XAICLIP/XAICLIP.py", "import torch.nn", "never imports torch.nn"),
-        ("XAICLIP/XAICLIPModule/session.py", "from open_clip import tokenize", "never imports"),
-        ("XAICLIP/XAICLIP.py", "import XAICLIPLib.scoring", "asks the worker"),
+        ("XAICLIP/XAICLIPModule/worker/worker_session.py", "from open_clip import tokenize", "never imports"),
+        ("XAICLIP/XAICLIP.py", "import XAICLIPLib.scoring.scorer", "asks the worker"),
         ("XAICLIP/XAICLIP.py", "from XAICLIPLib import explain", "asks the worker"),
-        ("XAICLIPLib/imaging.py", "from .explanation import explain", "layer 1"),
-        ("XAICLIPLib/imaging.py", "from . import explain", "layer 1"),
-        ("XAICLIPLib/errors.py", "from XAICLIPLib import imaging", "layer 0"),
-        ("XAICLIPLib/localization/dense.py", "from ..figure import draw", "layer 2"),
-        ("XAICLIPLib/localization/__init__.py", "from .. import figure", "layer 2"),
-        ("XAICLIPLib/scoring.py", "from . import cli", "layer 4"),
-        ("XAICLIPLib/explanation.py", "if True:\n    import XAICLIPLib.cli as c", "layer 6"),
-        ("XAICLIPLib/cli.py", "from XAICLIPLib.training import data", "nothing imports training"),
+        ("XAICLIPLib/imaging/volumes.py", "from ..explanation import explain", "floor 2"),
+        ("XAICLIPLib/imaging/volumes.py", "from .. import explain", "floor 2"),
+        ("XAICLIPLib/errors.py", "from XAICLIPLib import imaging", "floor 0"),
+        ("XAICLIPLib/localization/dense.py", "from ..reporting.figure import draw", "floor 3"),
+        ("XAICLIPLib/localization/__init__.py", "from .. import segmentation", "floor 3"),
+        ("XAICLIPLib/scoring/scorer.py", "from .. import commands", "floor 4"),
+        ("XAICLIPLib/explanation.py", "if True:\n    import XAICLIPLib.commands.main as c", "floor 8"),
+        ("XAICLIPLib/worker/process.py", "from XAICLIPLib.training import data", "nothing imports training"),
         ("XAICLIPLib/training/localizer.py", "import open_clip", "through"),
-        ("XAICLIPLib/phantom.py", "from .anatomy import resolve", "phantom imports only"),
-        ("XAICLIPLib/brandnew.py", "from . import errors", "no layer yet"),
-        ("XAICLIPLib/segmentation/bundle.py", "import torch\ntorch.load(p)", "weights_only"),
+        ("XAICLIPLib/brandnew.py", "from . import errors", "no floor yet"),
+        ("XAICLIPLib/segmentation/networks/bundle.py", "import torch\ntorch.load(p)", "weights_only"),
         (
-            "XAICLIPLib/scoring.py",
+            "XAICLIPLib/scoring/scorer.py",
             "import torch as t\nt.load(p, weights_only=False)",
             "weights_only",
         ),
@@ -298,14 +259,14 @@ def test_bad_source_is_caught(path: str, source: str, complaint: str) -> None:
     ("path", "source"),
     [
         ("XAICLIP/XAICLIP.py", "import slicer, qt\nfrom XAICLIPLib.imaging import read_volume"),
-        ("XAICLIPLib/cli.py", "from . import __version__\nfrom .explanation import explain"),
+        ("XAICLIPLib/commands/main.py", "from .. import __version__\nfrom ..explanation import explain"),
         ("XAICLIPLib/localization/dense.py", "from .region import Region\nfrom ..errors import E"),
         ("XAICLIPLib/localization/__init__.py", "from .region import Region"),
         ("XAICLIPLib/localization/openclip.py", "import open_clip"),
-        ("XAICLIPLib/scoring.py", "from .segmentation.bundle import Segmenter"),
+        ("XAICLIPLib/scoring/scorer.py", "from ..segmentation.segmenter import Segmenter"),
         ("XAICLIPLib/training/data.py", "from XAICLIPLib.evaluation import metrics"),
-        ("XAICLIPLib/scoring.py", "import torch\ntorch.load(p, weights_only=True)"),
-        ("XAICLIPLib/scoring.py", "import json\njson.load(p)\nself.load(p)"),
+        ("XAICLIPLib/scoring/scorer.py", "import torch\ntorch.load(p, weights_only=True)"),
+        ("XAICLIPLib/scoring/scorer.py", "import json\njson.load(p)\nself.load(p)"),
     ],
 )
 def test_good_source_passes(path: str, source: str) -> None:

@@ -25,8 +25,9 @@ import torch
 from misbehaving import Behaviour, serving
 from monai.networks.nets import UNet
 
-from XAICLIPLib import cli, imaging
-from XAICLIPLib.phantom import torso_phantom
+from XAICLIPLib import imaging
+from XAICLIPLib.commands import main
+from XAICLIPLib.imaging.phantom import torso_phantom
 
 NETWORK = {"spatial_dims": 3, "in_channels": 1, "out_channels": 2, "channels": [4, 8], "strides": [2]}
 
@@ -275,7 +276,7 @@ def test_a_hostile_model_is_refused_and_does_nothing(
 ) -> None:
     model = attack(world / "theirs", world / "caught")
     before = snapshot(world)
-    status = cli.main(["explain", str(world / "scan.nrrd"), "--prompt", "liver", "--model", str(model)])
+    status = main.main(["explain", str(world / "scan.nrrd"), "--prompt", "liver", "--model", str(model)])
     told = capsys.readouterr().err.strip()
     show(f"{attack.__name__}: {told.replace(str(world), '…')}")
     assert status == 1 and told.count("\n") == 0 and re.search(ATTACKS[attack], told), told
@@ -296,10 +297,10 @@ def test_a_download_that_is_not_what_the_catalogue_says_is_refused(
         entry = {"name": "net", "kind": "segmenter", "format": "meshnet", "title": "x", "modality": "MR"}
         entry |= {"structures": [], "licence": "MIT", "source": {"files": {"model.bin": file}}}
         (world / "theirs" / "list.json").write_text(json.dumps({"models": [entry]}))
-        assert cli.main(["models", "add", str(world / "theirs" / "list.json")]) == 0
+        assert main.main(["models", "add", str(world / "theirs" / "list.json")]) == 0
         before = snapshot(world)
         capsys.readouterr()
-        assert cli.main(["models", "download", "net"]) == 1
+        assert main.main(["models", "download", "net"]) == 1
     (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("xaiclip: ")]
     assert re.search(r"SHA-256 differs|declared|larger|more than", told) and told.count("--from FILE") == 1
     show(f"{attack}: {told.replace(str(world), '…')}")

@@ -11,21 +11,21 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from test_explanation import Network, geometry, run, scan, values
-from test_scoring import CASES, Case, losses, make_case, mixed_perturbations, segresnet, unet
 from torch import Tensor, nn
 
+from Testing.Python.scoring.test_scorer import CASES, Case, losses, make_case, mixed_perturbations, segresnet, unet
+from Testing.Python.test_explanation import Network, geometry, run, scan, values
 from XAICLIPLib.anatomy import structure
-from XAICLIPLib.devices import available_devices, choose_device
 from XAICLIPLib.errors import InputError
+from XAICLIPLib.explainers.methods import METHODS
 from XAICLIPLib.explanation import Explanation, explain
+from XAICLIPLib.imaging.phantom import torso_phantom
 from XAICLIPLib.localization.region import guided_region
-from XAICLIPLib.methods import METHODS
-from XAICLIPLib.models import catalog
-from XAICLIPLib.phantom import torso_phantom
-from XAICLIPLib.scoring import Scorer
+from XAICLIPLib.models import catalogue
+from XAICLIPLib.scoring.scorer import Scorer
 from XAICLIPLib.segmentation.batching import LARGEST_BATCH, Batches
-from XAICLIPLib.segmentation.torchscript import read_torchscript
+from XAICLIPLib.segmentation.untrusted.torchscript import read_torchscript
+from XAICLIPLib.system.devices import available_devices, choose_device
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no CUDA GPU here")
 
@@ -191,7 +191,7 @@ def test_half_precision_is_given_up_where_it_overflows() -> None:
 def test_the_localizer_finds_what_it_finds_on_the_cpu(shipped: Shipped) -> None:
     regions = []
     for device in (CPU, GPU):
-        localizer = catalog.load_localizer(None, device)
+        localizer = catalogue.load_localizer(None, device)
         probability = localizer.locate(shipped.image, structure("spleen"), "CT", lambda done, total: None)
         region = guided_region(shipped.image, probability, None, "spleen", threshold=localizer.threshold)
         regions.append(values(region.mask) > 0)
@@ -209,9 +209,8 @@ def test_a_torchscript_network_draws_as_on_the_cpu(tmp_path: Path) -> None:
 
 def test_sam_draws_as_on_the_cpu(tmp_path: Path) -> None:
     pytest.importorskip("transformers.utils", reason="the optional package transformers is not installed")
-    from test_sam import save_tiny
-
-    from XAICLIPLib.segmentation.sam import SamSegmenter
+    from Testing.Python.segmentation.networks.test_sam import save_tiny
+    from XAICLIPLib.segmentation.networks.sam import SamSegmenter
 
     save_tiny(tmp_path)
     grey, boxes = torch.rand(2, 50, 40), torch.tensor([[3.0, 4.0, 15.0, 12.0], [5.0, 0.0, 39.0, 9.0]])

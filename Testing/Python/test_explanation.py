@@ -23,13 +23,13 @@ from torch import Tensor
 from XAICLIPLib import explanation, imaging
 from XAICLIPLib.anatomy import Structure
 from XAICLIPLib.errors import Cancelled, InputError
+from XAICLIPLib.explainers.occlusion import window_for
 from XAICLIPLib.explanation import Explanation, explain
 from XAICLIPLib.localization.region import grow
-from XAICLIPLib.perturbation.baselines import BODY_MARGIN_MM
-from XAICLIPLib.perturbation.occlusion import window_for
-from XAICLIPLib.perturbation.perturbation import Perturbation
 from XAICLIPLib.progress import Progress
-from XAICLIPLib.scoring import Scorer
+from XAICLIPLib.scoring.baselines import BODY_MARGIN_MM
+from XAICLIPLib.scoring.perturbation import Perturbation
+from XAICLIPLib.scoring.scorer import Scorer
 from XAICLIPLib.segmentation.segmenter import Activation, Prepared, SlidingWindow
 
 LABELS = {0: "background", 1: "liver", 2: "left kidney", 3: "right kidney"}

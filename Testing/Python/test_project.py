@@ -68,7 +68,7 @@ def test_name_is_one() -> None:
     text = (ROOT / "CMakeLists.txt").read_text(encoding="utf-8")
     assert re.search(r"(?m)^project\(XAICLIP\)$", text)
     assert PROJECT["name"] == "xaiclip"
-    assert PROJECT["scripts"] == {"xaiclip": "XAICLIPLib.cli:main"}
+    assert PROJECT["scripts"] == {"xaiclip": "XAICLIPLib.commands.main:main"}
     assert HOMEPAGE.endswith("/SlicerXAICLIP")
 
 
@@ -235,7 +235,7 @@ class Declared:
         return None if name.partition(".")[0] in hidden else self.finder.find_spec(name, path, target)
 
 sys.meta_path[:] = [Declared(finder) for finder in sys.meta_path]
-from XAICLIPLib.cli import main
+from XAICLIPLib.commands.main import main
 sys.exit(main(sys.argv[1:]))
 """
 """Runs the command as where nothing is installed but what pyproject.toml asks for, and what that asks for."""
@@ -245,7 +245,7 @@ def test_the_declared_packages_are_enough(tmp_path: Path) -> None:
     """The shipped models on a slab of the phantom, and the report; extras and tools of this environment are hidden."""
     import SimpleITK as sitk
 
-    from XAICLIPLib.phantom import torso_phantom
+    from XAICLIPLib.imaging.phantom import torso_phantom
 
     scan, found = tmp_path / "slab.nrrd", tmp_path / "found"
     volume = torso_phantom(0, 8.0).image

@@ -86,11 +86,11 @@ class XAICLIPApplicationTest(unittest.TestCase):
         self.assertEqual(self.widget.logic.state.value, "idle")
 
     def test_the_sample_is_offered_and_can_be_explained(self):
-        from XAICLIPModule import sampledata
+        from XAICLIPModule.scene import sample_data
 
-        sampledata.register(Path(self.module.path).parent / "Resources" / "Icons")
-        sources = slicer.modules.sampleDataSources[sampledata.CATEGORY]
-        (source,) = [source for source in sources if source.sampleName == sampledata.SAMPLE]
+        sample_data.register(Path(self.module.path).parent / "Resources" / "Icons")
+        sources = slicer.modules.sampleDataSources[sample_data.CATEGORY]
+        (source,) = [source for source in sources if source.sampleName == sample_data.SAMPLE]
         self.assertTrue(Path(source.thumbnailFileName).is_file())
         (volume,) = source.customDownloader(source)
         self.wait(lambda: self.widget.ui.inputSelector.currentNode() is volume)

@@ -12,7 +12,7 @@ import SimpleITK as sitk
 import torch
 from setting import arguments, real_ct
 
-from XAICLIPLib.evaluation.trial import machine
+from XAICLIPLib.experiment.trial import machine
 from XAICLIPLib.explanation import Explanation, explain
 
 RUNS = (("cpu", "full"), ("cuda", "full"), ("cuda", "reduced"))

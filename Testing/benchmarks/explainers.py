@@ -28,11 +28,11 @@ from scipy.stats import spearmanr
 from setting import Setting, arguments, patches, real_ct, shipped_prediction
 from torch import Tensor
 
-from XAICLIPLib.methods import METHODS
-from XAICLIPLib.perturbation import rise as rise_module
-from XAICLIPLib.perturbation.occlusion import Windows, in_voxels, occlusion, window_for, window_grid
-from XAICLIPLib.perturbation.perturbation import Estimate, Perturbation
-from XAICLIPLib.perturbation.supervoxels import supervoxels
+from XAICLIPLib.explainers.methods import METHODS
+from XAICLIPLib.explainers.occlusion import Windows, in_voxels, occlusion, window_for, window_grid
+from XAICLIPLib.explainers.running import rise as rise_module
+from XAICLIPLib.explainers.supervoxels import supervoxels
+from XAICLIPLib.scoring.perturbation import Estimate, Perturbation
 from XAICLIPLib.segmentation.batching import run_batch
 
 EARLY = 0.05
@@ -182,7 +182,7 @@ def methods_table(path: Path, organ: str) -> None:
     few = {"rise": ["--samples", "150"], "integrated-gradients": ["--steps", "8"]}
     for method in METHODS:
         with tempfile.TemporaryDirectory() as folder:
-            line = [sys.executable, "-m", "XAICLIPLib.cli", "explain", str(path), "--prompt", organ, "--json"]
+            line = [sys.executable, "-m", "XAICLIPLib", "explain", str(path), "--prompt", organ, "--json"]
             line += ["--method", method, "--output", folder, *few.get(method, [])]
             begun = time.perf_counter()
             process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)

@@ -13,9 +13,9 @@ import SimpleITK as sitk
 from setting import Setting, arguments, patches, real_ct, shipped_prediction
 from torch import Generator, Tensor, randperm
 
-from XAICLIPLib.perturbation.occlusion import window_for, window_grid, windows
-from XAICLIPLib.perturbation.perturbation import Perturbation
-from XAICLIPLib.scoring import Scorer, target_score
+from XAICLIPLib.explainers.occlusion import window_for, window_grid, windows
+from XAICLIPLib.scoring.perturbation import Perturbation
+from XAICLIPLib.scoring.scorer import Scorer, target_score
 from XAICLIPLib.segmentation.prediction import Prediction
 from XAICLIPLib.segmentation.sliding_window import predict_logits
 

@@ -25,7 +25,7 @@ import torch
 from XAICLIPLib import anatomy, imaging
 from XAICLIPLib.anatomy import Structure
 from XAICLIPLib.localization.region import guided_region
-from XAICLIPLib.models import catalog
+from XAICLIPLib.models import catalogue
 from XAICLIPLib.segmentation.prediction import predict
 from XAICLIPLib.training import data
 from XAICLIPLib.training.localizer import HELD_OUT
@@ -75,7 +75,7 @@ def overlap(a: sitk.Image, b: sitk.Image) -> tuple[float, float]:
 
 def segmenter_table(found: list[Case]) -> None:
     """Print the Dice of each organ."""
-    segmenter = catalog.load_segmenter(None, torch.device("cpu"))
+    segmenter = catalogue.load_segmenter(None, torch.device("cpu"))
     sources = list(dict.fromkeys(case.source for case in found))
     scores: dict[tuple[str, str], list[float]] = {}
     for case in found:
@@ -96,7 +96,7 @@ def segmenter_table(found: list[Case]) -> None:
 
 def region_tables(found: list[Case]) -> None:
     """Print recall, Dice and share of the body of the regions."""
-    localizer = catalog.load_localizer(None, torch.device("cpu"))
+    localizer = catalogue.load_localizer(None, torch.device("cpu"))
     known = [(name, anatomy.structure(name), anatomy.structure(name)) for name in (*data.ORGANS[1:], "kidneys")]
     unseen = [(word, word, anatomy.structure(name)) for name, words in HELD_OUT.items() for word in words]
     rows: dict[tuple[str, str], list[tuple[float, float, float]]] = {}

@@ -32,15 +32,15 @@ from torch import Tensor
 from XAICLIPLib import imaging
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.explanation import explain
-from XAICLIPLib.models import catalog
-from XAICLIPLib.perturbation.baselines import baseline_for, with_held
-from XAICLIPLib.perturbation.perturbation import Perturbation
-from XAICLIPLib.phantom import torso_phantom
-from XAICLIPLib.scoring import Scorer, target_score
-from XAICLIPLib.segmentation.described import from_object
+from XAICLIPLib.imaging.phantom import torso_phantom
+from XAICLIPLib.models import catalogue
+from XAICLIPLib.scoring.baselines import baseline_for, with_held
+from XAICLIPLib.scoring.perturbation import Perturbation
+from XAICLIPLib.scoring.scorer import Scorer, target_score
+from XAICLIPLib.scoring.target import make_target
+from XAICLIPLib.segmentation.networks.described import from_object
 from XAICLIPLib.segmentation.prediction import predict, surroundings
 from XAICLIPLib.segmentation.sliding_window import predict_logits
-from XAICLIPLib.target import make_target
 
 METHODS: dict[str, dict[str, Any]] = {
     "occlusion": {"window_mm": 32.0, "stride_mm": 32.0},
@@ -124,7 +124,7 @@ def show(kind: Kind) -> str:
     """A row of the table."""
     begun = time.perf_counter()
     by_name = isinstance(kind.model, (str, Path))
-    loaded = catalog.load_segmenter(str(kind.model), CPU) if by_name else from_object(kind.model)
+    loaded = catalogue.load_segmenter(str(kind.model), CPU) if by_name else from_object(kind.model)
     loading = time.perf_counter() - begun
     first = kind.images[0]
     region = imaging.box_mask(first, cube(first))
@@ -321,7 +321,7 @@ def trained_by_nnunet(folder: Path) -> Path:
 
 def sam(folder: Path) -> Path:
     """A ViT-B as `transformers` saves it."""
-    from XAICLIPLib.torchvision_operators import import_without_operators
+    from XAICLIPLib.system.torchvision_operators import import_without_operators
 
     import_without_operators("transformers.models.sam.modeling_sam")
     import_without_operators("transformers.models.sam.image_processing_sam")

@@ -20,10 +20,10 @@ from monai.visualize import OcclusionSensitivity
 from setting import Setting, arguments, real_ct, shipped_prediction
 from torch import Tensor, nn
 
-from XAICLIPLib.perturbation.lime import lime
-from XAICLIPLib.perturbation.occlusion import Windows, window_for, window_grid
-from XAICLIPLib.perturbation.supervoxels import supervoxels
-from XAICLIPLib.scoring import target_score
+from XAICLIPLib.explainers.lime import lime
+from XAICLIPLib.explainers.occlusion import Windows, window_for, window_grid
+from XAICLIPLib.explainers.supervoxels import supervoxels
+from XAICLIPLib.scoring.scorer import target_score
 
 
 class Score(nn.Module):

@@ -29,7 +29,7 @@ from XAICLIPLib.errors import InputError
 from XAICLIPLib.localization import context
 from XAICLIPLib.localization.localizer import ClipLocalizer, View
 from XAICLIPLib.localization.region import clean, guided_region
-from XAICLIPLib.models import catalog
+from XAICLIPLib.models import catalogue
 from XAICLIPLib.training import data, pairs, prompts
 
 STRUCTURES = [anatomy.structure(name) for name in data.ORGANS[1:]]
@@ -124,7 +124,7 @@ def main() -> None:
     if not options.data.is_dir():
         parser.exit(0, f"Skipped: the real volumes are not here ({options.data}).\n")
     torch.set_flush_denormal(True)
-    shipped = catalog.load_localizer(None, CPU)
+    shipped = catalogue.load_localizer(None, CPU)
     assert isinstance(shipped, ClipLocalizer)
     before = shipped.with_contexts(None)
     with tempfile.TemporaryDirectory() as folder:

@@ -21,12 +21,12 @@ from setting import arguments, patches, real_ct
 from torch import Tensor
 
 from XAICLIPLib import anatomy, imaging
+from XAICLIPLib.explainers.occlusion import Windows, window_for, window_grid
 from XAICLIPLib.localization.region import MARGIN_MM
-from XAICLIPLib.perturbation.occlusion import Windows, window_for, window_grid
-from XAICLIPLib.scoring import Scorer, Target, target_score
+from XAICLIPLib.scoring.scorer import Scorer, Target, target_score
+from XAICLIPLib.scoring.target import RIM_MM
 from XAICLIPLib.segmentation.segmenter import SlidingWindow
 from XAICLIPLib.segmentation.sliding_window import Tiling, predict_logits
-from XAICLIPLib.target import RIM_MM
 
 FINE_MM = 1.5
 WINDOW = SlidingWindow((96, 96, 96), 0.5, "gaussian")

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from XAICLIPLib import anatomy, imaging
 from XAICLIPLib.localization.region import guided_region
-from XAICLIPLib.models import catalog
-from XAICLIPLib.perturbation.baselines import baseline_for
-from XAICLIPLib.perturbation.perturbation import Perturbation
-from XAICLIPLib.scoring import Scorer
+from XAICLIPLib.models import catalogue
+from XAICLIPLib.scoring.baselines import baseline_for
+from XAICLIPLib.scoring.perturbation import Perturbation
+from XAICLIPLib.scoring.scorer import Scorer
+from XAICLIPLib.scoring.target import make_target
 from XAICLIPLib.segmentation.prediction import Prediction, predict
-from XAICLIPLib.target import make_target
 
 CPU = torch.device("cpu")
 
@@ -61,7 +61,7 @@ class Setting:
         mask = imaging.resample_labels(prepared.as_image(reference), image)
         region = torch.ones(reference.shape, dtype=torch.bool)
         if guided:
-            localizer = catalog.load_localizer(None, CPU)
+            localizer = catalogue.load_localizer(None, CPU)
             probability = localizer.locate(image, structure, imaging.guess_modality(image))
             found = guided_region(image, probability, mask, name, threshold=localizer.threshold)
             region = prepared.mask_from(found.mask)
@@ -73,7 +73,7 @@ class Setting:
 
 def shipped_prediction(image: sitk.Image) -> Prediction:
     """What the shipped network says of a scan."""
-    return predict(catalog.load_segmenter(None, CPU), image, CPU)
+    return predict(catalogue.load_segmenter(None, CPU), image, CPU)
 
 
 def patches(scorer: Scorer, perturbations: Iterable[Perturbation]) -> int:

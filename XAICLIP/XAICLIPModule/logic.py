@@ -15,17 +15,17 @@ from slicer.i18n import tr as _
 from slicer.ScriptedLoadableModule import ScriptedLoadableModuleLogic
 from slicer.util import VTKObservationMixin
 
-from XAICLIPLib import protocol
 from XAICLIPLib.errors import Cancelled, InputError
-
-from . import display, results
-from .developing import DevelopingMap
-from .nodes import isInScene
-from .question import Box, Drawn, Question, Segment
-from .reporting import ReportQuestion
-from .results import ExplanationNodes
-from .session import Answer, Ended, Session, WorkerSession
-from .signals import Signal
+from XAICLIPLib.worker import protocol
+from XAICLIPModule.display import saliency_display
+from XAICLIPModule.scene import results
+from XAICLIPModule.scene.developing_map import DevelopingMap
+from XAICLIPModule.scene.nodes import isInScene
+from XAICLIPModule.scene.results import ExplanationNodes
+from XAICLIPModule.worker.question import Box, Drawn, Question, Segment
+from XAICLIPModule.worker.report_question import ReportQuestion
+from XAICLIPModule.worker.signals import Signal
+from XAICLIPModule.worker.worker_session import Answer, Ended, Session, WorkerSession
 
 
 class State(Enum):
@@ -128,7 +128,7 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
         self.failed, self.cancelled = Signal(), Signal()
         self.session: Session = session or WorkerSession()
         self.session.greeted.connect(self._onGreeted)
-        self.views = display.SliceViews()
+        self.views = saliency_display.SliceViews()
         self.state = State.IDLE
         self._run: _Run | None = None
         self._parameters: Any = None  # the wrapped parameter node
@@ -138,7 +138,7 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
 
     def getParameterNode(self) -> Any:
         """The module's parameter node, as a `XAICLIPParameterNode`."""
-        from .parameters import XAICLIPParameterNode  # see there why so late
+        from XAICLIPModule.parameters import XAICLIPParameterNode  # see there why so late
 
         wrap: Any = XAICLIPParameterNode  # the decorator gives it a constructor that types do not know
         node = super().getParameterNode()
@@ -406,11 +406,11 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
         nodes = results.load(volumeNode, reply.files, reply.record, question.resultName(), saliency)
         if saliency is None or not self.views.isShown(saliency):
             self._show(volumeNode, nodes.saliency)
-        display.showLegend(nodes.saliency, True)
+        saliency_display.showLegend(nodes.saliency, True)
         return self.finished, (nodes,)
 
     def _show(self, volumeNode: Any, saliencyNode: Any) -> None:
-        self.views.show(volumeNode, saliencyNode, display.OPACITY)
+        self.views.show(volumeNode, saliencyNode, saliency_display.OPACITY)
 
     def _end(self, keepFigure: bool = False) -> None:
         """Forget the run and remove its files; the figure is small, and wanted when the results are saved."""

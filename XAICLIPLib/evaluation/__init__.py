@@ -1,1 +1,1 @@
-"""Evidence: is a saliency map true? Datasets with labels, metrics and their controls."""
+"""Whether to believe a map: metrics, their controls, and the flags that tell a reader. Imports explainers."""

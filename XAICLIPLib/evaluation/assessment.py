@@ -20,10 +20,10 @@ from XAICLIPLib.evaluation.curves import DIRECTIONS, Curves, Faithfulness, remov
 from XAICLIPLib.evaluation.metrics import Share, outside_share
 from XAICLIPLib.evaluation.reliability import Evidence
 from XAICLIPLib.evaluation.stability import RADIUS, Stability, stability
-from XAICLIPLib.explainers import Ground, estimates
+from XAICLIPLib.explainers.methods import Method, Structures
+from XAICLIPLib.explainers.running import Ground, estimates
 from XAICLIPLib.localization.region import Agreement
-from XAICLIPLib.methods import Method, Structures
-from XAICLIPLib.perturbation.perturbation import Estimate
+from XAICLIPLib.scoring.perturbation import Estimate
 
 POINTS = 5
 """Of each curve: from a thousandth of the region to all of it, each step removes 5.6 times what the one before did."""

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.evaluation.controls import Spacing, random_map
-from XAICLIPLib.methods import Score
-from XAICLIPLib.perturbation.perturbation import Perturbation
-from XAICLIPLib.scoring import Scorer
+from XAICLIPLib.explainers.methods import Score
+from XAICLIPLib.scoring.perturbation import Perturbation
+from XAICLIPLib.scoring.scorer import Scorer
 from XAICLIPLib.segmentation.sliding_window import Box
 
 Direction = Literal["deletion", "insertion"]
@@ -306,7 +306,7 @@ def step_sizes(total: int, count: int, steps: Steps, first: int = 1) -> list[int
 
 @dataclass(frozen=True, eq=False)
 class _Between:
-    """A pattern (see `XAICLIPLib.perturbation.perturbation.Pattern`): the voxels whose rank lies in a range."""
+    """A pattern (see `XAICLIPLib.scoring.perturbation.Pattern`): the voxels whose rank lies in a range."""
 
     ranks: Tensor
     first: int

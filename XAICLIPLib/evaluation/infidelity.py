@@ -17,8 +17,8 @@ from torch import Tensor
 
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.evaluation.controls import Spacing
-from XAICLIPLib.perturbation.perturbation import Perturbation
-from XAICLIPLib.scoring import Scorer
+from XAICLIPLib.scoring.perturbation import Perturbation
+from XAICLIPLib.scoring.scorer import Scorer
 from XAICLIPLib.segmentation.sliding_window import Box
 
 SAMPLES = 128

@@ -12,9 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.evaluation.curves import DIRECTIONS, Faithfulness
+from XAICLIPLib.evaluation.flags import Flag, FlagName, ordered
 from XAICLIPLib.evaluation.metrics import Share
 from XAICLIPLib.evaluation.stability import Stability
-from XAICLIPLib.flags import Flag, FlagName, ordered
 from XAICLIPLib.localization.region import Agreement
 
 REGION_RECALL = 0.5

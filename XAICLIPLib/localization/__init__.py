@@ -1,1 +1,1 @@
-"""Words to region: where in the volume an image-text model sees the named structure."""
+"""Words to region: where in a volume an image-text model sees the named structure. Imports imaging and system."""

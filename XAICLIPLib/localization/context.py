@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from XAICLIPLib import anatomy
-from XAICLIPLib.checksums import sha256
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.files import whole_file
 from XAICLIPLib.localization.openclip import ImageTextModel
 from XAICLIPLib.localization.slices import Modality
+from XAICLIPLib.system.checksums import sha256
+from XAICLIPLib.system.files import whole_file
 
 BACKGROUND = "background"
 """Names the class of what lies around the structures."""

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from XAICLIPLib.checksums import sha256
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.models.modelfolder import PROMPTS_FILE
-from XAICLIPLib.torchvision_operators import import_without_operators
+from XAICLIPLib.models.folder import PROMPTS_FILE
+from XAICLIPLib.system.checksums import sha256
+from XAICLIPLib.system.torchvision_operators import import_without_operators
 
 
 def import_open_clip() -> ModuleType:

@@ -1,1 +1,1 @@
-"""The catalogue of models: what there is, how it comes onto this machine, and how it is loaded."""
+"""The catalogue: which models there are, how they get here and load. Imports localization and segmentation."""

@@ -1,6 +1,6 @@
 """Getting a model of the catalogue onto this machine: by its own library, from a server, or from files that are here.
 
-What has no checksum in the catalogue gets one when it first comes (`XAICLIPLib.models.modelfolder.Lock`), so that a
+What has no checksum in the catalogue gets one when it first comes (`XAICLIPLib.models.folder.Lock`), so that a
 later change is noticed.
 """
 
@@ -12,14 +12,14 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from XAICLIPLib import scratch
-from XAICLIPLib.checksums import sha256
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.files import whole_file
 from XAICLIPLib.models import archives, libraries
 from XAICLIPLib.models.downloads import Wanted, fetch
 from XAICLIPLib.models.entry import Entry, Remote
-from XAICLIPLib.models.modelfolder import downloaded, models_folder, write_lock
+from XAICLIPLib.models.folder import downloaded, models_folder, write_lock
+from XAICLIPLib.system import scratch
+from XAICLIPLib.system.checksums import sha256
+from XAICLIPLib.system.files import whole_file
 
 Progress = Callable[[str, int, int | None], None]
 """Gets the name of a file, the bytes that are here, and all of them where that is known."""

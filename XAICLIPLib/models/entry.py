@@ -11,12 +11,12 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 from urllib.parse import urlsplit
 
-from XAICLIPLib.checksums import sha256
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.models.modelfolder import PROMPTS_FILE, downloaded, hub_snapshot, read_lock
+from XAICLIPLib.models.folder import PROMPTS_FILE, downloaded, hub_snapshot, read_lock
 from XAICLIPLib.resources import resource_path
-from XAICLIPLib.trainedfolders import trained_datasets
-from XAICLIPLib.versions import installed as package_version
+from XAICLIPLib.segmentation.networks.trained_folders import trained_datasets
+from XAICLIPLib.system.checksums import sha256
+from XAICLIPLib.system.versions import installed as package_version
 
 Kind = Literal["segmenter", "localizer"]
 Format = Literal[

@@ -54,7 +54,7 @@ def into_cache(name: str, folder: Path) -> Path:
     """A localizer of the catalogue that open_clip keeps in Hugging Face's cache, tokenizer included."""
     import torch
 
-    from XAICLIPLib.models.catalog import load_localizer
+    from XAICLIPLib.models.catalogue import load_localizer
 
     load_localizer(name, torch.device("cpu"))
     return folder

@@ -1,1 +1,1 @@
-"""Volume to class probabilities, with each network's own preprocessing, sliding window and labels."""
+"""Volume to class probabilities, by each network's own preprocessing, window and labels. Imports imaging and system."""

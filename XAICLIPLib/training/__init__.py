@@ -1,1 +1,1 @@
-"""How the shipped models were made: seeded, resumable scripts over ``../shared/data``."""
+"""How the shipped models were made, and how prompts are tuned. Only `commands.tune_prompts` imports it."""

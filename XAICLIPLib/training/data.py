@@ -123,7 +123,7 @@ def abdomen_subjects(data: Path, numbers: range) -> list[Subject]:
 
 def phantom_subjects(seeds: range = PHANTOM_SEEDS) -> list[Subject]:
     """Torso phantoms: a small share of training, so that the shipped models know the demo's input."""
-    from XAICLIPLib.phantom import torso_phantom
+    from XAICLIPLib.imaging.phantom import torso_phantom
 
     made = [(seed, torso_phantom(seed)) for seed in seeds]
     return [subject_from_images(f"phantom_{seed}", "phantom", p.image, p.labels) for seed, p in made]

@@ -14,7 +14,7 @@ import SimpleITK as sitk
 from XAICLIPLib import anatomy, imaging
 from XAICLIPLib.anatomy import Structure
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.files import check_there
+from XAICLIPLib.system.files import check_there
 
 ENDINGS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from XAICLIPLib.checksums import sha256
-from XAICLIPLib.models.catalogfile import read_catalogue, write_catalogue
+from XAICLIPLib.models.catalogue_file import read_catalogue, write_catalogue
 from XAICLIPLib.resources import resource_path
+from XAICLIPLib.system.checksums import sha256
 from XAICLIPLib.training import data, localizer
 
 STRUCTURES = {"abdomen-ct": data.ORGANS[1:], "anatomy-clip": localizer.CLASSES}

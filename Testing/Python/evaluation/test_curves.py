@@ -1,0 +1,175 @@
+"""Deletion and insertion curves against inference on volumes written out by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from Testing.Python.scoring.test_scorer import Case, convolutions_of_two_channels, make_case, segresnet
+from XAICLIPLib.errors import InputError
+from XAICLIPLib.evaluation.curves import (
+    Curve,
+    Steps,
+    faithfulness,
+    removal_curves,
+    removal_order,
+    step_sizes,
+)
+from XAICLIPLib.scoring.scorer import Scorer, target_score
+
+SHAPE = (22, 20, 18)
+SPACING = (1.0, 2.0, 1.5)
+VOXEL_MM3 = 3.0
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    return make_case(segresnet, SHAPE, (8.0, 8.0, 8.0))
+
+
+@pytest.fixture(scope="module")
+def saliency() -> Tensor:
+    return torch.rand(SHAPE, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def scores_by_hand(case: Case, removed: Tensor) -> tuple[float, float]:
+    """Soft Dice and mean probability of the volume without some voxels, by MONAI's inference."""
+    inside = case.full_logits(torch.where(removed, case.baseline, case.volume))[:, case.target.voxels]
+    reference, label = case.target.reference[case.target.voxels], case.target.label
+    dice, mean = (
+        float(target_score(kind, inside, reference, label, "softmax")) for kind in ("soft dice", "mean probability")
+    )
+    return dice, mean
+
+
+@pytest.mark.parametrize("steps", ["geometric", "equal"])
+def test_curves_are_those_of_full_inference(case: Case, saliency: Tensor, steps: Steps) -> None:
+    where = torch.zeros(SHAPE, dtype=torch.bool)
+    where[2:20, 1:19, 3:16] = True
+    found = removal_curves(case.scorer(), saliency, SPACING, where=where, count=5, steps=steps)
+    order = torch.argsort(saliency[where], descending=True)
+    ranks = torch.full(SHAPE, 10**6)
+    ranks[where] = torch.argsort(order)
+    for number, volume in enumerate(found.deletion["soft dice"].volumes_mm3):
+        amount = round(volume / VOXEL_MM3)
+        for curve, removed in ((found.deletion, ranks < amount), (found.insertion, where & (ranks >= amount))):
+            dice, mean = scores_by_hand(case, removed)
+            assert curve["soft dice"].scores[number] == pytest.approx(dice, abs=1e-5)
+            assert curve["mean probability"].scores[number] == pytest.approx(mean, abs=1e-5)
+    assert found.deletion["soft dice"].volumes_mm3[-1] == pytest.approx(float(where.sum()) * VOXEL_MM3)
+    spread = np.ptp(found.deletion["soft dice"].scores)
+    assert spread > 0.05, "the curve moves"
+
+
+def test_both_scores_cost_what_one_does_and_patches_that_nothing_touches_cost_nothing(
+    case: Case, saliency: Tensor
+) -> None:
+    one, both = case.scorer(), case.scorer()
+    removal_curves(one, saliency, SPACING, count=4, scores=["soft dice"])
+    removal_curves(both, saliency, SPACING, count=4)
+    assert one.forwards == both.forwards
+    assert both.forwards <= 7 * both.patches_of_target
+    corner = torch.zeros(SHAPE, dtype=torch.bool)
+    corner[:2, :2, :2] = True
+    near = case.scorer()
+    removal_curves(near, saliency, SPACING, count=4, where=corner)
+    assert near.forwards < both.forwards / 2
+
+
+def test_curves_work_by_a_baseline_that_is_made_for_each_perturbation(saliency: Tensor) -> None:
+    case = make_case(convolutions_of_two_channels, SHAPE, (8.0, 8.0, 8.0), channels=2)
+    plain = case.scorer()
+
+    def fill(box: tuple[slice, ...], strength: float | Tensor) -> Tensor:
+        return case.baseline[(slice(None), *box)]
+
+    made = dataclasses.replace(plain, baseline=fill)
+    assert isinstance(made, Scorer)
+    expected, found = (removal_curves(s, saliency, SPACING, count=4) for s in (plain, made))
+    for kind in ("soft dice", "mean probability"):
+        assert found.deletion[kind].scores == pytest.approx(expected.deletion[kind].scores, abs=1e-6)
+
+
+def test_ties_are_broken_by_the_seed_and_not_by_the_index() -> None:
+    flat = torch.zeros(SHAPE)
+    ranks, order = removal_order(flat, SHAPE, seed=0)
+    other, _ = removal_order(flat, SHAPE, seed=1)
+    assert not torch.equal(ranks, other)
+    assert torch.equal(ranks, removal_order(flat, SHAPE, seed=0)[0])
+    assert sorted(order.tolist()) == list(range(flat.numel()))
+    assert abs(np.corrcoef(order, np.arange(len(order)))[0, 1]) < 0.05
+    first = ranks < flat.numel() // 10
+    assert 0.3 < float(first[: SHAPE[0] // 2].sum() / first.sum()) < 0.7
+
+
+def test_order_follows_the_values_and_leaves_out_what_may_not_go() -> None:
+    saliency = torch.tensor([[[0.5, -1.0, 2.0, 0.0]]])
+    ranks, order = removal_order(saliency, (1, 1, 4), saliency != 0.5)
+    assert ranks.flatten().tolist() == [-1, 2, 0, 1]
+    assert order.tolist() == [2, 3, 1]
+
+
+@pytest.mark.parametrize("total", [1, 3, 50, 10**6])
+def test_steps_end_with_everything(total: int) -> None:
+    for steps in ("equal", "geometric"):
+        sizes = step_sizes(total, 8, steps)
+        assert sizes == sorted(set(sizes))
+        assert sizes[-1] == total
+        assert sizes[0] >= 1
+    assert step_sizes(10**6, 4, "geometric", 1000) == [1000, 10**4, 10**5, 10**6]
+    assert step_sizes(100, 4, "equal") == [25, 50, 75, 100]
+    assert step_sizes(100, 4, "geometric", 500) == [100], "a first step larger than all"
+
+
+def test_area_is_the_mean_height_over_volume_or_its_logarithm() -> None:
+    equal = Curve("deletion", (0.0, 1.0, 2.0), (1.0, 0.5, 0.0), 0.0, "equal")
+    assert equal.area == pytest.approx(0.5)
+    geometric = Curve("deletion", (1.0, 10.0, 100.0), (1.0, 0.5, 0.0), 0.0, "geometric")
+    assert geometric.area == pytest.approx(0.5)
+    assert Curve("deletion", (1.0, 3.0, 100.0), (1.0, 1.0, 0.0), 0.0).area == pytest.approx(
+        (math.log(3) + math.log(100 / 3) / 2) / math.log(100)
+    )
+
+
+def test_normalized_area_is_zero_for_chance_and_one_for_the_ideal(case: Case, saliency: Tensor) -> None:
+    found = faithfulness(case.scorer(), saliency, SPACING, controls={"same": saliency}, count=4, random_orders=1)
+    chance = dataclasses.replace(found, saliency=found.random[0])
+    for way in ("deletion", "insertion"):
+        if found.normalized_area(way) is not None:
+            assert chance.normalized_area(way) == pytest.approx(0)
+            assert found.normalized_area(way) == pytest.approx(found.normalized_area(way, control="same"))
+        curve = found.random[0].of(way)["soft dice"]
+        best = dataclasses.replace(curve, scores=(curve.ideal,) * len(curve.scores))
+        assert best.area == pytest.approx(curve.ideal)
+        curves = dataclasses.replace(found.random[0], **{way: {"soft dice": best}})
+        ideal = dataclasses.replace(found, saliency=curves)
+        if found.normalized_area(way) is not None:
+            assert ideal.normalized_area(way) == pytest.approx(1)
+
+
+def test_a_score_that_nothing_moves_tells_no_orders_apart(saliency: Tensor) -> None:
+    case = make_case(segresnet, SHAPE, (8.0, 8.0, 8.0))
+    case.baseline = case.volume.clone()
+    found = faithfulness(case.scorer(), saliency, SPACING, controls={"same": saliency}, count=3, random_orders=1)
+    assert found.normalized_area("deletion") is None
+    assert found.lead("insertion") is None
+
+
+def test_unusable_input_is_named(case: Case, saliency: Tensor) -> None:
+    scorer = case.scorer()
+    with pytest.raises(InputError, match="3 × 3 × 3 voxels and the network's grid 22 × 20 × 18"):
+        removal_curves(scorer, torch.zeros(3, 3, 3), SPACING)
+    with pytest.raises(InputError, match="not finite"):
+        removal_curves(scorer, torch.full(SHAPE, math.nan), SPACING)
+    with pytest.raises(InputError, match="No voxel may be removed"):
+        removal_curves(scorer, saliency, SPACING, where=torch.zeros(SHAPE, dtype=torch.bool))
+    with pytest.raises(InputError, match="at least 2"):
+        removal_curves(scorer, saliency, SPACING, count=1)
+    with pytest.raises(InputError, match="random_orders"):
+        faithfulness(scorer, saliency, SPACING, random_orders=0)

@@ -1,0 +1,119 @@
+"""Reliability flags: each is raised where it should be, and only there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from XAICLIPLib.errors import InputError
+from XAICLIPLib.evaluation.curves import Curve, Curves, Faithfulness
+from XAICLIPLib.evaluation.flags import FLAGS, FlagName
+from XAICLIPLib.evaluation.metrics import Share
+from XAICLIPLib.evaluation.reliability import NOISE, Declared, Evidence, checks, flags
+from XAICLIPLib.evaluation.stability import Stability
+from XAICLIPLib.localization.region import Agreement
+
+
+def curves(height: float) -> Curves:
+    """Deletion that falls to a height at once, insertion that mirrors it."""
+    deletion = Curve("deletion", (1.0, 10.0), (height, height), 0.1)
+    insertion = Curve("insertion", (1.0, 10.0), (1 - height, 1 - height), 0.9)
+    return Curves({"soft dice": deletion}, {"soft dice": insertion})
+
+
+def compared(own: float, null: float) -> Faithfulness:
+    return Faithfulness(curves(own), (curves(0.8),), {"edges": curves(null), "centre": curves(0.9)})
+
+
+GOOD = Evidence(
+    "liver",
+    Agreement(0.6, 0.97, 8.0),
+    Share(0.3, 0.9),
+    np.array([1.0, -1.0, 0.5]),
+    np.array([0.1, 0.1, 0.1]),
+    compared(0.3, 0.6),
+    Stability(0.2, 0.1, 0.95, 4),
+    np.linspace(-150, 240, 100),
+    (0.8, 0.8, 3.0),
+    Declared((-175.0, 250.0), ((0.6, 0.6, 1.0), (1.0, 1.0, 5.0))),
+)
+
+BAD: dict[FlagName, tuple[dict[str, Any], float]] = {
+    "region disagrees": ({"agreement": Agreement(0.1, 0.2, 90.0)}, 0.2),
+    "leans outside": ({"outside": Share(0.8, 0.9)}, 0.8),
+    "not converged": ({"standard_error": np.full(3, 0.9)}, 0.9 / np.sqrt(0.75)),
+    "like the null": ({"faithfulness": compared(0.58, 0.6)}, 0.02 / 0.7),
+    "unstable": ({"stability": Stability(0.7, 0.5, 0.6, 4)}, 0.7),
+    "unfamiliar intensities": ({"body_intensities": np.linspace(0, 1000, 101)}, 0.75),
+    "unfamiliar spacing": ({"spacing_mm": (12.0, 0.8, 0.8)}, 12 / 5),
+}
+
+
+def test_a_good_map_raises_no_flag() -> None:
+    assert flags(GOOD) == ()
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_each_flag_is_raised_alone_with_its_number(name: FlagName) -> None:
+    changed, number = BAD[name]
+    (flag,) = flags(dataclasses.replace(GOOD, **changed))
+    assert flag.name == name
+    assert flag.value == pytest.approx(number, rel=0.02)
+    assert flag.sentence.endswith((".", "?"))
+    assert flag.sentence[0].isupper() or flag.sentence[0].isdigit()
+    assert json.loads(json.dumps(dataclasses.asdict(flag), allow_nan=False))["name"] == name
+
+
+def test_what_is_not_known_is_not_flagged() -> None:
+    assert flags(Evidence("liver")) == ()
+    unknown = dataclasses.replace(GOOD, declared=None, spacing_mm=(40.0, 40.0, 40.0), body_intensities=[1e6])
+    assert flags(unknown) == ()
+    assert flags(dataclasses.replace(unknown, declared=Declared())) == ()
+
+
+def test_all_flags_come_in_one_order() -> None:
+    worst = dataclasses.replace(GOOD, **{key: value for changed, _ in BAD.values() for key, value in changed.items()})
+    assert {flag.name for flag in flags(worst)} == set(BAD)
+    assert flags(worst)[0].name == "unfamiliar intensities"
+
+
+def test_spacing_is_compared_by_size_and_not_by_axis() -> None:
+    assert flags(dataclasses.replace(GOOD, spacing_mm=(3.0, 0.8, 0.8))) == ()
+    (finer,) = flags(dataclasses.replace(GOOD, spacing_mm=(0.2, 0.2, 0.2)))
+    assert "finer" in finer.sentence
+    assert finer.value == pytest.approx(5)
+
+
+def test_an_empty_map_with_noise_has_not_converged_and_one_without_noise_has() -> None:
+    (flag,) = flags(dataclasses.replace(GOOD, saliency=np.zeros(3)))
+    assert flag.name == "not converged"
+    assert flags(dataclasses.replace(GOOD, saliency=np.zeros(3), standard_error=np.zeros(3))) == ()
+
+
+def test_noise_threshold_is_the_correlation_that_its_reason_says() -> None:
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randn(200_000, generator=generator)
+    error = NOISE / (1 - NOISE**2) ** 0.5 * torch.randn(200_000, generator=generator)
+    found = truth + error  # its error is half as large as itself
+    assert float(error.norm() / found.norm()) == pytest.approx(NOISE, abs=0.01)
+    assert float(torch.corrcoef(torch.stack([truth, found]))[0, 1]) == pytest.approx(0.87, abs=0.01)
+
+
+def test_maps_of_different_shapes_are_refused() -> None:
+    with pytest.raises(InputError, match="different shapes"):
+        flags(dataclasses.replace(GOOD, standard_error=np.zeros(4)))
+
+
+def test_a_check_that_passes_says_so_with_its_number() -> None:
+    made = checks(GOOD)
+    assert {flag.name for flag in made} == set(BAD)
+    assert not any(flag.raised for flag in made)
+    assert [flag.name for flag in made] == sorted((flag.name for flag in made), key=FLAGS.index)
+    said = next(flag for flag in made if flag.name == "region disagrees")
+    assert (said.value, said.threshold) == (0.97, 0.5) and "97%" in said.sentence
+    assert checks(Evidence("liver")) == ()

@@ -1,0 +1,315 @@
+"""Localizers as they are published: tiny random models of the real architectures, in the real files, without a network.
+
+BiomedCLIP (a ViT of timm, a BERT of Hugging Face), OpenAI's and LAION's CLIP, and SigLIP (attention pooling, no class
+token, a bias beside the scale, SentencePiece-like texts without a start token).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from safetensors.torch import save_file
+from torch.nn import functional
+
+from XAICLIPLib import anatomy
+from XAICLIPLib.errors import InputError
+from XAICLIPLib.imaging.phantom import torso_phantom
+from XAICLIPLib.localization import context
+from XAICLIPLib.localization.context import BACKGROUND, Contexts
+from XAICLIPLib.localization.crops import crop_embeddings
+from XAICLIPLib.localization.dense import dense_embeddings, has_patch_tokens
+from XAICLIPLib.localization.localizer import ClipLocalizer, Settings
+from XAICLIPLib.localization.openclip import ImageTextModel, import_open_clip, load_model
+
+for package in ("timm", "transformers"):
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"the towers of BiomedCLIP and SigLIP need {package}", allow_module_level=True)
+import_open_clip()  # first: it knows what torchvision needs
+transformers: Any = importlib.import_module("transformers")
+
+CPU = torch.device("cpu")
+PREPROCESS = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
+WORDS = (
+    "a an x ct mr axial slice image of the on liver spleen left right kidney background pancreas scan showing".split()
+)
+
+
+def write(folder: Path, model_cfg: dict[str, Any], seed: int = 0) -> Path:
+    """Random weights and configuration, as open_clip writes them; what the text tower needs lies there already."""
+    folder.mkdir(exist_ok=True)
+    open_clip = import_open_clip()
+    torch.manual_seed(seed)
+    cfg = json.loads(json.dumps(model_cfg))
+    if "hf_model_name" in cfg["text_cfg"]:
+        cfg["text_cfg"] |= {"hf_model_name": str(folder), "hf_model_pretrained": False}
+    kind = (
+        open_clip.CustomTextCLIP
+        if cfg.pop("custom_text", False) or "hf_model_name" in cfg["text_cfg"]
+        else open_clip.CLIP
+    )
+    model = kind(**cfg)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    text = json.dumps({"model_cfg": model_cfg, "preprocess_cfg": PREPROCESS})
+    (folder / "open_clip_config.json").write_text(text, encoding="utf-8")
+    return folder
+
+
+def write_tokenizer(folder: Path) -> None:
+    """The files of a real BERT tokenizer, with a small vocabulary."""
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
+    transformers.BertTokenizerFast.from_pretrained(folder).save_pretrained(folder)
+
+
+def write_bert(folder: Path) -> None:
+    """The architecture of a small BERT, as it lies beside BERT's weights."""
+    bert = transformers.BertConfig(
+        vocab_size=5 + len(WORDS),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    bert.save_pretrained(folder)
+
+
+def biomedclip(folder: Path, tokenizer: str = "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract") -> Path:
+    """As in microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224."""
+    write_bert(folder)
+    write_tokenizer(folder if "/" in tokenizer else folder / tokenizer)
+    hub = "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract"
+    text = {"hf_model_name": hub, "hf_tokenizer_name": tokenizer, "hf_proj_type": "mlp"}
+    text |= {"hf_pooler_type": "cls_last_hidden_state_pooler", "context_length": 32}
+    vision = {"timm_model_name": "test_vit", "timm_model_pretrained": False, "timm_pool": "", "timm_proj": "linear"}
+    return write(folder, {"embed_dim": 24, "vision_cfg": vision | {"image_size": 160}, "text_cfg": text})
+
+
+def openai(folder: Path) -> Path:
+    """As in ViT-B-32 of OpenAI, with its activation, and of LAION."""
+    vision = {"image_size": 64, "patch_size": 16, "width": 32, "head_width": 16, "layers": 2}
+    text = {"context_length": 32, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+    return write(folder, {"embed_dim": 24, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text})
+
+
+def siglip(folder: Path) -> Path:
+    """As in timm/ViT-B-16-SigLIP."""
+    write_tokenizer(folder)
+    vision = {"timm_model_name": "test_vit3", "timm_model_pretrained": False, "timm_pool": "map", "timm_proj": "none"}
+    text = {"context_length": 32, "vocab_size": 5 + len(WORDS), "width": 64, "heads": 2, "layers": 2}
+    text |= {"no_causal_mask": True, "proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6}}
+    text |= {"hf_tokenizer_name": "timm/ViT-B-16-SigLIP", "tokenizer_kwargs": {"clean": "canonicalize"}}
+    model: dict[str, Any] = {"embed_dim": 96, "init_logit_bias": -10, "init_logit_scale": 2.3, "custom_text": True}
+    return write(folder, model | {"vision_cfg": vision | {"image_size": 160}, "text_cfg": text})
+
+
+LAYOUTS = {"BiomedCLIP": biomedclip, "OpenAI": openai, "SigLIP": siglip}
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("models") / request.param
+    made.mkdir()
+    return LAYOUTS[request.param](made)
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> ImageTextModel:
+    return load_model(f"local-dir:{folder}", CPU)
+
+
+def test_nothing_asks_another_machine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where the hub may be asked."""
+    from huggingface_hub import constants
+
+    asked: list[Any] = []
+
+    def refuse(*where: Any, **_named: Any) -> Any:
+        asked.append(where)
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    load_model(folder, CPU).tokenize(["the liver"])
+    assert asked == []
+
+
+def test_the_weights_are_those_of_the_file(folder: Path, model: ImageTextModel) -> None:
+    from safetensors.torch import load_file
+
+    written, found = load_file(folder / "open_clip_model.safetensors"), model.model.state_dict()
+    assert written.keys() == found.keys()
+    assert all(torch.equal(written[key], found[key]) for key in written)
+
+
+@torch.inference_mode()
+def test_words_are_told_apart(model: ImageTextModel) -> None:
+    tokens = model.tokenize(["the liver", "the spleen"])
+    assert tokens.shape == (2, 32)
+    liver, spleen = functional.normalize(model.model.encode_text(tokens), dim=-1)
+    assert float((liver - spleen).norm()) > 1e-3
+
+
+@torch.inference_mode()
+def test_patches_lie_in_the_joint_space_or_crops_do(model: ImageTextModel, folder: Path) -> None:
+    images = torch.randn(2, 3, model.side, model.side, generator=torch.Generator().manual_seed(0))
+    width = model.model.encode_text(model.tokenize(["liver"])).shape[1]
+    if (
+        folder.name == "SigLIP"
+    ):  # its pooled token comes from an attention over the patches, and there is no class token
+        assert not has_patch_tokens(model.model.visual)
+        patches = crop_embeddings(model.model.encode_image, images)
+    else:
+        pooled, patches = dense_embeddings(model.model.visual, images)
+        torch.testing.assert_close(pooled, model.model.encode_image(images))
+    assert patches.shape[0] == 2 and patches.shape[3] == width
+    torch.testing.assert_close(patches.norm(dim=-1), torch.ones(patches.shape[:3]))
+
+
+def test_a_bias_of_the_sigmoid_loss_changes_no_softmax(model: ImageTextModel) -> None:
+    """All classes would get the same."""
+    bias = getattr(model.model, "logit_bias", None)
+    cosines = torch.tensor([0.3, 0.1, -0.2])
+    with_bias = model.scale * cosines + (0.0 if bias is None else bias.detach())
+    torch.testing.assert_close(with_bias.softmax(0), (model.scale * cosines).softmax(0))
+
+
+def test_a_volume_gets_a_map_and_learned_prompts_change_it(model: ImageTextModel) -> None:
+    scan = torso_phantom(3).image
+    settings = Settings(contrasts=("spleen", "left kidney"), slice_mm=60.0, wordings=1)
+    plain, liver = ClipLocalizer(model, settings), anatomy.structure("liver")
+    first = plain.locate(scan, liver, "CT")
+    generator = torch.Generator().manual_seed(1)
+    begin = context.initial(model, 4, "CT")
+    vectors = {
+        name: begin + 5 * begin.std() * torch.randn(begin.shape, generator=generator) for name in ("liver", BACKGROUND)
+    }
+    second = plain.with_contexts(Contexts(vectors, "CT")).locate(scan, liver, "CT")
+    a, b = sitk.GetArrayFromImage(first), sitk.GetArrayFromImage(second)
+    assert a.shape == b.shape and np.isfinite(a).all() and a.min() >= 0 and a.max() <= 1
+    assert np.abs(a - b).max() > 1e-4
+
+
+# --- BiomedCLIP's folder
+
+
+def test_a_tokenizer_may_lie_in_a_folder_inside(tmp_path: Path) -> None:
+    made = biomedclip(tmp_path, tokenizer="words")
+    assert not (tmp_path / "vocab.txt").exists()
+    assert load_model(made, CPU).tokenize(["the liver"])[0, :4].tolist() == [
+        2,
+        5 + WORDS.index("the"),
+        5 + WORDS.index("liver"),
+        3,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lost", "told"),
+    [(("config.json",), "architecture"), (("tokenizer.json", "tokenizer_config.json", "vocab.txt"), "tokenizer")],
+)
+def test_what_the_folder_lacks_is_told_and_not_downloaded(tmp_path: Path, lost: tuple[str, ...], told: str) -> None:
+    made = biomedclip(tmp_path)
+    for name in lost:
+        (made / name).unlink(missing_ok=True)
+    with pytest.raises(InputError, match=f"lacks the {told}.*BiomedBERT.*put its {lost[0]} beside"):
+        load_model(made, CPU)
+
+
+def test_an_image_tower_of_the_hub_is_refused(tmp_path: Path) -> None:
+    made = biomedclip(tmp_path)
+    path = made / "open_clip_config.json"
+    config = json.loads(path.read_text())
+    config["model_cfg"]["vision_cfg"]["timm_model_name"] = "hf-hub:nobody/tower"
+    path.write_text(json.dumps(config))
+    with pytest.raises(InputError, match="names hf-hub:nobody/tower as its image tower"):
+        load_model(made, CPU)
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_code_beside_a_tokenizer_does_not_run(tmp_path: Path, asks: bool) -> None:
+    """Even where the configuration asks for trust."""
+    made, proof = biomedclip(tmp_path / "model"), tmp_path / "proof"
+    (made / "evil.py").write_text(f"import os\nos.mkdir({str(proof)!r})\nclass Evil: pass\n", encoding="utf-8")
+    path = made / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(
+        json.dumps(config | {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}})
+    )
+    if asks:
+        path = made / "open_clip_config.json"
+        config = json.loads(path.read_text())
+        config["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"trust_remote_code": True}
+        path.write_text(json.dumps(config))
+    try:
+        load_model(made, CPU).tokenize(["the liver"])
+    except InputError as error:
+        assert "\n" not in str(error)
+    assert not proof.exists()
+    assert "evil" not in sys.modules
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is asked on the terminal, where someone would say yes to all."""
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda question="": asked.append(question) or "y")
+    return asked
+
+
+def names_code(path: Path, key: str, proof: Path) -> None:
+    """Make a configuration lead to code that leaves a folder where it runs."""
+    code = f"import os\nos.mkdir({str(proof)!r})\nfrom transformers import PretrainedConfig\n"
+    (path.parent / "evil.py").write_text(
+        code + "class C(PretrainedConfig):\n    model_type = 'evil'\n", encoding="utf-8"
+    )
+    leads = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.C"}}
+    if key == "configuration_files":
+        (path.parent / "config.4.0.0.json").write_text(json.dumps(leads), encoding="utf-8")
+        leads = {key: ["config.4.0.0.json"]}
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | leads), encoding="utf-8")
+
+
+@pytest.mark.parametrize("key", ["auto_map", "configuration_files"])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "words/tokenizer_config.json"])
+def test_a_configuration_that_names_code_is_refused_and_nothing_is_asked(
+    tmp_path: Path, terminal: list[str], name: str, key: str
+) -> None:
+    made = biomedclip(tmp_path / "model", tokenizer="words")
+    names_code(made / name, key, tmp_path / "proof")
+    with pytest.raises(
+        InputError, match=rf"{name.rpartition('/')[2]} has {key}|config\.4\.0\.0\.json has auto_map"
+    ) as told:
+        load_model(made, CPU)
+    assert "\n" not in str(told.value) and terminal == [] and not (tmp_path / "proof").exists()
+
+
+def test_a_text_tower_of_the_hub_that_names_code_is_refused_and_nothing_is_asked(
+    tmp_path: Path, terminal: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tower lies on this machine, where the hub's would be after a download."""
+    tower = tmp_path / "tower"
+    write_bert(tower)
+    names_code(tower / "config.json", "auto_map", tmp_path / "proof")
+    text = {"hf_model_name": str(tower), "context_length": 32}
+    config = {"embed_dim": 24, "vision_cfg": {"timm_model_name": "test_vit", "image_size": 160}, "text_cfg": text}
+    factory = importlib.import_module("open_clip.factory")
+    monkeypatch.setattr(factory, "_get_hf_config", lambda *_args, **_named: {"model_cfg": config})
+    with pytest.raises(InputError, match=r"config\.json of .*tower has auto_map") as told:
+        load_model("hf-hub:nobody/evil", CPU)
+    assert "\n" not in str(told.value) and terminal == [] and not (tmp_path / "proof").exists()

@@ -1,0 +1,1 @@
+"""How an explanation looks: colours, surfaces, tables and layouts."""

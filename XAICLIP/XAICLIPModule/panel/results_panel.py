@@ -1,0 +1,334 @@
+"""The section Results: how an explanation is shown, measured, compared and saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import qt
+import slicer
+import vtk
+from slicer.i18n import tr as _
+from slicer.util import VTKObservationMixin
+
+from XAICLIPLib.errors import InputError
+from XAICLIPModule.display import saliency_display, surfaces, tables
+from XAICLIPModule.display.layouts import SideBySide
+from XAICLIPModule.display.saliency_display import SALIENCY_ATTRIBUTE
+from XAICLIPModule.logic import XAICLIPLogic
+from XAICLIPModule.scene import results, saving
+from XAICLIPModule.scene.nodes import isInScene
+from XAICLIPModule.scene.results import SURFACE_ROLE, ExplanationNodes
+
+
+class ResultsPanel(VTKObservationMixin):
+    """Shows the explanation that is selected, and lets its looks be changed.
+
+    Parameters
+    ----------
+    ui
+        The widgets by their names.
+    logic
+        For its slice views.
+    """
+
+    def __init__(self, ui: Any, logic: XAICLIPLogic) -> None:
+        super().__init__()
+        self.ui, self.logic = ui, logic
+        self.sideBySide = SideBySide()
+        self._node: Any = None
+        self._compared: Any = None
+        self._figures: dict[str, Path] = {}
+        self._updating = False
+        for selector in (ui.resultSelector, ui.compareSelector):
+            selector.addAttribute("vtkMRMLScalarVolumeNode", SALIENCY_ATTRIBUTE, "1")
+        ui.measurementsTable.setHorizontalHeaderLabels([_("Measurement"), _("Value")])
+        ui.measurementsTable.horizontalHeader().setStretchLastSection(True)
+        ui.measurementsTable.verticalHeader().setVisible(False)
+        self._connect()
+        self._show()
+
+    def _connect(self) -> None:
+        ui = self.ui
+        ui.overlayCheckBox.connect("toggled(bool)", self._onOverlay)
+        ui.legendCheckBox.connect("toggled(bool)", self._onLegend)
+        ui.show3DCheckBox.connect("toggled(bool)", self._onShow3D)
+        ui.opacitySlider.connect("valueChanged(double)", self._onOpacity)
+        ui.saliencyThresholdSlider.connect("valueChanged(double)", self._onThreshold)
+        ui.windowSpinBox.connect("valueChanged(double)", self._onWindow)
+        ui.coloursSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._onColours)
+        ui.jumpButton.connect("clicked(bool)", self._onJump)
+        ui.tableButton.connect("clicked(bool)", self._onTable)
+        ui.chartButton.connect("clicked(bool)", self._onChart)
+        ui.compareButton.connect("toggled(bool)", self._onCompare)
+        ui.saveButton.connect("clicked(bool)", self._onSave)
+        ui.reportButton.connect("clicked(bool)", self._onReport)
+
+    def close(self) -> None:
+        """Let go of the scene."""
+        self.removeObservers()
+
+    # --- what is shown ---
+
+    def setNodes(self, saliencyNode: Any, comparedNode: Any) -> None:
+        """Show an explanation, and know the one to compare it with; either may be None."""
+        if saliencyNode is not self._node:
+            if self.sideBySide.isShown:
+                self.sideBySide.giveBack()
+            self.removeObservers()
+            self._node = saliencyNode
+            if saliencyNode is not None and saliencyNode.GetDisplayNode() is not None:
+                self.addObserver(saliencyNode.GetDisplayNode(), vtk.vtkCommand.ModifiedEvent, self._onDisplayModified)
+                if not saliency_display.SliceViews.isShown(saliencyNode):
+                    self._overlay(True)
+        self._compared = comparedNode
+        self._show()
+
+    def showDeveloping(self, saliencyNode: Any) -> None:
+        """Follow a map that is still being computed: nothing to measure yet, but looks can be changed."""
+        if saliencyNode is not self._node:
+            self.setNodes(saliencyNode, self._compared)
+        else:
+            self._show()
+
+    def noteFigure(self, nodes: ExplanationNodes) -> None:
+        """Remember the worker's picture of a run, which is no part of the scene."""
+        if nodes.figure is not None:
+            self._figures[nodes.saliency.GetID()] = nodes.figure
+
+    def explanation(self) -> ExplanationNodes | None:
+        """The explanation that is shown."""
+        nodes = results.explanationOf(self._node)
+        if nodes is None:
+            return None
+        return ExplanationNodes(**{**nodes.__dict__, "figure": self._figures.get(self._node.GetID())})
+
+    def _onDisplayModified(self, *_event: Any) -> None:
+        self._show()
+
+    def _show(self) -> None:
+        if self._updating:
+            return
+        self._updating = True
+        try:
+            self._showLooks()
+            self._showMeasurements()
+            self._showButtons()
+        finally:
+            self._updating = False
+
+    def _showLooks(self) -> None:
+        ui, node = self.ui, self._node
+        there = node is not None and node.GetDisplayNode() is not None
+        why = "" if there else _("There is no result yet: click Apply.")
+        for widget in (
+            ui.overlayCheckBox,
+            ui.legendCheckBox,
+            ui.opacitySlider,
+            ui.saliencyThresholdSlider,
+            ui.windowSpinBox,
+            ui.coloursSelector,
+            ui.jumpButton,
+        ):
+            _enable(widget, there, why)
+        if not there:
+            return
+        opacity = saliency_display.SliceViews.opacity(node)
+        ui.overlayCheckBox.setChecked(opacity is not None)
+        if opacity is not None:
+            ui.opacitySlider.value = opacity
+        legend = saliency_display.legend(node)
+        ui.legendCheckBox.setChecked(legend is not None and bool(legend.GetVisibility()))
+        ui.saliencyThresholdSlider.value = saliency_display.threshold(node)
+        ui.windowSpinBox.setValue(saliency_display.window(node))
+        ui.coloursSelector.setCurrentNode(saliency_display.colours(node))
+
+    def _showMeasurements(self) -> None:
+        ui, nodes = self.ui, results.explanationOf(self._node)
+        record = nodes.record if nodes is not None else {}
+        rows = tables.rows(record) if record else []
+        table = ui.measurementsTable
+        table.setRowCount(len(rows))
+        for row, values in enumerate(rows):
+            for column, text in enumerate(values):
+                table.setItem(row, column, qt.QTableWidgetItem(text))
+        table.resizeColumnsToContents()
+        ui.resultSummaryLabel.setText(summary(record) if record else "")
+        ui.resultSummaryLabel.setVisible(bool(record))
+
+    def _showButtons(self) -> None:
+        ui, nodes = self.ui, results.explanationOf(self._node)
+        why = "" if nodes is not None else _("There is no finished result: click Apply.")
+        for widget in (ui.show3DCheckBox, ui.tableButton, ui.saveButton, ui.reportButton):
+            _enable(widget, nodes is not None, why)
+        surface = self._node.GetNodeReference(SURFACE_ROLE) if self._node is not None else None
+        ui.show3DCheckBox.setChecked(surface is not None and bool(surface.GetDisplayVisibility()))
+        chart = nodes is not None and nodes.chart is not None
+        _enable(
+            ui.chartButton,
+            chart,
+            why or _('Only the method "structures" weighs structures: choose it, and click Apply.'),
+        )
+        other = self._compared is not None and self._compared is not self._node
+        comparing = nodes is not None and other
+        _enable(
+            ui.compareButton,
+            comparing or self.sideBySide.isShown,
+            why or _("Choose another result to compare this one with."),
+        )
+        ui.compareButton.setChecked(self.sideBySide.isShown)
+
+    # --- what the user does ---
+
+    def _canChange(self) -> bool:
+        """Whether a widget was changed by the user, and there is a map to be changed: one may just be going away."""
+        node = self._node
+        return not self._updating and isInScene(node) and node.GetDisplayNode() is not None
+
+    def _overlay(self, shown: bool) -> None:
+        if shown:
+            volume = self._node.GetNodeReference(results.INPUT_ROLE)
+            self.logic.views.show(volume, self._node, self.ui.opacitySlider.value)
+        else:
+            saliency_display.showLegend(self._node, False)
+            self.logic.views.giveBack()
+
+    def _onOverlay(self, shown: bool) -> None:
+        if self._canChange():
+            self._overlay(shown)
+            self._show()
+
+    def _onLegend(self, shown: bool) -> None:
+        if self._canChange():
+            saliency_display.showLegend(self._node, shown)
+
+    def _onOpacity(self, value: float) -> None:
+        if not self._canChange():
+            return
+        for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
+            shown = (self._node.GetID(), self._compared.GetID() if self._compared is not None else None)
+            if composite.GetForegroundVolumeID() in shown:
+                composite.SetForegroundOpacity(value)
+
+    def _onThreshold(self, value: float) -> None:
+        if self._canChange():
+            saliency_display.setThreshold(self._node, value)
+
+    def _onWindow(self, value: float) -> None:
+        if self._canChange():
+            saliency_display.setWindow(self._node, value)
+
+    def _onColours(self, colorNode: Any) -> None:
+        if self._canChange() and colorNode is not None:
+            saliency_display.setColours(self._node, colorNode)
+
+    def _onJump(self, *_clicked: Any) -> None:
+        point = surfaces.mostSalientPoint(self._node)
+        slicer.vtkMRMLSliceNode.JumpAllSlices(slicer.mrmlScene, *point, slicer.vtkMRMLSliceNode.CenteredJumpSlice)
+
+    def _onShow3D(self, shown: bool) -> None:
+        nodes = self.explanation()
+        if self._updating or nodes is None:
+            return
+        with slicer.util.tryWithErrorDisplay(_("The surfaces cannot be shown."), waitCursor=True):
+            if surfaces.showIn3D(nodes, shown) is None and shown:
+                slicer.util.infoDisplay(
+                    _("The map has no surface to show: nothing in it passes half of its largest value."),
+                    windowTitle=_("XAI-CLIP"),
+                )
+        if shown and slicer.app.layoutManager() is not None:
+            slicer.util.resetThreeDViews()
+
+    def _onTable(self, *_clicked: Any) -> None:
+        nodes, manager = self.explanation(), slicer.app.layoutManager()
+        if nodes is None or nodes.measurements is None or manager is None:
+            return
+        selection = slicer.app.applicationLogic().GetSelectionNode()
+        selection.SetActiveTableID(nodes.measurements.GetID())
+        slicer.app.applicationLogic().PropagateTableSelection()
+        manager.setLayout(slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpTableView)
+
+    def _onChart(self, *_clicked: Any) -> None:
+        nodes = self.explanation()
+        if nodes is not None and nodes.chart is not None:
+            slicer.modules.plots.logic().ShowChartInLayout(nodes.chart)
+
+    def _onCompare(self, shown: bool) -> None:
+        if self._updating:
+            return
+        if not shown:
+            self.sideBySide.giveBack()
+        elif self._node is not None and self._compared is not None:
+            pairs = [(node.GetNodeReference(results.INPUT_ROLE), node) for node in (self._node, self._compared)]
+            self.sideBySide.show(pairs[0], pairs[1], self.ui.opacitySlider.value)
+        self._show()
+
+    def _onSave(self, *_clicked: Any) -> None:
+        folder = qt.QFileDialog.getExistingDirectory(self.ui.saveButton, _("Folder for the results"))
+        if folder:
+            self.saveTo(Path(folder))
+
+    def saveTo(self, folder: Path) -> list[Path]:
+        """Write the explanation that is shown into a folder."""
+        nodes = self.explanation()
+        if nodes is None:
+            return []
+        try:
+            written = saving.save(nodes, folder)
+        except InputError as error:
+            slicer.util.errorDisplay(str(error), windowTitle=_("XAI-CLIP"))
+            return []
+        slicer.util.showStatusMessage(_("{count} files were written.").format(count=len(written)), 5000)
+        return written
+
+    def _onReport(self, *_clicked: Any) -> None:
+        chosen = qt.QFileDialog.getSaveFileName(
+            self.ui.reportButton,
+            _("Report"),
+            "report.html",
+            _("Web page (*.html)") + ";;" + _("PDF (*.pdf)"),
+        )
+        # Qt's own gives name and filter, PythonQt's the name alone.
+        name = chosen[0] if isinstance(chosen, tuple) else chosen
+        if name:
+            self.reportTo(Path(name) if Path(name).suffix else Path(name).with_suffix(".html"))
+
+    def reportTo(self, path: Path) -> None:
+        """Begin to write the explanation that is shown as a page for a reader, an .html or .pdf file."""
+        nodes = self.explanation()
+        if nodes is None:
+            return
+        try:
+            self.logic.startReporting(nodes, path)
+        except InputError as error:
+            slicer.util.errorDisplay(str(error), windowTitle=_("XAI-CLIP"))
+
+
+def summary(record: dict[str, Any]) -> str:
+    """What was explained and how, in a few lines, with its warnings and what was checked."""
+    segmenter = (record.get("models") or {}).get("segmenter") or {}
+    lines = [
+        _("{structure}, drawn by {model}; {method}, {score}, hidden by {baseline}.").format(
+            structure=record["target"]["name"],
+            model=segmenter.get("name", _("the network")),
+            method=record["parameters"].get("method", ""),
+            score=record["parameters"].get("score", ""),
+            baseline=record["parameters"].get("baseline", ""),
+        )
+    ]
+    if not record.get("complete", True):
+        lines.append(_("Cancelled before the end: the map is incomplete."))
+    lines += [_("Warning: {text}").format(text=text) for text in record.get("warnings", [])]
+    passed = [flag for flag in record.get("reliability") or [] if not flag.get("raised", True)]
+    lines += [_("Checked: {text}").format(text=flag.get("sentence", "")) for flag in passed]
+    return "\n".join(lines)
+
+
+def _enable(widget: Any, enabled: bool, why: str) -> None:
+    """Enable a widget, or let its tool tip say why it is disabled."""
+    own = widget.property("xaiclipToolTip")
+    if own is None:
+        own = widget.toolTip
+        widget.setProperty("xaiclipToolTip", own)
+    widget.setEnabled(enabled)
+    widget.setToolTip(own if enabled else why)

@@ -1,0 +1,76 @@
+"""The results of a run as files, as `xaiclip explain` writes them, from the nodes of the scene."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import SimpleITK as sitk
+import slicer
+from slicer.i18n import tr as _
+
+from XAICLIPLib import imaging
+from XAICLIPLib.errors import InputError
+from XAICLIPModule.scene import export, results
+from XAICLIPModule.scene.results import ExplanationNodes
+
+
+def save(nodes: ExplanationNodes, folder: Path) -> list[Path]:
+    """Write saliency, region, target, measurements and record of a run into a folder.
+
+    The volumes lie in the scan's own space, without its transform, so that they fit the file it came from.
+    ``figure.png`` is written while the worker's picture is at hand, which a scene does not keep.
+
+    Returns
+    -------
+    list of Path
+        What was written.
+
+    Raises
+    ------
+    InputError
+        The folder cannot be written.
+    """
+    written = [_saveSaliency(nodes, folder)]
+    for segment in (results.REGION_SEGMENT, results.TARGET_SEGMENT):
+        if nodes.segmentation is not None and nodes.segmentation.GetSegmentation().GetSegment(segment):
+            try:
+                mask = export.maskFromSegment(nodes.segmentation, segment, nodes.saliency)
+            except InputError:
+                continue  # an empty region is no file
+            written.append(imaging.write_volume(mask, folder / f"{segment}.nrrd"))
+    try:
+        record = folder / "explanation.json"
+        record.write_text(json.dumps(nodes.record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        written.append(record)
+        for node, name in ((nodes.measurements, "measurements"), (nodes.structures, "structures")):
+            if node is not None:
+                written.append(_saveTable(node, folder / f"{name}.csv"))
+        if nodes.figure is not None and nodes.figure.is_file():
+            written.append(Path(shutil.copy(nodes.figure, folder / "figure.png")))
+    except OSError as error:
+        raise InputError(
+            _("The folder {folder} cannot be written ({reason}): choose another one.").format(
+                folder=folder, reason=error.strerror or error
+            )
+        ) from error
+    return written
+
+
+def _saveSaliency(nodes: ExplanationNodes, folder: Path) -> Path:
+    image = sitk.GetImageFromArray(slicer.util.arrayFromVolume(nodes.saliency))
+    image.CopyInformation(export.grid(nodes.saliency))
+    return imaging.write_volume(image, folder / "saliency.nrrd")
+
+
+def _saveTable(tableNode: object, path: Path) -> Path:
+    table = tableNode.GetTable()  # type: ignore[attr-defined]
+    columns = [table.GetColumn(i) for i in range(table.GetNumberOfColumns())]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(column.GetName() for column in columns)
+        for row in range(table.GetNumberOfRows()):
+            writer.writerow(column.GetValue(row) for column in columns)
+    return path

@@ -1,0 +1,1 @@
+"""Self-tests, and a worker that tests play themselves."""

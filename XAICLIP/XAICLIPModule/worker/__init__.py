@@ -1,0 +1,1 @@
+"""The worker process: how it is installed, started, asked and understood."""

@@ -1,0 +1,56 @@
+"""A report of an explanation that is shown: what the worker is asked to write."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slicer.i18n import tr as _
+
+from XAICLIPLib.errors import InputError
+from XAICLIPModule.scene import export, saving
+from XAICLIPModule.scene.results import ExplanationNodes
+
+ENDINGS = (".html", ".pdf")
+
+
+@dataclass(frozen=True)
+class ReportQuestion:
+    """An explanation, and the file that it is to be told in."""
+
+    nodes: ExplanationNodes
+    output: Path
+
+    @property
+    def volumeNode(self) -> Any:
+        """The scan; None where it was deleted."""
+        return self.nodes.volume
+
+    def check(self) -> None:
+        """Refuse at once what the worker would refuse after a while.
+
+        Raises
+        ------
+        InputError
+            The file has another ending.
+        """
+        if self.output.suffix.lower() not in ENDINGS:
+            raise InputError(_("A report is an .html or a .pdf file: give the name one of these endings."))
+
+    def reportRequest(self, folder: Path) -> dict[str, Any]:
+        """The fields of a ``report`` request; explanation and scan are written into the folder.
+
+        Raises
+        ------
+        InputError
+            They cannot be written.
+        """
+        saved = folder / "explanation"
+        saved.mkdir()
+        saving.save(self.nodes, saved)
+        asked = {"folder": str(saved), "output": str(self.output)}
+        if self.volumeNode is not None:
+            image = export.imageFromVolume(self.volumeNode)
+            asked["volume"] = str(export.writeImage(image, folder / "volume.nrrd"))
+        return asked

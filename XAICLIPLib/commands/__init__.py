@@ -1,0 +1,1 @@
+"""The command ``xaiclip``: one file for each of its commands, and the terminal. Imports everything but the worker."""

@@ -1,0 +1,173 @@
+"""What would run here, and what is missing.
+
+Nothing but the standard library is imported before it is looked at: this is what is run where a package is missing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import re
+import shutil
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from XAICLIPLib import __version__
+from XAICLIPLib.errors import InputError, first_line
+from XAICLIPLib.system.versions import installed
+
+NEEDED = {
+    "torch": ("torch", "2.8"),
+    "monai": ("monai", "1.5.1"),
+    "open_clip_torch": ("", "3.0"),
+    "SimpleITK": ("SimpleITK", "2.4"),
+    "numpy": ("numpy", "1.26"),
+    "scipy": ("scipy", "1.11.4"),
+    "scikit-image": ("skimage", "0.24"),
+    "scikit-learn": ("sklearn", "1.5"),
+    "matplotlib": ("matplotlib", "3.9"),
+    "rapidfuzz": ("rapidfuzz", "3.9"),
+    "pyyaml": ("yaml", "6.0.1"),
+    "safetensors": ("safetensors", "0.4.3"),
+    "tqdm": ("tqdm", "4.66"),
+    "captum": ("captum", "0.8"),
+    "pooch": ("pooch", "1.8"),
+    "jinja2": ("jinja2", "3.1"),
+    "einops": ("einops", "0.7"),
+    "nibabel": ("nibabel", "5.2"),
+}
+"""Module and oldest version of each package that XAI-CLIP needs, as in pyproject.toml (a test compares them).
+
+open_clip is imported by `XAICLIPLib.localization.openclip` alone.
+"""
+
+EXTRAS = {
+    "transformers": "only for SAM and for localizers with a Hugging Face text tower, such as biomedclip",
+    "nnunetv2": "only for nnU-Net and TotalSegmentator",
+}
+"""Modules that some models need, and for what."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes
+    ----------
+    name, found
+        What was looked at, and what was found.
+    ok
+        Whether it can be used.
+    remedy
+        What to do where not.
+    optional
+        Everything runs without it, slower or with less.
+    here
+        False of a model that can be downloaded and was not.
+    """
+
+    name: str
+    found: str
+    ok: bool = True
+    remedy: str = ""
+    optional: bool = False
+    here: bool = True
+
+
+def examine() -> list[Check]:
+    """Look at Python, the packages, the device and the models."""
+    checks = [
+        Check("xaiclip", __version__),
+        Check("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+    ]
+    checks += [package(name, module, oldest) for name, (module, oldest) in NEEDED.items()]
+    for name, purpose in EXTRAS.items():
+        there = find_spec(name) is not None
+        remedy = f"pip install {name}, needed {purpose}"
+        checks.append(Check(name, installed(name) or "installed" if there else "not installed", there, remedy, True))
+    if all(check.ok for check in checks if check.name in ("torch", "numpy")):
+        checks.append(device())
+    if all(check.ok for check in checks if check.name in NEEDED):
+        checks += models()
+    else:
+        checks.append(Check("models", "not looked at", False, "mend the packages first"))
+    return checks
+
+
+def package(name: str, module: str, oldest: str) -> Check:
+    """Whether a package is installed, recent enough, and can be imported."""
+    version = installed(name)
+    if not version:
+        return Check(name, "not installed", False, f'pip install "{name}>={oldest}"')
+    if _numbers(version) < _numbers(oldest):
+        return Check(name, f"{version}, too old", False, f'pip install --upgrade "{name}>={oldest}"')
+    try:
+        if module:
+            importlib.import_module(module)
+        else:
+            from XAICLIPLib.localization.openclip import import_open_clip
+
+            import_open_clip()
+    except Exception as error:  # whatever a half-broken installation raises
+        remedy = f"pip install --force-reinstall {name}"
+        if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] != module:
+            remedy = f"install {error.name.partition('.')[0]}, which it needs"
+        elif not module:
+            remedy = "pip install --force-reinstall torch torchvision, both of one release"
+        return Check(name, f"{version} does not import ({first_line(error)})", False, remedy)
+    return Check(name, version)
+
+
+def device() -> Check:
+    """What networks would run on; a CPU is good enough, so that it is a note."""
+    import torch
+
+    from XAICLIPLib.system.devices import choose_device
+
+    chosen = choose_device()
+    if chosen.type == "cpu":
+        remedy = "an explanation takes minutes on a CPU, and seconds on a CUDA GPU"
+        if shutil.which("nvidia-smi"):
+            remedy += "; here is an NVIDIA driver, but this PyTorch cannot use the GPU: see https://pytorch.org"
+        found = f"CPU, {torch.get_num_threads()} threads on {os.cpu_count()} cores; no GPU that PyTorch can use"
+        return Check("device", found, False, remedy, optional=True)
+    try:
+        float(torch.ones(8, device=chosen).sum())
+        if chosen.type != "cuda":
+            return Check("device", f"{chosen.type}, Apple's GPU")
+        properties = torch.cuda.get_device_properties(chosen)
+        return Check("device", f"cuda, {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+    except RuntimeError as error:
+        remedy = "install a PyTorch that was built for this GPU and driver (https://pytorch.org), or use --device cpu"
+        return Check("device", f"{chosen.type} is there but does not work ({first_line(error)})", False, remedy)
+
+
+def models() -> list[Check]:
+    """Whether the models that are here are what they should be, and where the others come from."""
+    from XAICLIPLib.models import catalogue
+
+    try:
+        entries = catalogue.entries()
+    except InputError as error:  # the user's own catalogue
+        entries = catalogue.shipped_entries()
+        checks = [Check("catalogue", str(error), False)]
+    else:
+        checks = []
+    for entry in entries:
+        what = "segmentation network" if entry.kind == "segmenter" else "localizer"
+        try:
+            if entry.source != "shipped" and not entry.installed:
+                checks.append(Check(entry.name, f"{what}, not downloaded (from {entry.origin})", here=False))
+                continue
+            entry.check()
+            unchanged = "complete and unchanged" if entry.checksums else f"from {entry.origin}"
+            checks.append(Check(entry.name, f"{what}, {unchanged}"))
+        except InputError as error:  # says the way out
+            checks.append(Check(entry.name, str(error), False, optional=entry.source != "shipped"))
+    return checks
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version, which is all that bounds are made of."""
+    return tuple(int(n) for n in re.findall(r"\d+", re.split(r"[^\d.]", version)[0]))

@@ -1,0 +1,287 @@
+"""The command ``xaiclip models``: list them, describe one, download, add and remove."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from XAICLIPLib.commands.terminal import Interrupt, say
+from XAICLIPLib.errors import Cancelled, InputError
+
+if TYPE_CHECKING:
+    from XAICLIPLib.models.entry import Entry
+
+LISTED_STRUCTURES = 24
+"""More than these are counted, not listed, where all models are."""
+
+LINE_EVERY_S = 5.0
+
+
+def add_commands(parser: argparse.ArgumentParser) -> None:
+    """Give the parser of ``xaiclip models`` its commands; without one, it lists."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(command=_list)
+    commands = parser.add_subparsers(metavar="COMMAND")
+
+    listing = commands.add_parser("list", help="list the models; the default")
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    listing.set_defaults(command=_list)
+
+    info = commands.add_parser("info", help="all about one model")
+    info.add_argument("name", metavar="NAME")
+    info.add_argument("--json", action="store_true", help="print JSON")
+    info.set_defaults(command=_info)
+
+    download = commands.add_parser(
+        "download",
+        help="download a model",
+        description="Download a model, or install it from files that are here. What was cut off goes on where it was.",
+    )
+    download.add_argument("name", metavar="NAME")
+    download.add_argument(
+        "--from",
+        type=Path,
+        dest="given",
+        metavar="FILE",
+        help="use this archive, folder or file instead of the network; its checksum is compared all the same",
+    )
+    download.set_defaults(command=_download)
+
+    remove = commands.add_parser(
+        "remove",
+        help="delete what was downloaded of a model, and forget one of your own",
+        description="Delete what was downloaded of a model. One of your own is forgotten, and its files stay.",
+    )
+    remove.add_argument("name", metavar="NAME")
+    remove.set_defaults(command=_remove)
+
+    add = commands.add_parser(
+        "add",
+        help="add a model of your own, or a catalogue of models",
+        description="Add the folder or file of a model, which stays where it is, or all entries of a catalogue (.json; "
+        "its form is in Resources/models.schema.json).",
+    )
+    add.add_argument("path", type=Path, metavar="PATH")
+    add.add_argument("--name", metavar="NAME", help="what to call it; default: as its folder or file")
+    add.add_argument(
+        "--trust",
+        action="store_true",
+        help="believe the catalogue where it says that the code of a model was reviewed and may run; of a model, run "
+        "its code now to see what it draws",
+    )
+    add.set_defaults(command=_add)
+
+
+def described(entry: Any, default: bool) -> dict[str, Any]:
+    """An entry of the catalogue for programs."""
+    keys = ("name", "kind", "format", "title", "modality", "structures", "licence", "citation", "size_mb", "trust")
+    told = {key: getattr(entry, key) for key in keys}
+    return told | {"source": entry.origin, "installed": entry.installed, "default": default}
+
+
+def _list(options: argparse.Namespace) -> int:
+    from XAICLIPLib.models.catalogue import entries
+
+    listed = entries()
+    defaults = {entry.kind: entry.name for entry in reversed(listed)}
+    if options.json:
+        print(json.dumps([described(entry, defaults[entry.kind] == entry.name) for entry in listed], indent=2))
+        return 0
+    for kind, heading, own in (
+        ("segmenter", "Segmentation networks (--model)", "its folder, or the zip file of a MONAI bundle"),
+        ("localizer", "Localizers, which find the prompt in the scan (--localizer)", "any open_clip model"),
+    ):
+        print(heading)
+        for entry in listed:
+            if entry.kind == kind:
+                print(f"\n  {entry.name}{' (default)' if defaults[kind] == entry.name else ''}")
+                _print_lines(entry, LISTED_STRUCTURES)
+        print(f"\n  or a model of your own: {own}\n")
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    from XAICLIPLib.models.catalogue import entries, find
+
+    entry = find(options.name)
+    default = next(other for other in entries() if other.kind == entry.kind).name == entry.name
+    if options.json:
+        place = entry.folder
+        more = {"folder": None if place is None else str(place), "files": dict(entry.files)}
+        print(json.dumps(described(entry, default) | more, indent=2))
+        return 0
+    print(f"{entry.name}{' (default)' if default else ''}")
+    _print_lines(entry, None)
+    if entry.citation:
+        _print_wrapped(f"Cite: {entry.citation}")
+    if entry.folder is not None:
+        print(f"    Files: {entry.folder}")
+    if entry.trust:
+        _print_wrapped("Its code was reviewed and runs without --trust, so long as its files are unchanged.")
+    return 0
+
+
+def _print_lines(entry: Any, most: int | None) -> None:
+    """What there is to know of an entry, in a few lines."""
+    _print_wrapped(entry.title)
+    modality = "any modality" if entry.modality == "any" else entry.modality
+    size = "" if entry.size_mb is None else f"; {entry.size_mb:,.3g} MB"
+    _print_wrapped(f"{modality}; licence {entry.licence}{size}; {_source(entry)}")
+    if entry.structures:
+        names = list(entry.structures[:most])
+        rest = len(entry.structures) - len(names)
+        knows = f"{'Draws' if entry.kind == 'segmenter' else 'Trained on'}: {', '.join(names)}"
+        _print_wrapped(knows + (f" and {rest} more, see `xaiclip models info {entry.name}`" if rest else ""), "  ")
+
+
+def _source(entry: Any) -> str:
+    if entry.source == "shipped":
+        return "ships with XAI-CLIP"
+    if isinstance(entry.source, Path):
+        return f"yours, at {entry.source}" if entry.installed else f"yours, not at {entry.source} any more"
+    if entry.installed:
+        return f"on this machine, from {entry.origin}"
+    if entry.fetched_as("package"):
+        return f"not installed, from {entry.origin}"
+    if entry.kind == "localizer" and (entry.fetched_as("hf-hub") or entry.fetched_as("open_clip")):
+        return f"downloaded from {entry.origin} on first use"
+    return f"to be downloaded from {entry.origin} with `xaiclip models download {entry.name}`"
+
+
+def _print_wrapped(text: str, hanging: str = "") -> None:
+    width = min(max(shutil.get_terminal_size().columns, 60), 100)
+    lines = textwrap.wrap(text, width - 4, subsequent_indent=hanging, break_on_hyphens=False, break_long_words=False)
+    print(textwrap.indent("\n".join(lines), " " * 4))
+
+
+def _download(options: argparse.Namespace) -> int:
+    from XAICLIPLib.models import acquisition
+    from XAICLIPLib.models.catalogue import find
+
+    entry = find(options.name)
+    if options.given is not None:
+        print(f"Installed in {acquisition.install(entry, options.given)}")
+        return 0
+    if entry.installed:
+        entry.check()
+        print(f"The model {entry.name} is on this machine already.")
+        return 0
+    try:
+        with Interrupt("Stopping; what came so far is kept. Ctrl-C again ends at once.") as interrupt, _Bar() as bar:
+            place = acquisition.download(entry, bar.show, interrupt)
+    except Cancelled as error:
+        say(f"xaiclip: {error}")
+        return 130
+    print(f"Installed in {place}. Licence: {entry.licence}.")
+    return 0
+
+
+def _remove(options: argparse.Namespace) -> int:
+    from XAICLIPLib.models.catalogue import find
+    from XAICLIPLib.models.user_entries import remove
+
+    deleted = remove(find(options.name))
+    print(f"Deleted {', '.join(map(str, deleted))}." if deleted else f"The model {options.name} is forgotten.")
+    return 0
+
+
+def _add(options: argparse.Namespace) -> int:
+    from XAICLIPLib.models.catalogue import shipped_entries
+    from XAICLIPLib.models.user_entries import add
+
+    if not options.path.name.lower().endswith(".json"):
+        _check_known(options.path)
+    for entry in add(options.path, shipped_entries(), options.name, options.trust):
+        option = "--localizer" if entry.kind == "localizer" else "--model"
+        if entry.kind == "segmenter" and isinstance(entry.source, Path):
+            _try(entry, options.trust)
+        print(f"Added. To use it: {option} {entry.name}")
+    return 0
+
+
+def _check_known(path: Path) -> None:
+    """Refuse what is no model before it gets a name."""
+    from XAICLIPLib.models.archives import is_archive
+    from XAICLIPLib.segmentation.networks import formats
+
+    known = not path.exists() or is_archive(path) or (path / "open_clip_config.json").is_file()
+    if not known and formats.recognised(path) is None:
+        raise InputError(
+            f"{path} is no model that is known: give {formats.what_to_give()}; the zip file of one of these; or the "
+            "folder of an open_clip model (it has open_clip_config.json)."
+        )
+
+
+def _try(entry: Entry, trust: bool) -> None:
+    """Load a network of the user once, and write down what it draws; where it does not load, say why.
+
+    Raises
+    ------
+    InputError
+        It is an archive without a network, which is forgotten again.
+    """
+    import torch
+
+    from XAICLIPLib.models.catalogue import NoNetwork, load_segmenter
+    from XAICLIPLib.models.entry import MODALITIES
+    from XAICLIPLib.models.user_entries import remove, update
+
+    try:
+        network = load_segmenter(entry.name, torch.device("cpu"), trust)
+    except NoNetwork:
+        remove(entry)
+        raise
+    except InputError as error:
+        say(f"It does not load as it is: {error}")
+        return
+    shift = network.activation == "softmax"  # channel 0 is the background
+    names = (str(name).strip() for channel, name in network.labels.items() if channel or not shift)
+    modality = network.modality if network.modality in MODALITIES else "any"
+    structures = tuple(dict.fromkeys(filter(None, names)))
+    listed = replace(entry, structures=structures, modality=modality, inputs=tuple(network.inputs))
+    try:
+        update(listed)
+    except InputError:  # names that a catalogue cannot hold, such as two inputs that are both called CT
+        say("Its inputs or structures have names that the list cannot show; it can be used all the same.")
+        return
+    _print_lines(listed, LISTED_STRUCTURES)
+
+
+class _Bar:
+    """How far a download is: a bar on a terminal, elsewhere a line every few seconds."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._name = ""
+        self._told = time.monotonic()
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def show(self, name: str, done: int, total: int | None) -> None:
+        """Show how many bytes of a file are here."""
+        if sys.stderr is None:
+            return
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            if name != self._name:
+                self.__exit__()
+                self._bar = tqdm(desc=name, file=sys.stderr, unit="B", unit_scale=True, ncols=80)
+            self._bar.total = total
+            self._bar.update(done - self._bar.n)
+        elif time.monotonic() >= self._told + LINE_EVERY_S:
+            self._told = time.monotonic()
+            say(f"{name}: {done / 1e6:,.1f}{'' if total is None else f' of {total / 1e6:,.1f}'} MB")
+        self._name = name

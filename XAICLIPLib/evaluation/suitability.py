@@ -1,0 +1,113 @@
+"""Whether a volume is what a network was trained on, as far as intensities, grid and the network's own words tell."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import SimpleITK as sitk
+
+from XAICLIPLib import imaging
+from XAICLIPLib.evaluation.flags import Flag
+from XAICLIPLib.segmentation.segmenter import Prepared, Segmenter, SlidingWindow
+
+AIR_HU = -50.0
+"""A CT that shows anything but soft tissue reaches below it; one that does not is no CT in HU."""
+
+COARSE = 3.0
+"""Voxels of the scan this many times as long as the network's along an axis: what is between them is invented."""
+
+MOSTLY_PADDING = 0.5
+"""Share of the network's window that the scan fills along an axis, below which the network sees mostly padding."""
+
+
+def checks(volume: sitk.Image, modality: str | None, segmenter: Segmenter, prepared: Prepared) -> list[Flag]:
+    """All that can be told of whether a network was made for a volume like this one.
+
+    Parameters
+    ----------
+    volume
+        The scan, scalar.
+    modality
+        CT or MR, said by the user or guessed; None where it is neither.
+    segmenter, prepared
+        The network, and the volume as it sees it.
+    """
+    found = []
+    wanted = modalities(segmenter.modality)
+    if modality and wanted:
+        other = modality not in wanted
+        sentence = f"The network {segmenter.name} is for {segmenter.modality}, and this volume looks like {modality}"
+        sentence += ": do not rely on its segmentation." if other else "."
+        found.append(Flag("unfamiliar modality", sentence, float(other), 0.0, other))
+    if wanted == {"CT"} and modality in (None, "CT"):
+        found.append(_units(volume, segmenter.name))
+    found.append(_spacing(volume, segmenter, prepared))
+    padding = _padding(segmenter, prepared)
+    return [*found, padding] if padding else found
+
+
+def modalities(words: str | None) -> set[str]:
+    """Which of CT and MR a network's own words for its modality mean; empty where they mean neither."""
+    signs = {"CT": r"\bCT|computed tomography", "MR": r"\bMR|magnetic resonance|\bT[12]w?\b"}
+    return {name for name, pattern in signs.items() if re.search(pattern, words or "", re.IGNORECASE)}
+
+
+def _units(volume: sitk.Image, network: str) -> Flag:
+    """Whether the values of a CT are Hounsfield units: the value is the lowest of them."""
+    values = sitk.GetArrayViewFromImage(volume)
+    low, high = (float(v) for v in np.percentile(values[::2, ::2, ::2], (0.5, 99.5)))
+    run = f"The values of this volume run from {low:g} to {high:g}"
+    if low <= AIR_HU:
+        sentence = f"The lowest values of this volume, about {low:.0f}, are those of a CT in Hounsfield units.".replace(
+            "-", "−"
+        )
+    elif high > 900:
+        sentence = (
+            f"The values of this volume run from {low:.0f} to {high:.0f}, as of a CT with an offset (often 1024), "
+            f"and the network {network} expects Hounsfield units: subtract the offset."
+        )
+    else:
+        sentence = (
+            f"{run}, and the network {network} expects Hounsfield units, of which air is −1000: do not rely on its "
+            "segmentation."
+        )
+    return Flag("unfamiliar intensities", sentence, low, AIR_HU, low > AIR_HU)
+
+
+def _spacing(volume: sitk.Image, segmenter: Segmenter, prepared: Prepared) -> Flag:
+    """Whether a scan is much coarser than the network's grid: the value is how many times, along the worst axis."""
+    affine = imaging.ras_affine(volume)
+    # Along each axis of the network's grid, how far apart the scan's voxels are.
+    directions = prepared.affine[:3, :3] / np.linalg.norm(prepared.affine[:3, :3], axis=0)
+    apart = np.abs(np.linalg.inv(affine[:3, :3]) @ directions)
+    scan = 1 / np.maximum(apart.max(axis=0), 1e-9)
+    worst = int(np.argmax(scan / np.array(prepared.spacing_mm)))
+    factor = float(scan[worst] / prepared.spacing_mm[worst])
+    sentence = (
+        f"The scan's voxels are {scan[worst]:.1f} mm apart along one axis, and the network {segmenter.name} works at "
+        f"{prepared.spacing_mm[worst]:.1f} mm: what lies between them is interpolated, so take its details with care."
+    )
+    if factor <= COARSE:
+        sentence = f"The scan is fine enough for the network {segmenter.name}, which works at "
+        sentence += f"{prepared.spacing_mm[worst]:.1f} mm."
+    return Flag("unfamiliar spacing", sentence, factor, COARSE, factor > COARSE)
+
+
+def _padding(segmenter: Segmenter, prepared: Prepared) -> Flag | None:
+    """Whether the network's window is mostly padding: the value is the share that the scan fills of its worst axis."""
+    window = segmenter.window
+    if not isinstance(window, SlidingWindow):
+        return None
+    sizes = zip(prepared.tensor.shape[1:], window.roi_size, prepared.spacing_mm, strict=True)
+    axes = [(n / roi, n * s, roi * s) for n, roi, s in sizes if roi]
+    if not axes:
+        return None
+    share, own, whole = min(axes)
+    sentence = f"The scan fills the {whole:.0f} mm that the network {segmenter.name} looks at once well enough."
+    if share < MOSTLY_PADDING:
+        sentence = (
+            f"The scan is {own:.0f} mm long along one axis, and the network {segmenter.name} looks at {whole:.0f} mm "
+            "at once: most of what it sees there is padding."
+        )
+    return Flag("mostly padding", sentence, min(share, 1.0), MOSTLY_PADDING, share < MOSTLY_PADDING)

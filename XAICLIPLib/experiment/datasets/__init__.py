@@ -1,0 +1,1 @@
+"""Labelled data sets as they are published, and those of users."""

@@ -1,0 +1,322 @@
+"""One structure in one scan, on which every map is measured alike.
+
+What maps share is computed once: the network's answer, the localizer's region, the scorer of the curves, and chance.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from XAICLIPLib import anatomy, imaging
+from XAICLIPLib.anatomy import Modality, Structure
+from XAICLIPLib.errors import Cancelled, InputError
+from XAICLIPLib.evaluation.controls import Spacing, random_map
+from XAICLIPLib.evaluation.curves import Curves, removal_curves
+from XAICLIPLib.evaluation.metrics import outside_share, overlap, pointing_game, relevance_mass
+from XAICLIPLib.experiment.datasets.case import Case
+from XAICLIPLib.experiment.measured import Measured, RegionName
+from XAICLIPLib.explainers.methods import Baseline, Lime, Score
+from XAICLIPLib.explainers.running import with_defaults
+from XAICLIPLib.explainers.supervoxels import supervoxels
+from XAICLIPLib.localization.localizer import Localizer
+from XAICLIPLib.localization.plugins import checked_probability
+from XAICLIPLib.localization.region import Region, guided_region
+from XAICLIPLib.scoring.baselines import baseline_for, with_held
+from XAICLIPLib.scoring.scorer import Scorer, Target
+from XAICLIPLib.scoring.target import class_of, make_target
+from XAICLIPLib.segmentation.prediction import Prediction, predict, surroundings
+from XAICLIPLib.segmentation.segmenter import Segmenter
+
+if TYPE_CHECKING:
+    from XAICLIPLib.explanation import Explanation
+
+SCORE: Score = "soft dice"
+"""Of the curves, whatever score the maps were made with."""
+
+
+@dataclass
+class Scan:
+    """A case with what the network says about it.
+
+    Attributes
+    ----------
+    number
+        Of the case in its dataset, from 1.
+    images
+        Its channels.
+    modality
+        As the dataset says, or guessed.
+    labels, structures
+        (X, Y, Z) whole numbers, the expert's, and their names.
+    prediction
+        The network's answer.
+    find_s
+        Seconds that the localizer took for its first prompt; None before that. Later ones may profit from it.
+    """
+
+    number: int
+    images: list[sitk.Image]
+    modality: Modality | None
+    labels: NDArray[np.integer]
+    structures: dict[int, str]
+    prediction: Prediction
+    find_s: float | None = None
+
+    @classmethod
+    def of(cls, number: int, case: Case, segmenter: Segmenter, device: torch.device) -> Scan:
+        """Read a case and run the network over it.
+
+        Raises
+        ------
+        InputError
+            A file is broken, or the network takes other images.
+        """
+        image, labels = case.image(), case.labels()
+        channels = image.GetNumberOfComponentsPerPixel()
+        images = (
+            [image] if channels == 1 else [sitk.VectorIndexSelectionCast(image, channel) for channel in range(channels)]
+        )
+        if channels != len(segmenter.inputs):
+            raise InputError(
+                f"The case {case.identifier} has {channels} images and the network {segmenter.name} takes "
+                f"{len(segmenter.inputs)}: choose another network."
+            )
+        for one in images:
+            imaging.check_volume(one, f"the image of the case {case.identifier}")
+        modality = case.modality or imaging.guess_modality(images[0])
+        prediction = predict(segmenter, image, device)
+        return cls(number, images, modality, xyz(labels), dict(case.structures), prediction)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A localizer that has found already. Satisfies `Localizer`: so that a prompt is looked for once in a scan."""
+
+    name: str
+    threshold: float
+    provenance: dict[str, Any]
+    probability: sitk.Image
+
+    def locate(
+        self,
+        image: sitk.Image,
+        prompt: Structure | str,
+        modality: Modality | None,
+        advance: Callable[[int, int], None] = lambda done, total: None,
+    ) -> sitk.Image:
+        """What was found."""
+        return self.probability
+
+
+@dataclass
+class Trial:
+    """A structure in a scan, ready to have its maps measured.
+
+    Attributes
+    ----------
+    scan, structure
+        What is explained.
+    organ
+        (X, Y, Z) bool: the expert's label, on the scan's grid.
+    found, region
+        Where the localizer finds it, and the guided region.
+    scorer, changeable
+        Of the curves, on the network's grid, and the voxels that they remove.
+    target_ml
+        Volume of what the network draws.
+    points, random_orders, seed
+        Of the curves.
+    """
+
+    scan: Scan
+    structure: str
+    organ: NDArray[np.bool_]
+    found: Found
+    region: Region
+    scorer: Scorer
+    changeable: Tensor
+    target_ml: float
+    points: int
+    random_orders: int
+    seed: int
+    _chance: tuple[Curves, ...] = field(default=(), repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        scan: Scan,
+        structure: str,
+        guide: Localizer,
+        *,
+        baseline: Baseline,
+        points: int,
+        random_orders: int,
+        seed: int,
+    ) -> Trial:
+        """Find the structure, and prepare to score it.
+
+        Raises
+        ------
+        InputError
+            The case has no such label, the network does not draw it here, or there is no region.
+        """
+        wanted = anatomy.resolve(structure)
+        values = anatomy.match_label(wanted, scan.structures) if wanted else []
+        organ = np.isin(scan.labels, values)
+        if not organ.any():
+            raise InputError(f"The case {scan.number} has no label of the {structure}: it is left out.")
+        prediction, volume = scan.prediction, scan.images[0]
+        name, labels = class_of(structure, None, prediction.segmenter)
+        target = make_target(name, labels, None, prediction)
+        drawn = imaging.resample_labels(prediction.prepared.as_image(target.reference), volume)
+        begun = time.perf_counter()
+        probability = checked_probability(
+            guide.locate(volume, wanted or structure, scan.modality, lambda done, total: None), guide.name
+        )
+        if scan.find_s is None:
+            scan.find_s = time.perf_counter() - begun
+        found = Found(guide.name, guide.threshold, dict(guide.provenance), probability)
+        region = guided_region(volume, probability, drawn, structure, threshold=guide.threshold)
+        scorer, changeable = _scorer(prediction, target, volume, baseline)
+        return cls(
+            scan,
+            structure,
+            organ,
+            found,
+            region,
+            scorer,
+            changeable,
+            imaging.volume_ml(drawn),
+            points,
+            random_orders,
+            seed,
+        )
+
+    def measure(
+        self, explanation: Explanation, method: str, region: RegionName, cancelled: Callable[[], bool]
+    ) -> Measured:
+        """Measure a map of this structure.
+
+        Raises
+        ------
+        Cancelled
+            `cancelled` said so between two curves.
+        """
+        spacing = _spacing(self.scan.images[0])
+        values, probed = xyz(explanation.saliency), xyz(explanation.region.mask) != 0
+        paper = overlap(values, self.organ, probed, spacing, seed=self.seed)
+        null, best = max(paper.controls.items(), key=lambda item: item[1].dice)
+        pointing, mass = pointing_game(values, self.organ, spacing), relevance_mass(values, self.organ)
+        outside = outside_share(values, xyz(self.region.mask) != 0, spacing)
+        chance = self._chance_curves(cancelled)
+        curves = self._curves(self._on_network_grid(explanation.saliency), cancelled)
+        timings, found = explanation.record["timings_s"], explanation.measurements
+        total = sum(seconds for stage, seconds in timings.items() if stage not in ("read", "load"))
+        if region == "guided":
+            assert self.scan.find_s is not None
+            total += self.scan.find_s
+        return Measured(
+            case=self.scan.number,
+            structure=self.structure,
+            method=method,
+            region=region,
+            region_source=explanation.region.source,
+            explain_s=float(timings["explain"]),
+            total_s=float(total),
+            perturbations=int(found["perturbations"]),
+            patches=int(found["patches_computed"]),
+            score=float(found["score_unperturbed"]),
+            dice=paper.saliency.dice,
+            iou=paper.saliency.iou,
+            null=null,
+            null_dice=best.dice,
+            null_iou=best.iou,
+            deletion=curves.deletion[SCORE].area,
+            insertion=curves.insertion[SCORE].area,
+            random_deletion=float(np.mean([c.deletion[SCORE].area for c in chance])),
+            random_insertion=float(np.mean([c.insertion[SCORE].area for c in chance])),
+            pointing=pointing.hit,
+            pointing_chance=pointing.chance,
+            mass=mass.value,
+            mass_chance=mass.chance,
+            outside=outside.value,
+            outside_chance=outside.chance,
+            machine=machine(self.scorer.volume.device),
+        )
+
+    def fewest_sets(self, method: Lime) -> int:
+        """Sets that tell the supervoxels of the whole scan apart; the guided map is given as many."""
+        chosen = with_defaults(method, self.target_ml)
+        assert isinstance(chosen, Lime) and chosen.size_mm is not None
+        prepared = self.scan.prediction.prepared
+        volume = prepared.network_input[: len(prepared.tensor)]
+        pieces = supervoxels(volume, self.changeable, prepared.spacing_mm, chosen.size_mm, chosen.supervoxels)
+        return 2 * int(pieces.max())
+
+    def _chance_curves(self, cancelled: Callable[[], bool]) -> tuple[Curves, ...]:
+        if not self._chance:
+            shape, spacing = tuple(self.changeable.shape), self.scan.prediction.prepared.spacing_mm
+            seeds = (1000 + self.seed * self.random_orders + n for n in range(self.random_orders))
+            self._chance = tuple(self._curves(random_map(shape, spacing, seed), cancelled) for seed in seeds)
+        return self._chance
+
+    def _curves(self, order: Tensor, cancelled: Callable[[], bool]) -> Curves:
+        if cancelled():
+            raise Cancelled("Cancelled before a map was measured.")
+        return removal_curves(
+            self.scorer,
+            order,
+            self.scan.prediction.prepared.spacing_mm,
+            where=self.changeable,
+            count=self.points,
+            seed=self.seed,
+            scores=(SCORE,),
+        )
+
+    def _on_network_grid(self, saliency: sitk.Image) -> Tensor:
+        grid = self.scan.prediction.prepared.as_image(torch.zeros(tuple(self.changeable.shape)))
+        return torch.from_numpy(xyz(imaging.resample_like(saliency, grid)).astype(np.float32))
+
+
+def _scorer(prediction: Prediction, target: Target, volume: sitk.Image, baseline: Baseline) -> tuple[Scorer, Tensor]:
+    """A scorer that removes voxels anywhere in the body, as `XAICLIPLib.explanation.explain` makes it."""
+    prepared, segmenter = prediction.prepared, prediction.segmenter
+    channels = len(prepared.tensor)
+    held = None if prepared.held is None else prediction.volume[channels:]
+    everywhere = torch.ones(prepared.tensor.shape[1:], dtype=torch.bool)
+    body = prepared.mask_from(imaging.body_mask(volume))
+    replacement, changeable = baseline_for(
+        baseline, prediction.volume[:channels], everywhere, prepared.spacing_mm, body
+    )
+    forward, patches = surroundings(segmenter, prediction.tiling, target.voxels)
+    replacement = with_held(replacement, held)
+    scorer = Scorer(forward, prediction.volume, replacement, patches, target, segmenter.activation, SCORE)
+    return scorer, changeable
+
+
+def xyz(image: sitk.Image) -> NDArray[Any]:
+    """The voxels of a scalar volume as (X, Y, Z)."""
+    return np.ascontiguousarray(sitk.GetArrayFromImage(image).transpose(2, 1, 0))
+
+
+def _spacing(image: sitk.Image) -> Spacing:
+    x, y, z = image.GetSpacing()
+    return x, y, z
+
+
+def machine(device: torch.device) -> str:
+    """What seconds are measured on, in a few words."""
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+    threads = f", {torch.get_num_threads()} of {os.cpu_count()} cores" if device.type == "cpu" else ""
+    return f"{kind} ({platform.system()} {platform.machine()}{threads}), PyTorch {torch.__version__}"

@@ -1,0 +1,312 @@
+"""Occlusion: windows on a grid, each replaced by the baseline in turn.
+
+References
+----------
+M. D. Zeiler, R. Fergus. "Visualizing and Understanding Convolutional Networks", ECCV 2014.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.interpolate import RBFInterpolator
+from torch import Tensor
+
+from XAICLIPLib.errors import InputError
+from XAICLIPLib.scoring.perturbation import Estimate, Perturbation, Scores
+
+Array = NDArray[np.float64]
+
+SMALLEST_MM, LARGEST_MM = 16.0, 48.0
+"""Bounds of the window that `window_for` chooses."""
+
+OVERLAP_IN_STRIDES = 2.0
+"""To hide all of the target that a window can, or none of it, makes as much difference as this many strides."""
+
+FEW = 12
+"""Evaluated windows of which only the overlap with the target counts: their places are too few to tell of others."""
+
+DENSE, NEIGHBOURS = 3000, 48
+"""Up to this many evaluated windows all of them tell of those in between, beyond it the nearest ones."""
+
+
+def window_for(volume_ml: float) -> float:
+    """Edge in mm of the window for a structure of this volume: half the edge of a cube of as much, within bounds.
+
+    About 48 mm for a liver and 28 mm for a kidney: as many windows for the one as for the other.
+    """
+    return round(min(max(0.5 * (1000 * volume_ml) ** (1 / 3), SMALLEST_MM), LARGEST_MM), 1)
+
+
+def in_voxels(size_mm: float, spacing_mm: Sequence[float]) -> tuple[int, ...]:
+    """A length in mm as whole voxels along each axis, at least one."""
+    return tuple(max(1, round(size_mm / s)) for s in spacing_mm)
+
+
+def window_grid(
+    window_mm: float, stride_mm: float, spacing_mm: Sequence[float]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Size and stride of windows in voxels.
+
+    Where a window is asked to be two strides long, or any whole number of them, it is so in voxels too: rounded one by
+    one, some places would lie in fewer windows than their neighbours, and be lines of another brightness in the map.
+    """
+    size, stride = in_voxels(window_mm, spacing_mm), in_voxels(stride_mm, spacing_mm)
+    if math.isclose(window_mm / stride_mm, round(window_mm / stride_mm), rel_tol=1e-6):
+        size = tuple(step * max(1, round(width / step)) for width, step in zip(size, stride, strict=True))
+    return size, stride
+
+
+def windows(region: Tensor, size: Sequence[int], stride: Sequence[int]) -> list[Perturbation]:
+    """The windows of a grid over the volume that meet the region.
+
+    A window that meets the region reaches up to its own size beyond it, so the context beside an organ is probed as
+    well. The grid belongs to the volume, not to the region: guided and whole-volume occlusion evaluate the same
+    windows where both do.
+
+    Parameters
+    ----------
+    region
+        (X, Y, Z) bool.
+    size, stride
+        Voxels along X, Y and Z. Windows are cut at the volume's border; the last one reaches it.
+    """
+    starts = [
+        range(0, (math.ceil(max(0, extent - width) / step) + 1) * step, step)
+        for extent, width, step in zip(region.shape, size, stride, strict=True)
+    ]
+    found = []
+    for corner in itertools.product(*starts):
+        box = tuple(
+            slice(start, min(start + width, extent))
+            for start, width, extent in zip(corner, size, region.shape, strict=True)
+        )
+        if bool(region[box].any()):
+            found.append(Perturbation(box))
+    return found
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The windows of an occlusion, and what is known before any is evaluated.
+
+    Attributes
+    ----------
+    all
+        Every window that meets the region and holds a voxel that can change.
+    place
+        (N, 3) float: each window's corner, in strides.
+    overlap
+        (N,) float: the share of the target that lies in each window, over the largest such share.
+    coarse
+        (N,) bool: whether it belongs to the coarse grid, which has every second place along each axis.
+    of_air
+        How many windows hold nothing that can change.
+    """
+
+    all: list[Perturbation]
+    place: Array
+    overlap: Array
+    coarse: NDArray[np.bool_]
+    of_air: int
+
+    @classmethod
+    def of(
+        cls,
+        region: Tensor,
+        size: Sequence[int],
+        stride: Sequence[int],
+        target: Tensor | None,
+        changeable: Tensor | None,
+    ) -> Windows:
+        """Lay out the windows over a region."""
+        meeting = windows(region, size, stride)
+        kept = meeting if changeable is None else [w for w in meeting if bool(changeable[w.box].any())]
+        place = np.array([[s.start / step for s, step in zip(w.box, stride, strict=True)] for w in kept]).reshape(-1, 3)
+        held = np.array([0.0 if target is None else float(target[w.box].sum()) for w in kept])
+        coarse = (np.round(place).astype(int) % 2 == 0).all(axis=1)
+        return cls(kept, place, held / max(1.0, held.max(initial=0)), coarse, len(meeting) - len(kept))
+
+
+@dataclass
+class _Known:
+    """The scores lost that are known so far, and what they tell of the windows in between."""
+
+    windows: Windows
+    lost: Array
+    evaluated: NDArray[np.bool_]
+
+    @property
+    def largest(self) -> float:
+        return float(np.abs(self.lost[self.evaluated]).max(initial=0))
+
+    def interpolated(self) -> Array:
+        """(N,): what was evaluated, and for the other windows an interpolation of it.
+
+        Radial basis functions of the window's place and of the share of the target that it hides: two windows that
+        hide as much of the target lose alike. Exact at the evaluated windows.
+        """
+        known = self.lost[self.evaluated]
+        result = self.lost.copy()
+        if self.evaluated.all() or len(known) == 0:
+            return result
+        if len(known) < FEW:
+            overlap = self.windows.overlap
+            slope = np.ptp(overlap[self.evaluated]) > 0
+            line = np.polyfit(overlap[self.evaluated], known, 1) if slope else [0.0, known.mean()]
+            result[~self.evaluated] = np.polyval(line, overlap[~self.evaluated])
+        else:
+            at = np.column_stack([self.windows.place, OVERLAP_IN_STRIDES * self.windows.overlap])
+            neighbours = None if len(known) <= DENSE else NEIGHBOURS
+            result[~self.evaluated] = _radial_basis(at[self.evaluated], known, at[~self.evaluated], neighbours)
+        # No window is thought to matter more than every one that was tried.
+        return np.clip(result, min(0, known.min()), max(0, known.max()))
+
+
+def _radial_basis(at: Array, values: Array, wanted: Array, neighbours: int | None) -> Array:
+    """Interpolate values (n) at places (n, d), all different, to others (m, d)."""
+    spread = np.ptp(at, axis=0) > 0
+    for degree in (1, 0):  # places in one plane have no slope across it
+        with suppress(np.linalg.LinAlgError):
+            model = RBFInterpolator(at[:, spread], values, neighbours, kernel="linear", degree=degree)
+            return np.asarray(model(wanted[:, spread]), dtype=np.float64)
+    return np.full(len(wanted), values.mean())
+
+
+def occlusion(
+    scorer: Scores,
+    region: Tensor,
+    spacing_mm: Sequence[float],
+    *,
+    window_mm: float,
+    stride_mm: float,
+    exhaustive: bool = False,
+    tolerance: float = 0.1,
+    target: Tensor | None = None,
+    changeable: Tensor | None = None,
+) -> Iterator[Estimate]:
+    """Occlude window after window; the saliency of a voxel is the mean score lost over the windows that hold it.
+
+    Coarse to fine: first the windows at every second place along each axis, in an order in which any first few range
+    from those that hide most of the target to those that hide none of it. The others are interpolated, and evaluated
+    in rounds, those with the largest effect first, until a round holds no surprise: its windows lost what had been
+    expected of them. With ``exhaustive``, or a tolerance of 0, every window is evaluated.
+
+    Yields an estimate after every network batch; the last one is complete. Close the iterator to cancel.
+
+    Parameters
+    ----------
+    scorer
+        What scores the perturbations, usually a `XAICLIPLib.scoring.scorer.Scorer`.
+    region
+        (X, Y, Z) bool, on the segmenter's grid; all true for the whole volume.
+    spacing_mm
+        Voxel size along X, Y and Z.
+    window_mm, stride_mm
+        Edge of the window and distance between windows.
+    exhaustive
+        Evaluate every window.
+    tolerance
+        Surprise (root mean square of a round) at which refinement stops, as a share of the largest score lost.
+    target
+        (X, Y, Z) bool: the target as predicted, by which windows are ordered and interpolated.
+    changeable
+        (X, Y, Z) bool: the voxels that perturbations can change, usually the body; the other ones are left out of the
+        map, and windows that hold no other are skipped and counted.
+
+    Raises
+    ------
+    InputError
+        A size is no positive length, or the windows leave gaps between them.
+    """
+    if not 0 < stride_mm <= window_mm < math.inf:
+        raise InputError(
+            f"Windows of {window_mm:g} mm every {stride_mm:g} mm do not cover the region: "
+            "both must be above zero and the stride at most the window."
+        )
+    size, stride = window_grid(window_mm, stride_mm, spacing_mm)
+    found = Windows.of(region.cpu(), size, stride, target, changeable)
+    # A window that no patch of the target sees loses nothing, which is known at no cost.
+    known = _Known(found, np.zeros(len(found.all)), np.array([not scorer.touched(w) for w in found.all], dtype=bool))
+    free = int(known.evaluated.sum())
+    # Windows that overlap by less than half have nothing between them to interpolate.
+    sparse = not exhaustive and tolerance > 0 and all(2 * step <= n for step, n in zip(stride, size, strict=True))
+    planned, done, surprise, rounds, finished = 0, 0, math.nan, 0, False
+
+    def measured() -> tuple[Tensor, Tensor]:
+        """What the evaluated windows say; in the end the interpolated ones, between them, have their say as well."""
+        if finished:
+            return _mean_over_windows(found.all, known.interpolated(), region.shape, changeable)
+        tried = np.flatnonzero(known.evaluated)
+        return _mean_over_windows([found.all[n] for n in tried], known.lost[tried], region.shape, changeable)
+
+    def estimate() -> Estimate:
+        return Estimate(
+            done,
+            max(planned, done),
+            lambda: _mean_over_windows(found.all, known.interpolated(), region.shape, changeable)[0],
+            lambda: measured()[1],
+            measured=lambda: measured()[0],
+            findings=lambda: {
+                "windows": len(found.all) + found.of_air,
+                "windows_of_air": found.of_air,
+                "windows_beyond_the_target": free,
+                "windows_evaluated": done,
+                "windows_interpolated": int((~known.evaluated).sum()),
+                "rounds_of_refinement": rounds,
+                "surprise_of_last_round": None if math.isnan(surprise) else surprise,
+            },
+        )
+
+    chosen = np.flatnonzero(~known.evaluated & (found.coarse | (not sparse)))
+    if not len(chosen):  # all of the coarse grid costs nothing, or the region lies between its places
+        chosen = np.flatnonzero(~known.evaluated)
+    chosen = chosen[_spread_out(found.overlap[chosen])]
+    step = max(8, len(chosen) // 2)
+    planned = min(len(chosen) + (2 * step if sparse else 0), len(found.all) - free)
+    expected = known.interpolated()
+    while len(chosen):
+        for batch in scorer.lost([found.all[n] for n in chosen]):
+            for number, value in batch:
+                known.lost[chosen[number]], known.evaluated[chosen[number]] = value, True
+            done += len(batch)
+            yield estimate()
+        off = known.lost[chosen] - expected[chosen]
+        surprise = float(np.sqrt(np.mean(off**2))) / max(known.largest, 1e-12)
+        left = np.flatnonzero(~known.evaluated)
+        if not sparse or not len(left) or known.largest == 0 or (rounds > 0 and surprise <= tolerance):
+            break
+        rounds += 1
+        expected = known.interpolated()
+        chosen = left[np.argsort(-np.abs(expected[left]), kind="stable")][:step]
+        planned = max(planned, done + len(chosen))
+    planned, finished = done, True
+    yield estimate()
+
+
+def _spread_out(overlap: Array) -> NDArray[np.int64]:
+    """An order in which any first few windows range from those that hide most of the target to those that hide none."""
+    ranked = np.argsort(-overlap, kind="stable")
+    bits = max(1, math.ceil(math.log2(max(2, len(ranked)))))
+    # van der Corput: the ranks with their binary digits reversed
+    turned = [int(f"{n:0{bits}b}"[::-1], 2) for n in range(2**bits)]
+    return ranked[[n for n in turned if n < len(ranked)]]
+
+
+def _mean_over_windows(
+    found: list[Perturbation], lost: Array, shape: Sequence[int], changeable: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The mean over the windows that hold each voxel (0 where none does), and whether one does."""
+    total, count = torch.zeros(tuple(shape)), torch.zeros(tuple(shape))
+    for window, value in zip(found, lost.tolist(), strict=True):
+        total[window.box] += value
+        count[window.box] += 1
+    probed = count > 0 if changeable is None else (count > 0) & changeable
+    return torch.where(probed, total / count.clamp(min=1), 0.0), probed

@@ -1,0 +1,41 @@
+"""Volumes: reading, checking, grids, intensities. Imports system; needs NumPy and SimpleITK alone.
+
+At the borders a volume is a ``SimpleITK.Image`` (LPS, mm); inside PyTorch it is a MONAI ``MetaTensor`` of shape
+(1, X, Y, Z) with an RAS affine. PyTorch and MONAI are imported only by `as_metatensor`.
+"""
+
+from XAICLIPLib.imaging.geometry import (
+    as_metatensor,
+    box_mask,
+    image_from_array,
+    ras_affine,
+    resample_labels,
+    resample_like,
+    same_geometry,
+    standard_axial,
+    volume_ml,
+    without_metadata,
+)
+from XAICLIPLib.imaging.intensities import body_mask, guess_modality
+from XAICLIPLib.imaging.volumes import MIN_SIZE, SPACING_RANGE, check_volume, read_mask, read_volume, write_volume
+
+__all__ = [
+    "MIN_SIZE",
+    "SPACING_RANGE",
+    "as_metatensor",
+    "body_mask",
+    "box_mask",
+    "check_volume",
+    "guess_modality",
+    "image_from_array",
+    "ras_affine",
+    "read_mask",
+    "read_volume",
+    "resample_labels",
+    "resample_like",
+    "same_geometry",
+    "standard_axial",
+    "volume_ml",
+    "without_metadata",
+    "write_volume",
+]

@@ -1,0 +1,360 @@
+"""Volumes: reading, checking and writing files."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from XAICLIPLib.errors import InputError
+from XAICLIPLib.imaging import dicom
+from XAICLIPLib.imaging.geometry import (
+    DIRECTION_TOLERANCE,
+    resample_like,
+    same_geometry,
+    without_metadata,
+)
+from XAICLIPLib.system.files import check_there, whole_file
+
+_READERS = {
+    ".nii": "NiftiImageIO",
+    ".nii.gz": "NiftiImageIO",
+    ".nrrd": "NrrdImageIO",
+    ".nhdr": "NrrdImageIO",
+    ".mha": "MetaImageIO",
+    ".mhd": "MetaImageIO",
+}
+_WRITABLE = (".nii", ".nii.gz", ".nrrd", ".mha")
+_FORMATS = "NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd), a DICOM folder"
+
+MIN_SIZE = 4
+"""Voxels along the shortest axis of a usable volume."""
+
+SPACING_RANGE = (0.005, 50.0)
+"""Voxel edges in mm that a scan can have; outside it the unit is wrong (metres, micrometres)."""
+
+
+# Reading
+
+
+def read_volume(path: str | Path, series: int | None = None) -> sitk.Image:
+    """Read a scalar 3D volume and check it.
+
+    Parameters
+    ----------
+    path : str or Path
+        A NIfTI, NRRD or MetaImage file, or a folder with the slices of a DICOM series.
+    series : int, optional
+        Which series of a DICOM folder that holds several (see `dicom.read_series`).
+
+    Returns
+    -------
+    SimpleITK.Image
+        The volume in its own grid (LPS, mm), intensities with the file's rescale applied, without
+        any metadata. One frame of a 4D file with one frame.
+
+    Raises
+    ------
+    InputError
+        The file is absent, of an unknown kind or damaged, or `check_volume` refuses it.
+    """
+    image = _read(Path(path), series)
+    check_volume(image, f"the volume {path}")
+    return image
+
+
+def read_mask(path: str | Path, reference: sitk.Image) -> sitk.Image:
+    """Read a mask or label map into the grid of a volume.
+
+    Parameters
+    ----------
+    path : str or Path
+        A file of a kind that `read_volume` reads.
+    reference : SimpleITK.Image
+        The volume whose grid the mask gets, by nearest neighbour where it lies on another.
+
+    Returns
+    -------
+    SimpleITK.Image
+        In the grid of `reference`: uint8 with 0 and 1 where the file has one value besides 0, else
+        the labels as they are, in the smallest of uint8, uint16 and uint32 that holds them.
+
+    Raises
+    ------
+    InputError
+        Besides unreadable files: values that are no labels, a mask that is empty, or none of which
+        lies inside the volume.
+    """
+    name = f"The mask {path}"
+    image = _read(Path(path), None)
+    _check_kind(image, name)
+    _check_geometry(image, name)
+    values = np.unique(sitk.GetArrayViewFromImage(image))
+    if not np.isfinite(values).all() or (values != np.floor(values)).any() or values[0] < 0:
+        raise InputError(
+            f"{name} holds values that are no labels ({values[0]:g} to {values[-1]:g}): "
+            f"give a volume of whole numbers from 0."
+        )
+    if values[-1] == 0:
+        raise InputError(f"{name} is empty: it has no voxel above 0.")
+    if values[-1] >= 2**32:
+        raise InputError(f"{name} has a label of {values[-1]:g}: labels go up to 2³²−1.")
+    if np.count_nonzero(values) == 1:
+        image = image != 0
+    else:
+        types = {8: sitk.sitkUInt8, 16: sitk.sitkUInt16, 32: sitk.sitkUInt32}
+        image = sitk.Cast(image, next(t for bits, t in types.items() if values[-1] < 2**bits))
+    if same_geometry(image, reference):
+        image.CopyInformation(reference)
+        return image
+    image = resample_like(image, reference, "nearest")
+    if not sitk.GetArrayViewFromImage(image).any():
+        raise InputError(
+            f"{name} and the volume do not overlap: nothing of the mask lies inside the volume; "
+            f"give a mask that was drawn on this scan."
+        )
+    return image
+
+
+def _read(path: Path, series: int | None) -> sitk.Image:
+    """Read a file or a DICOM folder, without judging what it holds."""
+    try:
+        check_there(path)
+        with _quiet():
+            image = dicom.read_series(path, series) if path.is_dir() else _read_file(path)
+    except OSError as error:
+        reason = error.strerror or "unknown reason"
+        raise InputError(f"{path} cannot be opened ({reason}): check its access rights.") from error
+    while image.GetDimension() > 3 and image.GetSize()[-1] == 1:
+        size = image.GetSize()
+        image = sitk.Extract(image, [*size[:-1], 0], [0] * len(size))
+    return without_metadata(image)
+
+
+def _read_file(path: Path) -> sitk.Image:
+    suffix = _suffix(path)
+    if suffix not in _READERS:
+        if suffix in (".dcm", ".ima") or dicom.is_dicom(path):
+            raise InputError(f"{path} is a single DICOM file: give the folder that holds the whole series.")
+        raise InputError(f"{path} is of a kind that is not read here: give {_FORMATS}.")
+    with path.open("rb"):
+        pass  # what may not be opened is said to be so, not to be damaged
+    if suffix in (".nii", ".nii.gz"):
+        _check_nifti(path)
+    if suffix == ".nrrd":
+        _check_nrrd(path)
+    try:
+        return sitk.ReadImage(str(path), imageIO=_READERS[suffix])
+    except RuntimeError as error:
+        reason = str(error)
+        if "orthonormal" in reason:
+            raise InputError(
+                f"{path} has axes that are not orthonormal (a sheared or degenerate orientation): "
+                f"resample it to an orthogonal grid first."
+            ) from error
+        if "-valued spacing" in reason:
+            raise InputError(
+                f"{path} has a voxel spacing of zero or below: correct the spacing in its header."
+            ) from error
+        raise InputError(
+            f"{path} cannot be read, it is damaged, cut off or not what its name says: export or copy it again."
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep ITK's warnings about odd headers off the terminal: what matters is refused."""
+    before = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(before)
+
+
+def _suffix(path: Path) -> str:
+    name = path.name.lower()
+    return ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix
+
+
+def _check_nifti(path: Path) -> None:
+    """Refuse a NIfTI file that ITK would repair silently.
+
+    ITK fills what is cut off or does not decompress with zeros, and takes a spacing of 0 for 1 mm.
+    """
+    damaged = f"{path} is damaged or cut off: export or copy it again."
+    with path.open("rb") as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+    try:
+        with gzip.open(path) if compressed else path.open("rb") as file:
+            header = file.read(540)
+            if header[:4] in (struct.pack("<i", 540), struct.pack(">i", 540)):
+                raise InputError(f"{path} is a NIfTI-2 file, which cannot be read here: save it as NIfTI-1 or NRRD.")
+            needed, spacing = _parse_nifti(header)
+            # Reading to the end makes gzip compare its checksum.
+            there = len(header) + sum(len(b) for b in iter(lambda: file.read(1 << 24), b""))
+    except InputError:
+        raise
+    except (gzip.BadGzipFile, EOFError, zlib.error, struct.error, ValueError) as error:
+        raise InputError(damaged) from error
+    if there < needed:
+        raise InputError(damaged)
+    if not all(0 < abs(s) < math.inf for s in spacing):
+        listing = " × ".join(f"{s:g}" for s in spacing)
+        raise InputError(f"{path} has a voxel spacing of {listing} mm: correct the spacing in its header.")
+
+
+def _check_nrrd(path: Path) -> None:
+    """Refuse a compressed NRRD file whose data are cut off or changed: ITK does not compare the checksum."""
+    with path.open("rb") as file:
+        header = b""
+        while (line := file.readline(10_000)).strip(b"\r\n"):
+            header += line.lower()
+        if b"encoding: gz" not in header or b"data file:" in header or b"datafile:" in header:
+            return
+        try:
+            with gzip.open(file) as data:
+                while data.read(1 << 24):
+                    pass
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise InputError(f"{path} is damaged or cut off: export or copy it again.") from error
+
+
+def _parse_nifti(header: bytes) -> tuple[int, tuple[float, ...]]:
+    """Bytes that a NIfTI-1 file must have, and its spacing; ValueError if it is none."""
+    for order in "<>":
+        (version,) = struct.unpack_from(order + "i", header)
+        if version == 348:
+            dims = struct.unpack_from(order + "8h", header, 40)
+            (bits,) = struct.unpack_from(order + "h", header, 72)
+            spacing = struct.unpack_from(order + "3f", header, 80)
+            (offset,) = struct.unpack_from(order + "f", header, 108)
+        else:
+            continue
+        if not 1 <= dims[0] <= 7:
+            break
+        voxels = math.prod(max(d, 1) for d in dims[1 : dims[0] + 1])
+        return int(offset) + (voxels * bits + 7) // 8, spacing[: min(dims[0], 3)]
+    raise ValueError("no NIfTI header")
+
+
+# Checking
+
+
+def check_volume(image: sitk.Image, name: str = "the volume") -> None:
+    """Refuse what is not a scalar 3D volume with a usable grid and finite, varying intensities.
+
+    Parameters
+    ----------
+    image : SimpleITK.Image
+        Any image.
+    name : str
+        What the sentence calls it.
+
+    Raises
+    ------
+    InputError
+        2D, 4D, vector or colour, complex, too thin, spacing that no scan has, axes that are not at
+        right angles, NaN or infinite voxels (how many), one single value.
+    """
+    if name.startswith("the "):
+        name = "T" + name[1:]
+    _check_kind(image, name)
+    if min(image.GetSize()) < MIN_SIZE:
+        size = "×".join(str(n) for n in image.GetSize())
+        raise InputError(f"{name} is too thin ({size} voxels): at least {MIN_SIZE} along each axis are needed.")
+    _check_geometry(image, name)
+    array = sitk.GetArrayViewFromImage(image)
+    if array.dtype.kind == "f":
+        bad = array.size - int(np.count_nonzero(np.isfinite(array)))
+        if bad:
+            raise InputError(
+                f"{name} has {bad} voxel{'s' if bad > 1 else ''} of {array.size} that "
+                f"{'are' if bad > 1 else 'is'} NaN or infinite: replace them with numbers first."
+            )
+    low = array.min()
+    if low == array.max():
+        raise InputError(f"{name} is constant (every voxel is {low:g}): give a scan with something in it.")
+
+
+def _check_kind(image: sitk.Image, name: str) -> None:
+    dimension = image.GetDimension()
+    if dimension != 3:
+        way = "choose one time point" if dimension > 3 else "give the whole stack of slices"
+        raise InputError(f"{name} is {dimension}D, a 3D volume is needed: {way}.")
+    kind = image.GetPixelIDTypeAsString()
+    if "complex" in kind:
+        raise InputError(f"{name} has complex values: give its magnitude.")
+    components = image.GetNumberOfComponentsPerPixel()
+    if components > 1 or "vector" in kind:
+        raise InputError(
+            f"{name} has {components} values per voxel (vector or colour), one is needed: give a scalar volume."
+        )
+    if min(image.GetSize()) == 0:
+        raise InputError(f"{name} is empty: it has no voxels.")
+
+
+def _check_geometry(image: sitk.Image, name: str) -> None:
+    spacing = image.GetSpacing()
+    low, high = SPACING_RANGE
+    if not all(low <= s <= high for s in spacing):
+        listing = " × ".join(f"{s:g}" for s in spacing)
+        raise InputError(
+            f"{name} has a voxel spacing of {listing} mm, each must be between {low:g} and "
+            f"{high:g} mm: correct the spacing or its unit."
+        )
+    if not np.isfinite(image.GetOrigin()).all():
+        raise InputError(f"{name} has an origin that is no number: correct its geometry.")
+    axes = np.reshape(image.GetDirection(), (3, 3))
+    if not np.abs(axes.T @ axes - np.eye(3)).max() <= DIRECTION_TOLERANCE:
+        raise InputError(
+            f"{name} has a direction matrix that is not orthonormal (sheared axes): "
+            f"resample it to an orthogonal grid first."
+        )
+
+
+# Writing
+
+
+def write_volume(image: sitk.Image, path: str | Path, compress: bool = True) -> Path:
+    """Write a volume without metadata, all or nothing.
+
+    Parameters
+    ----------
+    image : SimpleITK.Image
+        What to write; stays as it is.
+    path : str or Path
+        Ends in .nii, .nii.gz, .nrrd or .mha; missing folders are made, an old file is replaced.
+    compress : bool
+        Make the file smaller where the format can: slower to write than to read.
+
+    Returns
+    -------
+    Path
+        Where it was written.
+
+    Raises
+    ------
+    InputError
+        Another ending, or the disk is full or not writable.
+    """
+    path = Path(path)
+    suffix = _suffix(path)
+    if suffix not in _WRITABLE:
+        raise InputError(f"{path} cannot be written: the name must end in {', '.join(_WRITABLE)}.")
+    try:
+        with whole_file(path) as temporary:
+            sitk.WriteImage(without_metadata(image), str(temporary), useCompression=compress and suffix != ".nii")
+            if suffix in (".nii", ".nii.gz"):
+                _check_nifti(temporary)  # ITK does not notice that the disk was full
+    except (OSError, RuntimeError, InputError) as error:
+        reason = getattr(error, "strerror", None) or "the disk may be full"
+        raise InputError(f"{path} cannot be written ({reason}): free some space or choose another folder.") from error
+    return path

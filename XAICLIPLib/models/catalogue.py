@@ -1,0 +1,281 @@
+"""Models that can be had: those that ship, those of the user's catalogue, and whatever a user names by path or hub id.
+
+``Resources/models.json`` lists what ships, and what can be downloaded, with checksums where they are known, so that
+what runs is what was reviewed. Anything else is the user's own and is treated with care
+(`XAICLIPLib.segmentation.networks.bundle`).
+PyTorch is imported only where a model is loaded, so that they are listed at once.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from XAICLIPLib.errors import InputError
+from XAICLIPLib.models.archives import is_archive, only_folder, unpack
+from XAICLIPLib.models.catalogue_file import read_catalogue
+from XAICLIPLib.models.entry import OPEN_CLIP_WEIGHTS, Entry, Kind
+from XAICLIPLib.models.folder import (
+    PROMPTS_FILE,
+    file_checksums,
+    hub_snapshot,
+    models_folder,
+    read_lock,
+    user_catalogue,
+    write_lock,
+)
+from XAICLIPLib.resources import resource_path
+from XAICLIPLib.system.checksums import sha256
+
+if TYPE_CHECKING:
+    import torch
+
+    from XAICLIPLib.localization.localizer import Localizer
+    from XAICLIPLib.localization.openclip import ImageTextModel
+    from XAICLIPLib.segmentation.segmenter import Segmenter
+
+__all__ = ["Entry", "entries", "find", "load_localizer", "load_segmenter", "shipped_entries"]
+
+
+def shipped_entries() -> tuple[Entry, ...]:
+    """What XAI-CLIP lists itself, in order; the first of each kind is the default."""
+    return _read(resource_path("models.json"))
+
+
+def entries() -> tuple[Entry, ...]:
+    """The whole catalogue, the user's own entries last.
+
+    Raises
+    ------
+    InputError
+        The user's catalogue is damaged.
+    """
+    shipped = shipped_entries()
+    path = user_catalogue()
+    if not path.exists():
+        return shipped
+    taken = {entry.name.lower() for entry in shipped}  # by a release that is newer than the user's entry
+    return shipped + tuple(entry for entry in _read(path) if entry.name.lower() not in taken)
+
+
+def find(name: str) -> Entry:
+    """The entry of this name.
+
+    Raises
+    ------
+    InputError
+        There is none.
+    """
+    for entry in entries():
+        if entry.name.lower() == name.lower():
+            return entry
+    raise InputError(f"There is no model {name} in the catalogue: `xaiclip models` lists those that there are.")
+
+
+def load_segmenter(name: str | Path | None, device: torch.device, trust: bool = False) -> Segmenter:
+    """A segmentation network by its name in the catalogue, its path, or the name under which a package offers it.
+
+    Parameters
+    ----------
+    name
+        None for the default. An archive is unpacked once, into the models folder under its SHA-256.
+    trust
+        Run the code that a network brings which the catalogue does not vouch for (see `BundleSegmenter`).
+
+    Raises
+    ------
+    InputError
+        There is no such model, it is not on this machine, was changed, or does not load.
+    """
+    from XAICLIPLib.segmentation.networks import formats
+
+    entry = _find("segmenter", name)
+    if entry is None:
+        path = Path(str(name))
+        found = _load_path(path, device, trust) or formats.load_registered(str(name), device, trust)
+    elif package := entry.fetched_as("package"):
+        found = formats.load_registered(entry.name, device, trust)
+        if found is None:
+            raise InputError(
+                f"The model {entry.name} needs the package {package}, whose network is not found here: `xaiclip models "
+                f"download {entry.name}` says what to install."
+            )
+    else:
+        path = _here(entry)
+        entry.check()
+        found = _load_path(path, device, trust or (entry.trust and bool(entry.files)))
+        if found is None:
+            raise InputError(f"The model {entry.name} at {path} is none that is known: give {formats.what_to_give()}.")
+    if found is None:
+        known = ", ".join([e.name for e in entries() if e.kind == "segmenter"] + formats.registered())
+        raise InputError(f"There is no model {name}: give {formats.what_to_give()}; or one of {known}.")
+    return found
+
+
+class NoNetwork(InputError):
+    """An archive without a network."""
+
+
+def _load_path(path: Path, device: torch.device, trust: bool) -> Segmenter | None:
+    from XAICLIPLib.segmentation.networks import formats
+
+    if not is_archive(path):
+        return formats.load(path, device, trust)
+    folder = models_folder() / "unpacked" / sha256(path)
+    found = formats.load(only_folder(folder if folder.is_dir() else unpack(path, folder)), device, trust)
+    if found is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise NoNetwork(f"The archive {path} holds no network: give an archive of {formats.what_to_give()}.")
+    return found
+
+
+def load_localizer(name: str | Path | None, device: torch.device, prompts: str | Path | None = None) -> Localizer:
+    """A localizer by its name in the catalogue or among the installed plugins, or whatever `openclip.load_model` takes.
+
+    Parameters
+    ----------
+    name
+        None for the default.
+    prompts
+        A file of learned prompts (see `XAICLIPLib.localization.context`); by default the one in the model's folder, if
+        any.
+
+    Raises
+    ------
+    InputError
+        There is no such model, it was changed, it does not load, or the prompts are not for it.
+    """
+    from XAICLIPLib.localization import plugins
+    from XAICLIPLib.localization.context import load
+    from XAICLIPLib.localization.localizer import ClipLocalizer
+
+    entry = _find("localizer", name)
+    if entry is None and (plugin := plugins.find(str(name))) is not None:
+        if prompts is not None:
+            raise InputError(f"The localizer {name} takes no learned prompts: leave --prompts out.")
+        return plugins.load(plugin, device)
+    model = _image_text_model(entry, name, device)
+    if prompts is None and model.folder is not None and (model.folder / PROMPTS_FILE).is_file():
+        prompts = model.folder / PROMPTS_FILE
+    return ClipLocalizer(model, contexts=None if prompts is None else load(prompts, model))
+
+
+def _image_text_model(entry: Entry | None, name: str | Path | None, device: torch.device) -> ImageTextModel:
+    from XAICLIPLib.localization.openclip import hub_repository, load_model
+
+    if entry is None:
+        return load_model(str(name), device)
+    entry.check()
+    if entry.folder is not None:
+        return load_model(entry.folder, device)
+    named = entry.fetched_as("open_clip")
+    if named is None and entry.fetched_as("hf-hub") is None:
+        _here(entry)
+    _check_cached(entry)
+    model = load_model(named or str(entry.source), device)
+    if named and read_lock(entry.name) is None and (repository := hub_repository(named)):
+        _remember(entry, repository)
+    _check_cached(entry)  # once more: the library may just have downloaded something else
+    return model
+
+
+def provenance_of(name: object, told: Mapping[str, str]) -> dict[str, str]:
+    """What a segmenter tells of itself, with the catalogue's licence where its own files name none.
+
+    Parameters
+    ----------
+    name
+        By what it was loaded: as for `load_segmenter`, or the segmenter itself, of which the catalogue knows nothing.
+    told
+        The segmenter's ``provenance``.
+    """
+    entry = None
+    if name is None or isinstance(name, (str, Path)):
+        entry = _find("segmenter", name) or next((e for e in entries() if e.origin == str(name)), None)
+    if entry is None or told.get("licence", "unknown") != "unknown":
+        return dict(told)
+    return {**told, "licence": entry.licence}
+
+
+def _find(kind: Kind, name: str | Path | None) -> Entry | None:
+    """The entry of this name, the default where there is none; None for a model that is not in the catalogue."""
+    listed = [entry for entry in entries() if entry.kind == kind]
+    if name is None:
+        return listed[0]
+    folder = os.path.realpath(str(name).removeprefix("local-dir:"))
+    for entry in listed:
+        if entry.name.lower() == str(name).lower() or (
+            entry.folder is not None and folder == os.path.realpath(entry.folder)
+        ):
+            return entry
+    return None
+
+
+def _here(entry: Entry) -> Path:
+    """Where a model's files lie."""
+    if entry.folder is not None and entry.folder.exists():
+        return entry.folder
+    if (cached := entry.cached) is not None:
+        _check_cached(entry)
+        return cached
+    if isinstance(entry.source, Path):
+        raise InputError(
+            f"The model {entry.name} is not at {entry.source} any more: bring it back, or run `xaiclip models remove "
+            f"{entry.name}`."
+        )
+    size = "" if entry.size_mb is None else f"{entry.size_mb:,.0f} MB, "
+    raise InputError(
+        f"The model {entry.name} is not on this machine: run `xaiclip models download {entry.name}` ({size}licence "
+        f"{entry.licence}, from {entry.origin})."
+    )
+
+
+def _check_cached(entry: Entry) -> None:
+    """Compare the files in a library's cache with those of the first time; the first time, remember them."""
+    snapshot = entry.cached
+    if snapshot is None:
+        return
+    lock = read_lock(entry.name)
+    if lock is None:
+        _remember(entry, entry.fetched_as("hf-hub") or "")
+        return
+    found = file_checksums(snapshot)
+    for name, expected in lock.files.items():
+        if name == PROMPTS_FILE and entry.format == "open_clip":  # tuned here, and checked when they are read
+            continue
+        if found.get(name, expected) != expected:
+            raise InputError(
+                f"The model {entry.name} was changed, {snapshot / name} is not the file that was first downloaded: if "
+                f"that is meant, run `xaiclip models remove {entry.name}`, which accepts the new one."
+            )
+    if set(found) - set(lock.files):  # downloaded later than the others, when they were first needed
+        write_lock(entry.name, entry.origin, snapshot, lock.repository)
+
+
+def _remember(entry: Entry, repository: str) -> None:
+    snapshot = entry.cached or hub_snapshot(repository, *OPEN_CLIP_WEIGHTS)
+    if snapshot is not None:
+        try:
+            write_lock(entry.name, entry.origin, snapshot, repository)
+        except OSError as error:
+            raise InputError(
+                f"The checksums of the model {entry.name} cannot be written to {models_folder()} "
+                f"({error.strerror or error}): name another folder in the variable XAICLIP_MODELS."
+            ) from error
+
+
+def _read(path: Path) -> tuple[Entry, ...]:
+    try:
+        state = path.stat()
+    except OSError:
+        return read_catalogue(path)  # says why
+    return _read_once(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=8)
+def _read_once(path: Path, _modified: int, _size: int) -> tuple[Entry, ...]:
+    return read_catalogue(path)

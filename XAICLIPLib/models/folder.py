@@ -1,0 +1,124 @@
+"""Where the models of the user lie, and what is remembered of their files.
+
+The folder has ``catalogue.json`` (the user's own entries), ``models/NAME/`` (what was downloaded), ``downloads/``
+(archives on their way), ``unpacked/SHA256/`` (archives given as ``--model``) and ``locks/NAME.json``: the checksums of
+a model that came without any, taken when it was first downloaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from XAICLIPLib.errors import InputError
+from XAICLIPLib.system.checksums import sha256
+from XAICLIPLib.system.files import whole_file
+
+VARIABLE = "XAICLIP_MODELS"
+"""Environment variable that names another folder."""
+
+PROMPTS_FILE = "prompts.safetensors"
+"""In a localizer's folder: its learned prompts, which are then used without being asked for."""
+
+
+def models_folder() -> Path:
+    """The folder of the user's models: the one that `VARIABLE` names, else the system's place for a user's data."""
+    named = os.environ.get(VARIABLE, "").strip()
+    if named:
+        return Path(named).expanduser().absolute()
+    import platformdirs
+
+    return platformdirs.user_data_path("xaiclip", appauthor=False)
+
+
+def user_catalogue() -> Path:
+    """The file with the user's own entries; it need not exist."""
+    return models_folder() / "catalogue.json"
+
+
+def downloaded(name: str) -> Path:
+    """Where a downloaded model of this name belongs; it need not exist."""
+    return models_folder() / "models" / name
+
+
+@dataclass(frozen=True)
+class Lock:
+    """The checksums of a model, as they were when it was first downloaded.
+
+    Attributes
+    ----------
+    source
+        Where it came from.
+    files
+        SHA-256 by path within the model's folder.
+    repository
+        The Hugging Face repository in whose cache the files lie; empty where they lie in the models folder.
+    """
+
+    source: str
+    files: Mapping[str, str]
+    repository: str = ""
+
+
+def read_lock(name: str) -> Lock | None:
+    """What is remembered of a model's files; None where nothing is.
+
+    Raises
+    ------
+    InputError
+        The lock is damaged: with it, a change of the model would go unnoticed.
+    """
+    path = _lock(name)
+    try:
+        return Lock(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"The checksums of the model {name} in {path} cannot be read: remove that model with `xaiclip models "
+            f"remove {name}` and download it again."
+        ) from error
+
+
+def write_lock(name: str, source: str, folder: Path, repository: str = "") -> Lock:
+    """Remember the checksums of all files of a model.
+
+    Raises
+    ------
+    OSError
+        They cannot be read, or not be written down.
+    """
+    lock = Lock(source, file_checksums(folder), repository)
+    with whole_file(_lock(name)) as path:
+        path.write_text(json.dumps(vars(lock), indent=2) + "\n", encoding="utf-8")
+    return lock
+
+
+def remove_lock(name: str) -> None:
+    """Forget the checksums of a model."""
+    _lock(name).unlink(missing_ok=True)
+
+
+def file_checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 by path of all files in a folder."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in found}
+
+
+def hub_snapshot(repository: str, *names: str) -> Path | None:
+    """The folder in Hugging Face's cache that has one of some files of a repository; None where there is no such."""
+    try:
+        from huggingface_hub import try_to_load_from_cache
+
+        places: list[Any] = [try_to_load_from_cache(repository, name) for name in names]
+    except (ImportError, ValueError):  # ValueError: not the name of a repository
+        return None
+    return next((Path(place).parent for place in places if isinstance(place, str)), None)
+
+
+def _lock(name: str) -> Path:
+    return models_folder() / "locks" / f"{name}.json"

@@ -1,0 +1,1 @@
+"""What is kept and shown of an explanation: its record, its figure, its report. Imports evaluation."""

@@ -1,0 +1,85 @@
+"""Numbers about an explanation, and what a reader must know before taking the map for an answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from XAICLIPLib import anatomy, imaging
+from XAICLIPLib.localization.region import Region
+from XAICLIPLib.scoring.perturbation import Estimate
+from XAICLIPLib.scoring.scorer import Scorer
+
+SMALL_ML, UNSURE = 0.5, 0.5
+"""Below this volume, or this score of the undisturbed network, a drawing is hardly an organ."""
+
+
+def measure(
+    saliency: sitk.Image, probed: sitk.Image, explained: sitk.Image, scorer: Scorer, last: Estimate, patches: int
+) -> dict[str, Any]:
+    """Numbers about an explanation; the README says what each means.
+
+    Parameters
+    ----------
+    saliency, probed, explained
+        The map, where it is known, and the target, all in the input's geometry.
+    scorer, last
+        What scored the perturbations, and the explainer's last word.
+    patches
+        Of the network over the whole volume.
+    """
+    values = sitk.GetArrayViewFromImage(saliency)
+    effect = np.abs(values)
+    inside = sitk.GetArrayViewFromImage(explained) != 0
+    known = sitk.GetArrayViewFromImage(probed) != 0
+    total = float(effect.sum(dtype=np.float64))
+    return {
+        "score_unperturbed": scorer.full_score,
+        "target_volume_ml": imaging.volume_ml(explained),
+        "largest_score_lost": float(values.max()),
+        "smallest_score_lost": float(values.min()),
+        "effect_inside_target": float(effect[inside].sum(dtype=np.float64)) / total if total else None,
+        "effect_inside_target_if_uniform": float((inside & known).sum() / known.sum()) if known.any() else None,
+        "probed_volume_ml": float(known.sum() * np.prod(saliency.GetSpacing()) / 1000),
+        "perturbations": last.done,
+        "perturbations_planned": last.planned,
+        "patches_computed": scorer.forwards,
+        "patches_full_inference_would_compute": last.done * patches,
+        **last.findings(),
+    }
+
+
+def cautions(
+    name: str, prompt: str, explained: sitk.Image, region: Region, score: float, bounded_score: bool = True
+) -> list[str]:
+    """What a reader must know, one sentence each.
+
+    Parameters
+    ----------
+    name, prompt, explained
+        The target's name, the user's words for it, and the mask.
+    score
+        Of the undisturbed network.
+    bounded_score
+        Whether the score lies in [0, 1], so that a low one says that the network is unsure.
+    """
+    found = []
+    if not anatomy.is_spelled_right(prompt):
+        found.append(f'"{prompt}" is not a known spelling and was understood as {name}: check that this is meant.')
+    volume = imaging.volume_ml(explained)
+    doubt = "the organ may lie outside the scan and the drawing be a false positive, so do not interpret this map."
+    if volume < SMALL_ML:
+        found.append(f"Only {volume:.2g} ml of {name} with a score of {score:.2f} are explained: {doubt}")
+    elif score < (UNSURE if bounded_score else 0):
+        found.append(
+            f"The network is unsure of the {volume:.0f} ml of {name} that it draws (score {score:.2f}): {doubt}"
+        )
+    voxels = sitk.GetArrayViewFromImage(explained)
+    if any(voxels.take(end, axis).any() for axis in range(3) for end in (0, -1)):
+        found.append(f"The {name} touches the edge of the scan: volume and map cover only the part inside.")
+    if region.source == "file" and (region.agreement is None or region.agreement.recall < 0.5):
+        share = region.agreement.recall if region.agreement else 0.0
+        found.append(f"Only {share:.0%} of the {name} lies in the given region: most of it was not tried.")
+    return found

@@ -1,0 +1,214 @@
+"""The record of an explanation: what was explained, with what, and what came of it; nothing that names the patient."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from XAICLIPLib.errors import InputError
+from XAICLIPLib.evaluation.flags import FLAGS, Flag
+from XAICLIPLib.explainers.methods import READINGS
+from XAICLIPLib.localization.region import Region
+from XAICLIPLib.system import json_values
+from XAICLIPLib.system.files import whole_file
+from XAICLIPLib.system.versions import versions
+
+FORMAT = "XAI-CLIP explanation 1"
+
+PACKAGES = ("torch", "monai", "open_clip_torch", "SimpleITK", "numpy", "scipy", "scikit-image")
+"""What a result depends on."""
+
+
+def build(
+    *,
+    prompt: str,
+    target: Mapping[str, Any],
+    labels: Mapping[int, str],
+    image: sitk.Image,
+    modality: str | None,
+    region: Region,
+    measurements: Mapping[str, Any],
+    models: Mapping[str, Any],
+    parameters: Mapping[str, Any],
+    timings: Mapping[str, float],
+    warnings: list[str],
+    complete: bool,
+    reliability: Sequence[Flag] = (),
+    faithfulness: Mapping[str, Any] | None = None,
+    stability: Mapping[str, Any] | None = None,
+    further_images: Mapping[str, sitk.Image] | None = None,
+) -> dict[str, Any]:
+    """The record, ready for JSON.
+
+    Of the input it keeps the grid's size and spacing and a checksum of the voxels, by which the holder of the scan can
+    recognise it; no path, name, date or position. So of the further images that the network took, by its names for
+    them.
+    """
+    kept = {
+        "format": FORMAT,
+        "prompt": prompt,
+        "target": dict(target),
+        "labels": {str(label): name for label, name in labels.items()},
+        "input": {
+            "size": list(image.GetSize()),
+            "spacing_mm": [round(s, 4) for s in image.GetSpacing()],
+            "modality": modality,
+            "voxels_sha256": voxels_sha256(image),
+        },
+        "further_images": {
+            name: {"voxels_sha256": voxels_sha256(further)} for name, further in (further_images or {}).items()
+        },
+        "region": {
+            "source": region.source,
+            "volume_ml": region.volume_ml,
+            "share_of_body": region.share_of_body,
+            "agreement_with_prediction": asdict(region.agreement) if region.agreement else None,
+        },
+        "measurements": dict(measurements),
+        "models": dict(models),
+        "parameters": dict(parameters),
+        "versions": versions(PACKAGES),
+        "timings_s": dict(timings),
+        "warnings": list(warnings),
+        "reliability": [asdict(flag) for flag in reliability],
+        "faithfulness": faithfulness,
+        "stability": stability,
+        "complete": complete,
+    }
+    return {key: _plain(value) for key, value in kept.items()}
+
+
+def voxels_sha256(image: sitk.Image) -> str:
+    """Checksum of an image's voxels as they are stored, without its geometry."""
+    return hashlib.sha256(np.ascontiguousarray(sitk.GetArrayViewFromImage(image)).tobytes()).hexdigest()
+
+
+def write(record: Mapping[str, Any], path: Path) -> Path:
+    """Write a record as JSON, all or nothing.
+
+    Raises
+    ------
+    InputError
+        The file cannot be written.
+    """
+    text = json.dumps(_plain(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        with whole_file(path) as temporary:
+            # A prompt from a terminal may hold bytes that are no text: written as the escapes that JSON has for them.
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}): choose another folder.") from error
+    return path
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a record that `write` wrote, and check all of it that others rely on.
+
+    Raises
+    ------
+    InputError
+        It is missing, damaged, or of another format.
+    """
+    again = "explain the scan again, or name the folder of another explanation"
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+    except FileNotFoundError as error:
+        raise InputError(f"{path.parent} holds no explanation.json: name the folder of an explanation.") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error}): check the file.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged: {again}.") from error
+    if not isinstance(kept, dict) or kept.get("format") != FORMAT:
+        raise InputError(f'{path} is no record of the format "{FORMAT}": {again}.')
+    try:
+        _check_record(kept)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged ({_what(error)}): {again}.") from error
+    return kept
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _what(error: Exception) -> str:
+    return f"{error.args[0]} is missing" if isinstance(error, KeyError) else f"it should have {error}"
+
+
+def _check_record(kept: dict[str, Any]) -> None:
+    """Raise where a value is not what a reader of the record relies on."""
+    json_values.text(kept["prompt"])
+    json_values.flag(kept["complete"])
+    kept["warnings"] = list(json_values.texts(kept["warnings"]))
+    for key in ("target", "labels", "input", "region", "measurements", "models", "parameters", "versions", "timings_s"):
+        json_values.mapping(kept[key])
+    json_values.text(kept["target"]["name"])
+    json_values.choice("predicted", "predicted in a box", "given")(kept["target"]["voxels"])
+    label = kept["target"]["label"]
+    for number in label if isinstance(label, list) else [label]:
+        json_values.whole(0)(number)
+    json_values.text(kept["input"]["voxels_sha256"])
+    json_values.choice("CT", "MR")(kept["input"]["modality"] or "CT")
+    spacing, size = kept["input"]["spacing_mm"], kept["input"]["size"]
+    _numbers(spacing, len(size))
+    _numbers(size, len(spacing))
+    json_values.text(json_values.mapping(kept["models"]["segmenter"])["name"])
+    json_values.mapping(kept["models"].get("localizer") or {})
+    json_values.choice(*READINGS)(kept["parameters"]["method"])
+    for key in ("described", "baseline", "score", "region"):
+        json_values.text(kept["parameters"][key])
+    for key in ("volume_ml", "share_of_body"):
+        json_values.number(0)(kept["region"][key])
+    for key, value in (kept["region"].get("agreement_with_prediction") or {}).items():
+        json_values.text(key), json_values.number(0)(value)
+    for flag in json_values.objects(kept.setdefault("reliability", [])):
+        json_values.text(flag["sentence"]), json_values.flag(flag["raised"])
+        json_values.choice(*FLAGS)(flag["name"])
+    for row in json_values.objects(kept["measurements"].get("structures") or []):
+        (
+            json_values.text(row["structure"]),
+            json_values.number(-math.inf)(row["score_lost"]),
+            json_values.number(0)(row["volume_ml"]),
+        )
+    if kept.setdefault("faithfulness", None) is not None:
+        _check_faithfulness(json_values.mapping(kept["faithfulness"]))
+    json_values.mapping(kept.setdefault("stability", None) or {})
+
+
+def _check_faithfulness(found: Mapping[str, Any]) -> None:
+    points = len(found["volumes_mm3"])
+    _numbers(found["volumes_mm3"], points)
+    for way in ("deletion", "insertion"):
+        lead = json_values.mapping(found["lead"])[way]
+        json_values.number(-math.inf)(0 if lead is None else lead)
+        for curves in (found["map"], *json_values.mapping(found["controls"]).values()):
+            _numbers(curves[way]["scores"], points)
+            json_values.number(-math.inf)(curves[way]["area"])
+
+
+def _numbers(values: Any, count: int) -> None:
+    if not isinstance(values, list) or len(values) != count or not values:
+        raise ValueError(f"{count} numbers")
+    for value in values:
+        json_values.number(-math.inf)(value)
+
+
+def _plain(value: Any) -> Any:
+    """The same as JSON can hold it: NumPy's numbers as Python's, null for NaN and infinity."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,128 @@
+"""An explanation as it lies in a folder, read back and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from XAICLIPLib import imaging
+from XAICLIPLib.errors import InputError
+from XAICLIPLib.imaging.channels import Volume, read_images
+from XAICLIPLib.reporting import record
+from XAICLIPLib.system.checksums import sha256
+
+FILES = (
+    "explanation.json",
+    "saliency.nrrd",
+    "standard_error.nrrd",
+    "region.nrrd",
+    "segmentation.nrrd",
+    "target.nrrd",
+    "figure.png",
+)
+"""What `Explanation.save` and the panel write; others in the folder are no part of the explanation."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """An explanation that was saved.
+
+    Attributes
+    ----------
+    record
+        What explanation.json holds, checked.
+    saliency, target
+        On one grid, that of the scan: the map, and the mask of what is explained.
+    region
+        Mask of where perturbations were made, on the same grid; None where none was saved, because it was empty.
+    figure
+        The bytes of figure.png; None where it is not there.
+    checksums
+        SHA-256 of each file, by name.
+    """
+
+    record: Mapping[str, Any]
+    saliency: sitk.Image
+    target: sitk.Image
+    region: sitk.Image | None
+    figure: bytes | None
+    checksums: Mapping[str, str]
+
+
+def read(folder: str | Path) -> Saved:
+    """Read an explanation from the folder it was saved in.
+
+    Raises
+    ------
+    InputError
+        The folder holds none, or a file is missing, damaged, or does not belong to the others.
+    """
+    folder = Path(folder)
+    kept = record.read(folder / "explanation.json")
+    saliency = _image(folder / "saliency.nrrd")
+    region = _beside(saliency, folder / "region.nrrd")
+    target = _beside(saliency, folder / "target.nrrd")
+    if target is None:
+        labels = _beside(saliency, folder / "segmentation.nrrd")
+        if labels is None or kept["target"]["voxels"] != "predicted":
+            raise InputError(f"{folder} does not hold what was explained: save the explanation again.")
+        label = kept["target"]["label"]
+        values = np.isin(sitk.GetArrayViewFromImage(labels), label).astype(np.uint8)
+        target = sitk.GetImageFromArray(values)
+        target.CopyInformation(labels)
+    if list(saliency.GetSize()) != kept["input"]["size"]:
+        raise InputError(f"The files in {folder} do not belong together: save the explanation again.")
+    picture = folder / "figure.png"
+    try:
+        figure = picture.read_bytes() if picture.is_file() else None
+        checksums = {name: sha256(folder / name) for name in FILES if (folder / name).is_file()}
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read ({error.strerror or error}): check its files.") from error
+    return Saved(kept, saliency, target, region, figure, checksums)
+
+
+def scan_of(saved: Saved, volume: Volume) -> sitk.Image:
+    """The scan that an explanation was made of, recognised by its voxels.
+
+    Raises
+    ------
+    InputError
+        It cannot be read, or is another one.
+    """
+    (image,) = read_images(volume)
+    known = record.voxels_sha256(image) == saved.record["input"]["voxels_sha256"]
+    if not known or not imaging.same_geometry(image, saved.saliency):
+        name = "The volume" if isinstance(volume, sitk.Image) else f"{volume}"
+        raise InputError(
+            f"{name} is not the scan that this explanation was made of: give that one, or none to do without slices."
+        )
+    return image
+
+
+def _beside(saliency: sitk.Image, path: Path) -> sitk.Image | None:
+    """A volume of the folder on the map's grid; None where it is not there."""
+    if not path.is_file():
+        return None
+    volume = _image(path)
+    if not imaging.same_geometry(volume, saliency):
+        raise InputError(f"{path} does not lie on the grid of saliency.nrrd: save the explanation again.")
+    return volume
+
+
+def _image(path: Path) -> sitk.Image:
+    """A volume that we wrote: it may be constant, where a scan may not."""
+    if not path.is_file():
+        raise InputError(f"{path.parent} holds no {path.name}: save the explanation again.")
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise InputError(f"{path} is damaged or cut off: save the explanation again.") from error
+    values = sitk.GetArrayViewFromImage(image)
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1 or not np.isfinite(values).all():
+        raise InputError(f"{path} is no scalar 3D volume of finite values: save the explanation again.")
+    return image

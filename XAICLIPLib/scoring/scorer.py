@@ -1,0 +1,562 @@
+"""What a change of the input costs the target: exact incremental sliding-window inference.
+
+With blending weights w the logit of a sliding-window network at voxel v is the weighted mean of f(x_p)(v) over the
+patches p that hold v. A score over the voxels T needs only the patches that meet T; a perturbation of the voxels S
+changes only the patches that meet S. So only patches that meet both are computed again, every other one is cached.
+No assumption about the network is made: each patch is recomputed whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from XAICLIPLib.errors import InputError
+from XAICLIPLib.explainers.methods import SCORES, Precision, Score
+from XAICLIPLib.scoring.baselines import Fill
+from XAICLIPLib.scoring.perturbation import Perturbation
+from XAICLIPLib.segmentation.backpropagation import TOGETHER, vector_jacobian_product
+from XAICLIPLib.segmentation.batching import Batches
+from XAICLIPLib.segmentation.segmenter import Activation
+from XAICLIPLib.segmentation.sliding_window import Box, Tiling, intersect, shift
+
+__all__ = ["SCORES", "Score", "Scorer", "Target", "decided", "probability", "target_score"]
+
+PRECISION_ERROR = 0.01
+"""Half precision is used where it gets the score lost by hiding the target right to this share."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is explained.
+
+    Attributes
+    ----------
+    name
+        The structure's name.
+    label
+        Output channel of the network; several where the target is a group of structures, such as both kidneys.
+    reference
+        (X, Y, Z) bool: the structure as unperturbed, what the perturbed prediction is compared with.
+    voxels
+        (X, Y, Z) bool: where the comparison is made; usually the reference with a rim around it, so that a prediction
+        that spills over loses score as well. What of the reference lies outside does not count.
+    """
+
+    name: str
+    label: int | tuple[int, ...]
+    reference: Tensor
+    voxels: Tensor
+
+
+def probability(logits: Tensor, label: int | tuple[int, ...], activation: Activation) -> Tensor:
+    """Probability of one channel, or of any of several, from logits (K, ...)."""
+    channels = [label] if isinstance(label, int) else list(label)
+    if activation == "softmax":
+        return logits.softmax(0)[channels].sum(0)
+    return logits[channels].amax(0).sigmoid()
+
+
+def decided(logits: Tensor, label: int | tuple[int, ...], activation: Activation) -> Tensor:
+    """Whether each voxel is given to one channel, or to any of several, from logits (K, ...)."""
+    channels = [label] if isinstance(label, int) else list(label)
+    if activation == "softmax":
+        return torch.isin(logits.argmax(0), torch.tensor(channels, device=logits.device))
+    return logits[channels].amax(0) > 0
+
+
+def voxel_values(kind: Score, logits: Tensor, label: int | tuple[int, ...], activation: Activation) -> Tensor:
+    """What each voxel contributes to a score, from logits (K, n): a tensor (n).
+
+    The probability for ``soft dice`` and ``mean probability``; 0 or 1, as the network decides, for ``hard dice``; for
+    ``logit margin`` how far the target's logit lies above the best other one (with sigmoid: above 0, where the
+    probability is one half), of either sign.
+    """
+    if kind == "hard dice":
+        return decided(logits, label, activation).to(logits.dtype)
+    if kind != "logit margin":
+        return probability(logits, label, activation)
+    channels = [label] if isinstance(label, int) else list(label)
+    own = logits[channels].amax(0)
+    others = [k for k in range(len(logits)) if k not in channels]
+    return own - logits[others].amax(0) if activation == "softmax" and others else own
+
+
+def score_of(kind: Score, inside: Tensor, total: Tensor, size: Tensor | int) -> Tensor:
+    """A score from the sums of `voxel_values` over the reference and over all voxels, and the reference's size."""
+    if kind in ("soft dice", "hard dice"):
+        return 2 * inside / (total + size)
+    return inside / size
+
+
+def target_score(
+    kind: Score, logits: Tensor, reference: Tensor, label: int | tuple[int, ...], activation: Activation
+) -> Tensor:
+    """Score of logits (K, n) against the reference (n) bool, a scalar tensor.
+
+    ``soft dice`` is 2 sum(p r) / (sum(p) + sum(r)) with the probability p and the reference r; ``hard dice`` takes the
+    decided voxels for p; ``mean probability`` is the mean of p over the reference; all these lie in [0, 1]. ``logit
+    margin`` is the mean over the reference of how far the target's logit lies above the others: it has no bounds, and
+    says how sure the network is where the probabilities are all 1.
+    """
+    values = voxel_values(kind, logits, label, activation)
+    return score_of(kind, values[reference].sum(), values.sum(), reference.sum())
+
+
+@dataclass
+class _Patch:
+    """A patch that meets the target: where, and what it says there unperturbed."""
+
+    box: Box
+    inside: Tensor  # its target voxels, as indices into the flattened patch
+    rows: Tensor  # the same voxels as rows of the target
+    weight: Tensor  # blending weight over total weight of each of those voxels
+    logits: Tensor  # (K, n), unperturbed
+
+    def read(self, logits: Tensor) -> Tensor:
+        """Its target voxels, (K, n), of the patch's logits (K, *size)."""
+        return logits.flatten(1).index_select(1, self.inside)
+
+
+@dataclass(frozen=True)
+class _Unperturbed:
+    """A score before anything is perturbed."""
+
+    values: Tensor  # (n), of the target's voxels
+    inside: Tensor  # their sum over the reference
+    total: Tensor  # and over all
+    score: float
+
+
+@dataclass
+class _Pending:
+    """A perturbation whose patches are under way."""
+
+    index: int
+    perturbation: Perturbation
+    patches: tuple[int, ...]
+    box: Box  # of the content, in the volume's indices
+    content: Tensor | None = None  # what the perturbed voxels hold, made once for all patches
+    changes: dict[int, Tensor] = field(default_factory=dict)  # of the logits, by patch
+
+
+@dataclass
+class Scorer:
+    """Scores perturbations of one volume for one target.
+
+    Parameters
+    ----------
+    forward
+        The network: patches (N, C, *size) to logits (N, K, *size).
+    volume
+        (C, X, Y, Z), the unperturbed input, on the device where the network runs.
+    baseline
+        What replaces perturbed voxels: (C, X, Y, Z), or a function that makes it for each perturbation.
+    tiling
+        The network's patches over the volume.
+    target
+        What is scored.
+    activation
+        How logits become probabilities.
+    kind
+        The score.
+    batch_size
+        Patches computed together, of whatever perturbations; None chooses (see `Batches`). Halved when memory runs out.
+    precision
+        ``reduced`` runs perturbed patches in half precision if that gets the score lost by hiding the whole target
+        right to 1%; ``auto`` does so on a CUDA GPU alone.
+
+    Attributes
+    ----------
+    full_score
+        Score of the unperturbed volume, in full precision.
+    reduced
+        Whether perturbed patches are run in half precision; known once a perturbation was scored.
+    forwards
+        Patches computed for perturbations so far (without the target's own).
+    warnings
+        What had to be changed to go on, in words.
+
+    Raises
+    ------
+    InputError
+        No voxel of the target belongs to its reference.
+    """
+
+    forward: Callable[[Tensor], Tensor]
+    volume: Tensor
+    baseline: Tensor | Fill
+    tiling: Tiling
+    target: Target
+    activation: Activation = "softmax"
+    kind: Score = "soft dice"
+    batch_size: int | None = None
+    precision: Precision = "full"
+    full_score: float = field(init=False)
+    reduced: bool = field(init=False, default=False)
+    forwards: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        device = self.volume.device
+        voxels = self.target.voxels.to(device)
+        self._reference = self.target.reference.to(device)[voxels]
+        if not bool(self._reference.any()):
+            raise InputError(
+                f"The network finds no {self.target.name} in this volume, so there is nothing to explain: "
+                "choose another structure with --target or give a mask."
+            )
+        self._volume = self.tiling.pad(self.volume)
+        self._batches = Batches(self.forward, device, self.batch_size)
+        self._patches = self._target_patches(self._rows(voxels))
+        self._useful = self._bounds()
+        patches = self._patches  # not self, which the cache would keep alive with all its tensors
+        self._union = lru_cache(maxsize=16)(lambda numbers: union_of_rows({n: patches[n].rows for n in numbers}))
+        self._logits = torch.zeros((len(self._patches[0].logits), len(self._reference)), device=device)
+        for patch in self._patches:
+            self._logits[:, patch.rows] += patch.logits * patch.weight
+        self._size = int(self._reference.sum())
+        self._unperturbed: dict[Score, _Unperturbed] = {}
+        self.full_score = self.full_score_by(self.kind)
+        if not math.isfinite(self.full_score):
+            raise InputError(
+                "The network's output is not finite on this volume, so that it cannot be scored: check that its "
+                "weights and its preprocessing belong together."
+            )
+        # Found out with the first perturbations: gradients are taken in full precision and need not pay for it.
+        self._undecided = self.precision == "reduced" or (self.precision == "auto" and device.type == "cuda")
+
+    @property
+    def _exact(self) -> torch.dtype:
+        """For sums over a hundred thousand voxels; Apple's GPUs have no double precision."""
+        return torch.float32 if self.volume.device.type == "mps" else torch.float64
+
+    @property
+    def warnings(self) -> list[str]:
+        """What had to be changed to go on, in words."""
+        return self._batches.warnings
+
+    @property
+    def batch_in_use(self) -> int:
+        """Patches that are computed together now."""
+        return self._batches.size_for(self._volume[(slice(None), *self._patches[0].box)])
+
+    @property
+    def patches_of_target(self) -> int:
+        """How many of the network's patches meet the target: what a perturbation of everything costs."""
+        return len(self._patches)
+
+    def touched(self, perturbation: Perturbation) -> list[int]:
+        """Which of the target's patches a perturbation changes: what its evaluation costs."""
+        return [n for n, patch in enumerate(self._patches) if self.tiling.sees(patch.box, perturbation.box)]
+
+    def lost(self, perturbations: Iterable[Perturbation]) -> Iterator[list[tuple[int, float]]]:
+        """Score lost by each perturbation, exactly as full inference on the perturbed volume would give it.
+
+        Yields lists of (number of the perturbation, score lost), one list per network batch; a perturbation that meets
+        no patch of the target loses nothing and costs nothing. The perturbations are drawn as they are needed. Close
+        the iterator to cancel.
+        """
+        for batch in self.lost_by(perturbations, (self.kind,)):
+            yield [(index, values[0]) for index, values in batch]
+
+    def full_score_by(self, kind: Score) -> float:
+        """Score of the unperturbed volume, of any kind."""
+        return self._before(kind).score
+
+    def lost_by(
+        self, perturbations: Iterable[Perturbation], kinds: Sequence[Score]
+    ) -> Iterator[list[tuple[int, tuple[float, ...]]]]:
+        """As `lost`, by several scores from the same network calls: in the place of each number one for each kind."""
+        if self._undecided:
+            self._undecided = False
+            self._try_reduced()
+        nothing = (0.0,) * len(kinds)
+        queue: list[tuple[_Pending, int]] = []
+        ready: list[tuple[int, Tensor | tuple[float, ...]]] = []
+        for index, perturbation in enumerate(perturbations):
+            touched = tuple(self.touched(perturbation))
+            box = intersect(perturbation.box, self._useful)
+            if not touched or box is None:
+                ready.append((index, nothing))
+                continue
+            pending = _Pending(index, perturbation, touched, box)
+            queue.extend((pending, patch) for patch in touched)
+            while len(queue) >= (size := self.batch_in_use):
+                ready += self._advance(queue[:size], kinds)
+                del queue[:size]
+                yield self._collect(ready)
+        while queue:
+            size = self.batch_in_use
+            ready += self._advance(queue[:size], kinds)
+            del queue[:size]
+            yield self._collect(ready)
+        if ready:
+            yield self._collect(ready)
+
+    # --- the target's patches ---------------------------------------------------------------------
+
+    def _rows(self, voxels: Tensor) -> Tensor:
+        """For each voxel of the padded volume its row of the target, -1 for others."""
+        rows = torch.full(self._volume.shape[1:], -1, dtype=torch.long, device=voxels.device)
+        rows[self.tiling.inner][voxels] = torch.arange(len(self._reference), device=voxels.device)
+        return rows
+
+    def _target_patches(self, rows: Tensor) -> list[_Patch]:
+        """Find the patches that meet the target and run them unperturbed."""
+        weight = self.tiling.weight.to(rows.device).flatten()
+        total = torch.zeros(len(self._reference), device=rows.device)
+        found: list[_Patch] = []
+        for box in self.tiling.patches:
+            local = rows[box].flatten()
+            inside = torch.nonzero(local >= 0).flatten()
+            if len(inside) == 0:
+                continue
+            total[local[inside]] += weight[inside]
+            found.append(_Patch(box, inside, local[inside], weight[inside], torch.empty(0)))
+        self._run_unperturbed(found)
+        for patch in found:
+            patch.weight = patch.weight / total[patch.rows]
+        return found
+
+    @torch.inference_mode()
+    def _run_unperturbed(self, patches: list[_Patch]) -> None:
+        """Fill in what the patches say."""
+        for patch, logits in _read(patches, self._volume, self._batches):
+            patch.logits = logits
+
+    def _bounds(self) -> Box:
+        """The box, in the volume's indices, that holds all that the target's patches see of the volume."""
+        boxes = [self.tiling.seen(patch.box) for patch in self._patches]
+        return tuple(slice(min(b.start for b in axis), max(b.stop for b in axis)) for axis in zip(*boxes, strict=True))
+
+    # --- perturbed patches ------------------------------------------------------------------------
+
+    @staticmethod
+    def _collect(ready: list[tuple[int, Tensor | tuple[float, ...]]]) -> list[tuple[int, tuple[float, ...]]]:
+        """Fetch finished scores from the device, all at once, and empty the list."""
+        on_device = [values for _, values in ready if isinstance(values, Tensor)]
+        fetched = iter(torch.stack(on_device).tolist() if on_device else [])
+        collected = [(n, tuple(next(fetched)) if isinstance(values, Tensor) else values) for n, values in ready]
+        ready.clear()
+        if not all(math.isfinite(value) for _, values in collected for value in values):
+            raise InputError(
+                "The network's output is not finite where a part of the volume is hidden: try another baseline, or "
+                "full precision."
+            )
+        return collected
+
+    @torch.inference_mode()
+    def _advance(
+        self, jobs: list[tuple[_Pending, int]], kinds: Sequence[Score]
+    ) -> list[tuple[int, Tensor | tuple[float, ...]]]:
+        """Run one batch of (perturbation, patch) jobs; returns the perturbations that it finishes."""
+        output = self._batches.run([self._perturbed(self._patches[number].box, pending) for pending, number in jobs])
+        self.forwards += len(jobs)
+        finished: list[tuple[int, Tensor | tuple[float, ...]]] = []
+        for (pending, number), logits in zip(jobs, output, strict=True):
+            patch = self._patches[number]
+            pending.changes[number] = (patch.read(logits) - patch.logits) * patch.weight
+            if len(pending.changes) == len(pending.patches):
+                finished.append((pending.index, self._losses(pending, kinds)))
+                pending.content = None
+        return finished
+
+    def _perturbed(self, box: Box, pending: _Pending) -> Tensor:
+        """The patch at ``box`` (padded indices) of the perturbed volume."""
+        if pending.content is None:
+            pending.content = self._content(pending.perturbation, pending.box)
+        patch = self._volume[(slice(None), *box)].clone()
+        places = self.tiling.places(box, pending.box)
+        if places is not None:  # the patch may meet the perturbation where there is no volume
+            there, here = places
+            patch[(slice(None), *there)] = pending.content[(slice(None), *here)]
+        return patch
+
+    def _content(self, perturbation: Perturbation, box: Box) -> Tensor:
+        """What the perturbed volume holds in a box within the perturbation's own: (C, *box)."""
+        here = (slice(None), *box)
+        if isinstance(self.baseline, Tensor):
+            strength = strength_in(perturbation, box, self.volume.device)
+            replaced = self.baseline[here]
+        else:  # it looks at all that is hidden, whatever part of it the target's patches see
+            whole = strength_in(perturbation, perturbation.box, self.volume.device)
+            inner = shift(box, [-s.start for s in perturbation.box])
+            strength = whole if isinstance(whole, float) else whole[inner]
+            replaced = self.baseline(perturbation.box, whole)[(slice(None), *inner)]
+        if isinstance(strength, float):
+            return replaced if strength == 1.0 else torch.lerp(self.volume[here], replaced, strength)
+        return torch.lerp(self.volume[here], replaced, strength.to(self.volume.dtype).expand_as(replaced))
+
+    # --- scores -----------------------------------------------------------------------------------
+
+    def _values(self, kind: Score, logits: Tensor) -> Tensor:
+        return voxel_values(kind, logits, self.target.label, self.activation).to(self._exact)
+
+    def _before(self, kind: Score) -> _Unperturbed:
+        if kind not in self._unperturbed:
+            values = self._values(kind, self._logits)
+            inside, total = values[self._reference].sum(), values.sum()
+            score = float(score_of(kind, inside, total, self._size))
+            self._unperturbed[kind] = _Unperturbed(values, inside, total, score)
+        return self._unperturbed[kind]
+
+    def _losses(self, pending: _Pending, kinds: Sequence[Score]) -> Tensor:
+        """What the changes of a perturbation cost, by each score; only the rows that they hold are looked at."""
+        if len(pending.patches) == 1:
+            (number,) = pending.patches
+            rows = self._patches[number].rows
+            logits = self._logits.index_select(1, rows) + pending.changes[number]
+        else:
+            rows, places = self._union(pending.patches)
+            logits = self._logits.index_select(1, rows)
+            for number, change in pending.changes.items():
+                logits.index_add_(1, places[number], change)
+        reference, losses = self._reference.index_select(0, rows), []
+        for kind in kinds:
+            before = self._before(kind)
+            moved = self._values(kind, logits) - before.values.index_select(0, rows)
+            inside = before.inside + (moved * reference).sum()
+            losses.append(before.score - score_of(kind, inside, before.total + moved.sum(), self._size))
+        return torch.stack(losses)
+
+    def _try_reduced(self) -> None:
+        """Turn to half precision where it says of the most important perturbation what full precision says."""
+        reference = torch.nonzero(self.target.reference)
+        ends = zip(reference.amin(0).tolist(), reference.amax(0).tolist(), strict=True)
+        hidden = [Perturbation(tuple(slice(a, b + 1) for a, b in ends))]
+        ((_, full),) = [pair for batch in self.lost(hidden) for pair in batch]
+        kept = [patch.logits for patch in self._patches]
+        try:
+            self._batches.reduced = True
+            self._run_unperturbed(self._patches)
+            ((_, reduced),) = [pair for batch in self.lost(hidden) for pair in batch]
+            self.reduced = abs(reduced - full) <= PRECISION_ERROR * abs(full)
+            said = "" if self.reduced else f"it gets {reduced:.3f} where full precision gets {full:.3f}"
+        except InputError:  # it reaches farther than half precision does
+            said = "the network's output is not finite in it"
+        except RuntimeError as error:  # an operator that has no half precision
+            said = f"the network does not run in it ({(str(error).splitlines() or ['unknown'])[0][:80]})"
+        self.forwards = 0
+        if not self.reduced:
+            self._batches.reduced = False
+            for patch, logits in zip(self._patches, kept, strict=True):
+                patch.logits = logits
+            self.warnings.append(f"Half precision was not used: {said}.")
+
+    # --- gradients --------------------------------------------------------------------------------
+
+    def differentiable_score(self, volume: Tensor | None = None) -> float:
+        """The score that `gradient` is of: the scorer's own, soft Dice in the place of hard Dice.
+
+        ``volume`` (C, X, Y, Z) is what is scored; by default the unperturbed one.
+        """
+        return float(self._differentiable(self._logits_of(volume)))
+
+    def gradient(self, volume: Tensor | None = None) -> Tensor:
+        """Gradient of the score with respect to the volume, exact under the sliding window, in full precision.
+
+        The graphs of no more than two patches are in memory at once.
+
+        Parameters
+        ----------
+        volume
+            (C, X, Y, Z), where the gradient is taken; by default at the unperturbed volume.
+
+        Returns
+        -------
+        Tensor
+            (C, X, Y, Z), on the device; 0 outside the target's patches. Of hard Dice, which has no gradient, soft
+            Dice's.
+
+        Raises
+        ------
+        InputError
+            The network cannot be differentiated.
+        """
+        gradient = torch.zeros(self._volume.shape, device=self._volume.device)
+        following = self.cotangents(volume)
+        while waiting := list(islice(following, TOGETHER)):
+            boxes, patches, cotangents = zip(*waiting, strict=True)
+            found = vector_jacobian_product(self.forward, patches, cotangents)
+            for box, own in zip(boxes, found, strict=True):
+                gradient[(slice(None), *box)] += own
+        return self.tiling.gather(gradient)
+
+    def cotangents(self, volume: Tensor | None = None) -> Iterator[tuple[Box, Tensor, Tensor]]:
+        """Yield the target's patches, each with the derivative of the score by the patch's own logits.
+
+        The score is a function of the blended logits at the target's voxels, and these are a weighted sum of the
+        patches' logits. So its derivative by them is taken once, and each patch gets its share: the gradient of the
+        score by anything inside the network is the sum over the patches of that of ``sum(logits * cotangent)``.
+
+        Parameters
+        ----------
+        volume
+            (C, X, Y, Z); by default the unperturbed one.
+
+        Yields
+        ------
+        Box
+            Bounds of the patch in the padded volume.
+        Tensor
+            (C, *size), the patch.
+        Tensor
+            (K, *size), the derivative of the score by the logits of the patch.
+        """
+        padded = self._volume if volume is None else self.tiling.pad(volume.to(self._volume))
+        with torch.inference_mode(False), torch.enable_grad():
+            logits = self._logits_of(volume).clone().requires_grad_()
+            (by_logits,) = torch.autograd.grad(self._differentiable(logits), logits)
+        for patch in self._patches:
+            with torch.inference_mode(False), torch.no_grad():
+                values = padded[(slice(None), *patch.box)].clone()
+                cotangent = torch.zeros((len(by_logits), values[0].numel()), device=values.device)
+                cotangent[:, patch.inside] = by_logits[:, patch.rows] * patch.weight
+            yield patch.box, values, cotangent.reshape(-1, *values.shape[1:])
+
+    def _differentiable(self, logits: Tensor) -> Tensor:
+        kind: Score = "soft dice" if self.kind == "hard dice" else self.kind
+        return target_score(kind, logits, self._reference.clone(), self.target.label, self.activation)
+
+    @torch.inference_mode()
+    def _logits_of(self, volume: Tensor | None) -> Tensor:
+        """Blended logits (K, n) of the target's voxels in a volume (C, X, Y, Z); None: the unperturbed one."""
+        if volume is None:
+            return self._logits
+        blended = torch.zeros_like(self._logits)
+        full = Batches(self.forward, self._volume.device, self.batch_in_use)
+        for patch, logits in _read(self._patches, self.tiling.pad(volume.to(self._volume)), full):
+            blended[:, patch.rows] += logits * patch.weight
+        return blended
+
+
+def _read(patches: list[_Patch], padded: Tensor, batches: Batches) -> Iterator[tuple[_Patch, Tensor]]:
+    """Each patch with its target voxels' logits in a padded volume; the logits of all would fill the memory."""
+    done = 0
+    while done < len(patches):
+        size = batches.size_for(padded[(slice(None), *patches[done].box)])  # it may shrink on the way
+        part = patches[done : done + size]
+        output = batches.run([padded[(slice(None), *patch.box)] for patch in part])
+        yield from ((patch, patch.read(logits)) for patch, logits in zip(part, output, strict=True))
+        done += len(part)
+
+
+def union_of_rows(rows: Mapping[int, Tensor]) -> tuple[Tensor, dict[int, Tensor]]:
+    """The rows that any of several patches holds, and where each patch's own rows stand among them."""
+    union = torch.cat(list(rows.values())).unique()
+    return union, {number: torch.searchsorted(union, own) for number, own in rows.items()}
+
+
+def strength_in(perturbation: Perturbation, box: Box, device: torch.device) -> float | Tensor:
+    """How strongly a perturbation replaces the voxels of a box within its own: one number, or a tensor like the box."""
+    if callable(perturbation.strength):
+        return perturbation.strength(box, device)
+    if isinstance(perturbation.strength, Tensor):
+        return perturbation.strength[shift(box, [-s.start for s in perturbation.box])].to(device)
+    return float(perturbation.strength)

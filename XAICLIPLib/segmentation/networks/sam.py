@@ -1,0 +1,447 @@
+"""Segment Anything: networks that draw what a box points at, slice by slice, through transformers.
+
+SAM and its medical descendants (MedSAM) draw in 2D what lies in a box. Here the box of each axial slice is that of a
+region, which is the setting of the XAI-CLIP paper, and the slices together are the segmentation. A perturbation makes
+only the slices that it touches run again: each is a patch of its own.
+
+References
+----------
+A. Kirillov et al. "Segment Anything", ICCV 2023.
+J. Ma et al. "Segment anything in medical images", Nature Communications 15, 2024 (the window of CT, boxes alone).
+A. Alzubaidi et al. "XAI-CLIP", arXiv 2602.07017, 2026.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from XAICLIPLib import imaging
+from XAICLIPLib.errors import InputError, reason
+from XAICLIPLib.segmentation.segmenter import Activation, Prepared
+from XAICLIPLib.segmentation.sliding_window import Tiling
+from XAICLIPLib.segmentation.untrusted.mappings import read_mapping
+from XAICLIPLib.system.checksums import sha256
+from XAICLIPLib.system.torchvision_operators import import_without_operators
+
+HUB = "hf-hub:"
+"""Before the id of a model that is downloaded from the Hugging Face hub on first use."""
+
+CT_WINDOW_HU = (-160.0, 240.0)
+"""Soft tissue, level 40 and width 400: that of MedSAM's training."""
+
+PERCENTILES = (0.5, 99.5)
+"""Of the body's intensities: black and white of anything but a CT, as in MedSAM's training."""
+
+BOX_MARGIN_MM = 4.0
+"""Around the region on each slice: boxes that people draw are not tight, and SAM was trained on such."""
+
+THINNEST_MM = 1.0
+"""Least distance of slices: every one costs a run of the network, and thinner ones hardly differ."""
+
+NOTHING = -20.0
+"""Logit on a slice without a box."""
+
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_INTERPOLATION = {2: "bilinear", 3: "bicubic"}
+
+
+def is_sam(path: Path) -> bool:
+    """Whether a folder holds a SAM as transformers saves it: ``config.json`` of the type ``sam``, and weights."""
+    try:
+        return read_mapping(path / "config.json").get("model_type") == "sam" and _weights_in(path) is not None
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a SAM does with a grey image before it looks at it.
+
+    Attributes
+    ----------
+    side
+        Pixels of the longer side after resizing.
+    padded
+        Pixels of both sides of what the network takes: zeros are added at the right and below.
+    scale
+        Of grey values in [0, 1], before ``mean`` and ``std``.
+    mean, std
+        Normalisation of the three channels.
+    interpolation
+        ``bilinear`` or ``bicubic``.
+    """
+
+    side: int = 1024
+    padded: int = 1024
+    scale: float = 1.0
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: str = "bilinear"
+
+    @classmethod
+    def of(cls, folder: Path) -> Preprocessing:
+        """From ``preprocessor_config.json``, or the processor's own file; SAM's where there is neither.
+
+        Raises
+        ------
+        InputError
+            The file asks for what is not done here.
+        """
+        said: Mapping[str, Any] = {}
+        try:
+            if (folder / "preprocessor_config.json").is_file():
+                said = read_mapping(folder / "preprocessor_config.json")
+            elif (folder / "processor_config.json").is_file():
+                said = read_mapping(folder / "processor_config.json").get("image_processor") or {}
+            side = int((said.get("size") or {}).get("longest_edge", cls.side))
+            pad = said.get("pad_size") or {"height": side, "width": side}
+            normalised, rescaled = said.get("do_normalize", True), said.get("do_rescale", True)
+            found = cls(
+                side,
+                int(pad["height"]),
+                255 * float(said.get("rescale_factor", 1 / 255)) if rescaled else 255.0,
+                tuple(float(v) for v in said.get("image_mean", cls.mean)) if normalised else (0.0,) * 3,
+                tuple(float(v) for v in said.get("image_std", cls.std)) if normalised else (1.0,) * 3,
+                _INTERPOLATION[int(said.get("resample", 2))],
+            )
+            usable = (
+                pad["height"] == pad["width"] and 0 < side <= found.padded and len(found.mean) == len(found.std) == 3
+            )
+            if not usable or min(found.std) <= 0 or not (said.get("do_resize", True) and said.get("do_pad", True)):
+                raise ValueError("no square image of three channels comes of it")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise InputError(
+                f"The preprocessing of the SAM {folder} is not one that is known here ({reason(error)}): restore its "
+                "preprocessor_config.json."
+            ) from error
+        return found
+
+    def resized(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of an image of this shape after resizing."""
+        scale = self.side / max(shape)
+        return int(shape[0] * scale + 0.5), int(shape[1] * scale + 0.5)
+
+    def pixels(self, grey: Tensor) -> Tensor:
+        """Images (N, rows, columns) in [0, 1] as the network takes them: (N, 3, padded, padded)."""
+        size = self.resized((grey.shape[1], grey.shape[2]))
+        fitted = functional.interpolate(grey[:, None], size, mode=self.interpolation, antialias=True)
+        mean, std = (torch.tensor(v, device=grey.device)[:, None, None] for v in (self.mean, self.std))
+        return functional.pad((self.scale * fitted - mean) / std, (0, self.padded - size[1], 0, self.padded - size[0]))
+
+    def unfitted(self, masks: Tensor, shape: tuple[int, int]) -> Tensor:
+        """Logits (N, 1, h, w) of what the network took, brought back to images of a shape: (N, 1, rows, columns)."""
+        rows, columns = self.resized(shape)
+        wide = functional.interpolate(masks, (self.padded, self.padded), mode="bilinear", align_corners=False)
+        return functional.interpolate(wide[..., :rows, :columns], shape, mode="bilinear", align_corners=False)
+
+
+class SamSegmenter:
+    """A SAM on a device, which must be told what to draw: `prompted` gives the segmenter of a structure.
+
+    Satisfies `XAICLIPLib.segmentation.segmenter.Promptable`.
+
+    Parameters
+    ----------
+    path
+        A folder as ``SamModel.save_pretrained`` writes it, or ``hf-hub:`` and the id of one, such as
+        ``hf-hub:facebook/sam-vit-base``, which transformers downloads on first use.
+    device
+        Where the network runs.
+    trust
+        Nothing depends on it: no code of the folder is run.
+
+    Raises
+    ------
+    InputError
+        The package transformers is missing, or the model is missing, damaged or no SAM.
+    """
+
+    modality: str | None = None
+    activation: Activation = "sigmoid"
+    inputs: tuple[str, ...] = ("image",)
+
+    def __init__(self, path: Path | str, device: torch.device, trust: bool = False) -> None:
+        text = str(path)
+        self.folder, self._revision = _downloaded(text) if text.startswith(HUB) else (Path(path), "unknown")
+        self.name = text.removeprefix(HUB) if text.startswith(HUB) else self.folder.resolve().name
+        self.device = device
+        weights = _weights_in(self.folder)
+        if not is_sam(self.folder) or weights is None:
+            raise InputError(
+                f"{path} is no SAM: give a folder with a config.json of the model type sam and {_WEIGHTS[0]}, or "
+                f"{HUB} and the id of one."
+            )
+        self.weights = weights
+        self.preprocessing = Preprocessing.of(self.folder)
+        self.network = _network(self.folder, weights).to(device)
+        takes = self.network.config.vision_config.image_size
+        if takes != self.preprocessing.padded:
+            raise InputError(
+                f"The SAM {self.folder} takes images of {takes} pixels and its preprocessing gives "
+                f"{self.preprocessing.padded}: restore its preprocessor_config.json."
+            )
+
+    @property
+    def labels(self) -> Mapping[int, str]:
+        """Nothing yet: what it draws depends on the prompt."""
+        return {}
+
+    @property
+    def provenance(self) -> Mapping[str, str]:
+        """Name, revision on the hub, and the checksum of the weights."""
+        return {
+            "name": self.name,
+            "kind": "SAM",
+            "version": self._revision,
+            "licence": "unknown",
+            "sha256": sha256(self.weights),
+        }
+
+    def prompted(self, name: str, mask: sitk.Image, modality: str | None = None) -> PromptedSam:
+        """The segmenter of one structure.
+
+        Parameters
+        ----------
+        name
+            The structure.
+        mask
+            Where it is, in the geometry of the image to come: on each axial slice the network is given the box around
+            it and `BOX_MARGIN_MM`. Slices without it stay empty.
+        modality
+            Of the image, CT or MR; by default guessed from the intensities.
+        """
+        return PromptedSam(self, name, mask, modality)
+
+    def window(self, shape: tuple[int, ...]) -> Tiling:
+        """Every axial slice is a patch."""
+        return slices_of(shape)
+
+    def prepare(self, image: sitk.Image) -> Prepared:
+        """Refuse: nothing says yet what to draw.
+
+        Raises
+        ------
+        InputError
+            Always.
+        """
+        raise _without_region(self.name)
+
+    def logits(self, patches: Tensor) -> Tensor:
+        """Refuse, as `prepare` does."""
+        raise _without_region(self.name)
+
+    def draw(self, grey: Tensor, boxes: Tensor) -> Tensor:
+        """What the network draws in one box on each of some images.
+
+        Parameters
+        ----------
+        grey
+            (N, rows, columns), in [0, 1].
+        boxes
+            (N, 4): the first column and row, the last column and row, in pixels.
+
+        Returns
+        -------
+        Tensor
+            (N, rows, columns): logits, by the same steps as ``SamProcessor``, ``SamModel`` with one mask, and
+            ``post_process_masks``, but that grey values are not rounded to whole ones. It can be differentiated.
+        """
+        rows, columns = grey.shape[1:]
+        fitted = self.preprocessing.resized((rows, columns))
+        stretch = torch.tensor([fitted[1] / columns, fitted[0] / rows] * 2, device=boxes.device)
+        # One by one: an image of 1024 pixels fills any device, and the attention of several fills its memory.
+        pixels = self.preprocessing.pixels(grey).split(1)
+        seen = torch.cat([self.network.vision_encoder(image).last_hidden_state for image in pixels])
+        told = self.network(image_embeddings=seen, input_boxes=(boxes * stretch)[:, None], multimask_output=False)
+        return self.preprocessing.unfitted(told.pred_masks[:, 0].float(), (rows, columns))[:, 0]
+
+
+class PromptedSam:
+    """A SAM that draws one structure, where a mask points. Satisfies `XAICLIPLib.segmentation.segmenter.Segmenter`.
+
+    It has no attribute ``network``: what its layers hold are features of padded square images, whose place in the scan
+    a method that looks into networks does not know.
+
+    Parameters
+    ----------
+    sam
+        The network.
+    structure, mask, image_modality
+        See `SamSegmenter.prompted`.
+    """
+
+    activation: Activation = "sigmoid"
+    inputs: tuple[str, ...] = ("image",)
+
+    def __init__(self, sam: SamSegmenter, structure: str, mask: sitk.Image, image_modality: str | None = None) -> None:
+        self.sam, self.mask, self.image_modality = sam, mask, image_modality
+        self.labels: Mapping[int, str] = {0: structure}
+
+    @property
+    def name(self) -> str:
+        """That of the network."""
+        return self.sam.name
+
+    @property
+    def modality(self) -> str | None:
+        """That of the network."""
+        return self.sam.modality
+
+    @property
+    def provenance(self) -> Mapping[str, str]:
+        """That of the network."""
+        return self.sam.provenance
+
+    def window(self, shape: tuple[int, ...]) -> Tiling:
+        """Every axial slice is a patch."""
+        return slices_of(shape)
+
+    def prepare(self, image: sitk.Image) -> Prepared:
+        """Axial slices, grey in [0, 1], and the box of each slice as a held channel (1 within it).
+
+        The pixels are square, of the image's own finer spacing within axial slices; the slices lie as far apart as its
+        own, and at least `THINNEST_MM`. CT, as was said or as the intensities tell, is seen in `CT_WINDOW_HU`,
+        anything else between `PERCENTILES` of the body.
+
+        Raises
+        ------
+        InputError
+            The mask lies nowhere in the image.
+        """
+        x, y, z = sitk.DICOMOrient(image, "LPS").GetSpacing()
+        axial = imaging.standard_axial(image, (min(x, y), min(x, y), max(z, THINNEST_MM)))
+        if (self.image_modality or imaging.guess_modality(image)) == "CT":
+            low, high = CT_WINDOW_HU
+        else:
+            body = sitk.GetArrayFromImage(imaging.body_mask(axial)) != 0  # a view would outlive its image
+            low, high = np.percentile(sitk.GetArrayViewFromImage(axial)[body], PERCENTILES)
+        values = sitk.GetArrayFromImage(axial).transpose(2, 1, 0)
+        grey = np.clip((values - low) / max(float(high - low), 1e-6), 0, 1).astype(np.float32)
+        prepared = Prepared(torch.from_numpy(np.ascontiguousarray(grey))[None], imaging.ras_affine(axial))
+        held = boxes_around(prepared.mask_from(self.mask).numpy(), BOX_MARGIN_MM / min(x, y))
+        if not held.any():
+            raise InputError(
+                f"Nothing of the region that should show the {self.labels[0]} to {self.name} lies in this volume: "
+                "choose another region."
+            )
+        return Prepared(prepared.tensor, prepared.affine, torch.from_numpy(held)[None])
+
+    def logits(self, patches: Tensor) -> Tensor:
+        """(N, 2, X, Y, 1), grey and box, to (N, 1, X, Y, 1). A slice without a box costs nothing."""
+        grey, held = (channel[..., 0].transpose(1, 2) for channel in (patches[:, 0], patches[:, 1]))
+        pointed = held.flatten(1).amax(1) > 0.5
+        drawn = 0 * grey + NOTHING  # not made anew: a slice without a box has a gradient too, which is 0
+        if bool(pointed.any()):
+            drawn[pointed] = self.sam.draw(grey[pointed], corners(held[pointed]))
+        return drawn.transpose(1, 2)[:, None, ..., None].float()
+
+
+def slices_of(shape: tuple[int, ...]) -> Tiling:
+    """A tiling of a volume (X, Y, Z) with a patch for each slice across Z."""
+    x, y, z = shape
+    patches = tuple((slice(0, x), slice(0, y), slice(n, n + 1)) for n in range(z))
+    return Tiling((x, y, z), ((0, 0),) * 3, patches, torch.ones(x, y, 1))
+
+
+def boxes_around(mask: NDArray[np.bool_], margin: float) -> NDArray[np.float32]:
+    """On each slice of a mask (X, Y, Z) across Z, 1 in the box around it and a margin in voxels; float32, alike."""
+    grown, held = int(np.ceil(margin)), np.zeros(mask.shape, np.float32)
+    for z in np.flatnonzero(mask.any((0, 1))):
+        inside = np.argwhere(mask[..., z])
+        low, high = np.maximum(inside.min(0) - grown, 0), inside.max(0) + grown + 1
+        held[low[0] : high[0], low[1] : high[1], z] = 1
+    return held
+
+
+def corners(held: Tensor) -> Tensor:
+    """Of boxes drawn as 1 in images (N, rows, columns) the first column and row, the last column and row: (N, 4)."""
+    inside = (held > 0.5).int()
+    ends = []
+    for along in (inside.amax(1), inside.amax(2)):  # columns, rows
+        ends.append((along.argmax(1), along.shape[1] - 1 - along.flip(1).argmax(1)))
+    (left, right), (top, bottom) = ends
+    return torch.stack([left, top, right, bottom], 1).to(held.dtype)
+
+
+def _without_region(name: str) -> InputError:
+    return InputError(
+        f"The network {name} draws what it is pointed at and needs a region: give a prompt that the localizer finds, a "
+        "region or a target."
+    )
+
+
+def _transformers(module: str) -> Any:
+    """A module of transformers, which is optional and slow to import."""
+    try:
+        return import_without_operators(f"transformers.{module}")
+    except ImportError as error:
+        raise InputError(
+            f"SAM needs the package transformers ({reason(error)}): pip install 'xaiclip[sam]'."
+        ) from error
+
+
+def _network(folder: Path, weights: Path) -> Any:
+    """The network of a folder, with all its weights; from safetensors, or pickles that hold tensors alone."""
+    if "quantization_config" in read_mapping(folder / "config.json"):
+        raise InputError(f"The SAM {folder} is quantised, which is not supported: give it in full precision.")
+    model = _transformers("models.sam.modeling_sam").SamModel
+    logging = _transformers("utils.logging")
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # what is missing is told below
+    logging.disable_progress_bar()
+    try:
+        network, told = model.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=weights.suffix == ".safetensors",
+            weights_only=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+            attn_implementation="sdpa",  # whatever the folder says: it could name code to download
+        )
+    except Exception as error:  # a damaged or hostile file fails in many ways
+        raise InputError(f"The SAM {folder} does not load ({reason(error)}): get its files again.") from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+    lacking = sorted(told["missing_keys"]) + sorted(str(key) for key in told["mismatched_keys"])
+    if lacking:  # transformers would leave them random
+        raise InputError(
+            f"The weights {weights} are not those of the SAM that config.json describes ({len(lacking)} do not fit, "
+            f"such as {lacking[0]}): get its files again."
+        )
+    # Nothing is trained: without this, inference outside no_grad would keep every slice's graph in memory.
+    return network.requires_grad_(False).eval()
+
+
+def _downloaded(name: str) -> tuple[Path, str]:
+    """Where transformers keeps a model of the hub, fetched where it is not there yet, and its revision."""
+    hub = _transformers("utils.hub")
+    ident = name.removeprefix(HUB)
+    try:
+        config = Path(hub.cached_file(ident, "config.json"))
+        revision = config.parent.name
+        hub.cached_file(ident, _WEIGHTS[0], revision=revision)
+        for optional in ("preprocessor_config.json", "processor_config.json"):
+            hub.cached_file(ident, optional, revision=revision, _raise_exceptions_for_missing_entries=False)
+    except Exception as error:  # no network, no such model, no safetensors
+        raise InputError(
+            f"The model {name} cannot be had ({reason(error)}): check its id and the network, or give the folder of "
+            "one."
+        ) from error
+    return config.parent, revision
+
+
+def _weights_in(folder: Path) -> Path | None:
+    return next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)

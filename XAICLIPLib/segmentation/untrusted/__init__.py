@@ -1,0 +1,1 @@
+"""Reading what a stranger wrote, without running it: configurations, expressions, weights, TorchScript."""

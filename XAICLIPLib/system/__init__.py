@@ -1,0 +1,1 @@
+"""What this machine has: devices, packages, files, temporary folders. Imports no other folder of the library."""

@@ -1,0 +1,1 @@
+"""The process that 3D Slicer talks to, and its messages. Imports everything but the commands."""

@@ -1,0 +1,296 @@
+"""The process that 3D Slicer talks to: it computes, so that Slicer never freezes, and never dies with it.
+
+``python -m XAICLIPLib.worker`` reads requests from stdin and writes replies to stdout; `XAICLIPLib.worker.protocol` is
+the reference of both. Three threads share the work:
+
+- the reader hears every request at once, also while something is computed; it answers all that needs no network;
+- the main thread computes, one request after the other, and keeps the models loaded in between;
+- the watcher looks whether the parent process still lives.
+
+The end of stdin, the death of the parent, SIGTERM and Ctrl-C all remove the private folder and end the worker: at once
+where nothing is computed, otherwise when the running request hears of it, at the latest after `GRACE_S`.
+
+To try it by hand, start it in a terminal and type requests, each on a line::
+
+    {"id": 1, "type": "hello", "protocol": 1}
+    {"id": 2, "type": "explain", "volume": "scan.nrrd", "prompt": "liver"}
+    {"id": 3, "type": "cancel", "request": 2}
+    {"id": 4, "type": "shutdown"}
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import io
+import os
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from XAICLIPLib.commands.terminal import packages_quiet
+from XAICLIPLib.errors import InputError
+from XAICLIPLib.system import scratch
+from XAICLIPLib.worker import protocol
+from XAICLIPLib.worker.failures import failure
+from XAICLIPLib.worker.protocol import Download, Explain, Localize, ProtocolError, Report
+from XAICLIPLib.worker.service import Answers
+
+GRACE_S = 5.0
+"""After the end of stdin, how long a computation may take to hear of it."""
+
+PARENT_EVERY_S = 1.0
+CHUNK = 1 << 16
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve the process that started this one. Returns the exit status: 0, or 1 where it cannot begin."""
+    options = _parser().parse_args(arguments)
+    parent = os.getppid()
+    requests, replies = _claim_streams()
+    faulthandler.enable()  # a crash of native code says where, and nothing of the data
+    try:
+        scratch.remove_leftovers(options.folder)
+        folder = scratch.make(options.folder)
+    except InputError as error:
+        replies.write(protocol.encode(protocol.Error(kind="input", message=str(error))))
+        return 1
+    worker = Worker(requests, replies, folder, parent=parent, verbose=options.verbose)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: worker.end())
+    try:
+        with packages_quiet():
+            worker.serve()
+    finally:
+        scratch.remove(folder)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m XAICLIPLib.worker",
+        description="The process that 3D Slicer talks to: JSON requests on stdin, JSON replies on stdout, each on a "
+        "line. It ends with its stdin.",
+        epilog='To try it, start it in a terminal and type {"id": 1, "type": "hello", "protocol": 1} and then '
+        '{"id": 2, "type": "explain", "volume": "scan.nrrd", "prompt": "liver"}; Ctrl-D ends it. All messages: '
+        'python -c "import XAICLIPLib.worker.protocol as p; print(p.__doc__)"',
+    )
+    parser.add_argument(
+        "--folder", metavar="FOLDER", help="where the private temporary folder is made; default: the system's place"
+    )
+    parser.add_argument(
+        "--verbose", action="store_true", help="print internal errors in full on stderr; they may quote paths of scans"
+    )
+    return parser
+
+
+def _claim_streams() -> tuple[io.FileIO, io.FileIO]:
+    """The process's stdin and stdout for the protocol alone.
+
+    Whatever else prints, in Python or native code, prints to stderr; whatever else reads finds the end of a file. On
+    Windows a library that is loaded would also wait for a read of the real stdin to return.
+    """
+    if sys.stderr is None:  # started without: then the log goes nowhere
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        os.dup2(sys.stderr.fileno(), 2)
+    requests = io.FileIO(os.dup(0), "rb")
+    replies = io.FileIO(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    return requests, replies
+
+
+def lines(stream: io.RawIOBase, longest: int = protocol.LONGEST_LINE) -> Iterator[bytes | None]:
+    """The lines of a stream without their ends, as they come in; None for one that is too long, which is not kept."""
+    held, skipping = bytearray(), False
+    while chunk := stream.read(CHUNK):
+        *ended, rest = chunk.split(b"\n")
+        for part in ended:
+            held += part
+            yield None if skipping or len(held) > longest else bytes(held)
+            held, skipping = bytearray(), False
+        held += rest
+        if len(held) > longest:
+            held, skipping = bytearray(), True
+    if held or skipping:
+        yield None if skipping else bytes(held)
+
+
+@dataclass
+class Job:
+    """A request that is computed, and whether its end is wished."""
+
+    request: Localize | Explain | Report | Download
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+
+class Worker:
+    """One conversation.
+
+    Parameters
+    ----------
+    requests, replies
+        Streams of lines, unbuffered.
+    folder
+        The private folder; whoever made it removes it.
+    parent
+        Number of the process whose death ends this one; None for none.
+    verbose
+        Log internal errors in full.
+    """
+
+    def __init__(
+        self,
+        requests: io.RawIOBase,
+        replies: io.RawIOBase,
+        folder: Path,
+        parent: int | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.folder = folder
+        self._requests, self._replies = requests, replies
+        self._parent = parent
+        self._answers, self._verbose = Answers(folder, self._send), verbose
+        self._jobs: queue.SimpleQueue[Job | protocol.Hello | None] = queue.SimpleQueue()
+        self._running: Job | None = None
+        self._claim, self._writing = threading.Lock(), threading.Lock()
+        self._ending, self._ended = threading.Event(), threading.Event()
+        self._goodbye: protocol.Bye | None = None
+
+    def serve(self) -> None:
+        """Answer until the end; to be called by the main thread."""
+        for task in (self._read, self._watch):
+            threading.Thread(target=task, daemon=True).start()
+        while (job := self._jobs.get()) is not None:
+            if isinstance(job, Job):
+                self._compute(job)
+            elif not self._ending.is_set():
+                self._tell_devices(job)
+        if self._goodbye is not None:
+            self._send(self._goodbye)
+        self._ended.set()
+
+    def end(self) -> None:
+        """End soon: a running request is asked to, and has `GRACE_S` for it."""
+        if not self._ending.is_set():
+            self._ending.set()
+            self._jobs.put(None)
+            threading.Thread(target=self._force, daemon=True).start()
+
+    def _force(self) -> None:
+        """End a process whose main thread does not come back from native code."""
+        scratch.remove(self.folder)  # at once, before whoever lost patience kills the process
+        if not self._ended.wait(GRACE_S):
+            scratch.remove(self.folder)
+            if self._goodbye is not None:
+                self._send(self._goodbye)
+            os._exit(0)
+
+    def _watch(self) -> None:
+        """End when the parent has died: another process may still hold the other end of stdin."""
+        while self._parent is not None and not self._ending.wait(PARENT_EVERY_S):
+            # The parent of an orphan is another process; on Windows it stays the dead one.
+            if os.getppid() != self._parent or (sys.platform == "win32" and not scratch.is_alive(self._parent)):
+                self.end()
+
+    # Hearing and answering
+
+    def _read(self) -> None:
+        with suppress(OSError):  # to be read no more, which is the end as well
+            for line in lines(self._requests):
+                if line is None:
+                    message = f"The request is longer than {protocol.LONGEST_LINE} bytes: hand volumes over as files."
+                    self._send(protocol.Error(kind="protocol", message=message))
+                elif line.strip():
+                    self._hear(line)
+        self.end()
+
+    def _hear(self, line: bytes) -> None:
+        request = None
+        try:
+            request = protocol.parse_request(line)
+            self._answer(request)
+        except ProtocolError as error:
+            self._send(protocol.Error(id=request.id if request else error.id, kind="protocol", message=str(error)))
+        except Exception as error:  # the reader must go on reading
+            self._send(failure(error, request, self._verbose))
+
+    def _answer(self, request: protocol.Request) -> None:
+        if isinstance(request, protocol.Hello):
+            if request.protocol != protocol.PROTOCOL:
+                raise ProtocolError(
+                    f"The worker speaks version {protocol.PROTOCOL} of the protocol and was asked for version "
+                    f"{request.protocol}: install the same version of XAI-CLIP on both sides."
+                )
+            self._send(self._answers.greeting(request.id))
+            self._jobs.put(request)
+        elif isinstance(request, (Localize, Explain, Report, Download)):
+            self._accept(Job(request))
+        elif isinstance(request, protocol.Cancel):
+            self._cancel(request)
+        else:
+            self._goodbye = protocol.Bye(id=request.id)
+            self.end()
+
+    def _accept(self, job: Job) -> None:
+        with self._claim:
+            running = self._running
+            if running is None:
+                self._running = job
+                self._jobs.put(job)
+                return
+        # An error under the id of the running request would be taken for its end.
+        same = running.request.id == job.request.id
+        message = "The worker is busy with another request: wait for its end, or cancel it."
+        self._send(protocol.Error(id=None if same else job.request.id, kind="protocol", message=message))
+
+    def _cancel(self, request: protocol.Cancel) -> None:
+        with self._claim:
+            running = self._running
+            if running is None or running.request.id != request.request:
+                raise ProtocolError(f"The request {request.request} is not running: there is nothing to cancel.")
+            self._send(protocol.Cancelling(id=request.id))  # before the reply to what is cancelled
+            running.cancelled.set()
+
+    def _send(self, message: protocol.Reply) -> None:
+        left = memoryview(protocol.encode(message))
+        try:
+            with self._writing:
+                while left:
+                    left = left[self._replies.write(left) or 0 :]
+        except (OSError, ValueError):  # nobody listens any more
+            self.end()
+
+    def _compute(self, job: Job) -> None:
+        reply: protocol.Reply
+        try:
+            reply = self._answers.compute(
+                job.request,
+                cancelled=lambda: job.cancelled.is_set() or self._ending.is_set(),
+                abandoned=self._ending.is_set,
+            )
+        except Exception as error:
+            reply = failure(error, job.request, self._verbose)
+        with self._claim:
+            self._running = None  # before the reply: the client may ask the next thing at once
+        self._send(reply)
+
+    def _tell_devices(self, request: protocol.Hello) -> None:
+        reply: protocol.Reply
+        try:
+            reply = self._answers.devices(request.id)
+        except Exception as error:
+            reply = failure(error, request, self._verbose)
+        self._send(reply)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
