@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from XAICLIPLib.errors import InputError
-    from XAICLIPLib.explanation import Explanation, explain
+    from XAICLIPLib.explanation import Explanation
     from XAICLIPLib.imaging import read_volume
+    from XAICLIPLib.pipeline import explain
 
 __version__ = "0.1.0"
 
@@ -24,7 +25,7 @@ __all__ = ["Explanation", "InputError", "__version__", "explain", "read_volume"]
 _HOME = {
     "Explanation": "explanation",
     "InputError": "errors",
-    "explain": "explanation",
+    "explain": "pipeline",
     "read_volume": "imaging",
 }
 """The module in which each public name lives."""

@@ -9,10 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from XAICLIPLib.scoring.perturbation import Estimate, Perturbation
-from XAICLIPLib.scoring.scorer import Scorer, Target
-from XAICLIPLib.segmentation.segmenter import SlidingWindow
-from XAICLIPLib.segmentation.sliding_window import Box, Tiling
+from XAICLIPLib.explainers.base import Estimate
+from XAICLIPLib.imaging.boxes import Box
+from XAICLIPLib.scoring.perturbation import Perturbation
+from XAICLIPLib.scoring.scorer import Scorer
+from XAICLIPLib.scoring.target import Target
+from XAICLIPLib.segmentation.sliding_window import SlidingWindow, Tiling
 
 SHAPE = (24, 16, 16)
 CUE: Box = (slice(4, 8), slice(8, 12), slice(4, 8))

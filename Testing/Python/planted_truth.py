@@ -18,9 +18,10 @@ from XAICLIPLib.evaluation.curves import DIRECTIONS, faithfulness, removal_curve
 from XAICLIPLib.evaluation.infidelity import Hidden, hide_cubes, infidelity
 from XAICLIPLib.evaluation.metrics import gini, outside_share, overlap, pointing_game, relevance_mass, relevance_rank
 from XAICLIPLib.explainers.occlusion import occlusion
-from XAICLIPLib.scoring.scorer import Scorer, Target
-from XAICLIPLib.segmentation.segmenter import SlidingWindow
-from XAICLIPLib.segmentation.sliding_window import Box, Tiling
+from XAICLIPLib.imaging.boxes import Box
+from XAICLIPLib.scoring.scorer import Scorer
+from XAICLIPLib.scoring.target import Target
+from XAICLIPLib.segmentation.sliding_window import SlidingWindow, Tiling
 
 SHAPE = (32, 24, 24)
 SPACING = (3.0, 3.0, 3.0)

@@ -18,10 +18,11 @@ from Testing.Python.test_explanation import Network, geometry, run, scan, values
 from XAICLIPLib.anatomy import structure
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.explainers.methods import METHODS
-from XAICLIPLib.explanation import Explanation, explain
+from XAICLIPLib.explanation import Explanation
 from XAICLIPLib.imaging.phantom import torso_phantom
 from XAICLIPLib.localization.region import guided_region
 from XAICLIPLib.models import catalogue
+from XAICLIPLib.pipeline import explain
 from XAICLIPLib.scoring.scorer import Scorer
 from XAICLIPLib.segmentation.batching import LARGEST_BATCH, Batches
 from XAICLIPLib.segmentation.untrusted.torchscript import read_torchscript

@@ -20,17 +20,20 @@ import torch
 from scipy.special import softmax
 from torch import Tensor
 
-from XAICLIPLib import explanation, imaging
+from XAICLIPLib import imaging, pipeline
 from XAICLIPLib.anatomy import Structure
 from XAICLIPLib.errors import Cancelled, InputError
-from XAICLIPLib.explainers.occlusion import window_for
-from XAICLIPLib.explanation import Explanation, explain
+from XAICLIPLib.explainers import setting
+from XAICLIPLib.explainers.base import size_for
+from XAICLIPLib.explanation import Explanation
 from XAICLIPLib.localization.region import grow
+from XAICLIPLib.pipeline import explain
 from XAICLIPLib.progress import Progress
 from XAICLIPLib.scoring.baselines import BODY_MARGIN_MM
 from XAICLIPLib.scoring.perturbation import Perturbation
 from XAICLIPLib.scoring.scorer import Scorer
-from XAICLIPLib.segmentation.segmenter import Activation, Prepared, SlidingWindow
+from XAICLIPLib.segmentation.segmenter import Activation, Prepared
+from XAICLIPLib.segmentation.sliding_window import SlidingWindow
 
 LABELS = {0: "background", 1: "liver", 2: "left kidney", 3: "right kidney"}
 OBLIQUE = (np.reshape(sitk.Euler3DTransform((0, 0, 0), 0.3, -0.2, 0.4).GetMatrix(), (3, 3)) * (-1, 1, -1)).ravel()
@@ -183,7 +186,7 @@ def by_hand(image: sitk.Image, window: int, stride: int, spacing: float) -> np.n
     truth = x == 1
     positions = spacing * np.argwhere(np.ones_like(truth)).reshape(*truth.shape, 3)
     distances = np.linalg.norm(positions[..., None, :] - positions[truth], axis=-1).min(-1)
-    scored = distances <= explanation.RIM_MM
+    scored = distances <= pipeline.RIM_MM
 
     def dice(p: np.ndarray) -> float:
         return float(2 * p[truth].sum() / (p[scored].sum() + truth.sum()))
@@ -226,7 +229,7 @@ def test_guided_asks_less_than_whole_and_gets_the_same_answers(monkeypatch: pyte
                 seen.update({str(listed[n].box): value for n, value in batch})
                 yield batch
 
-    monkeypatch.setattr(explanation, "Scorer", Recording)
+    monkeypatch.setattr(setting, "Scorer", Recording)
     guided = run(region="guided", window_mm=12.0, stride_mm=6.0)
     few = dict(seen)
     seen.clear()
@@ -389,7 +392,7 @@ def test_both_kidneys_are_explained_together(monkeypatch: pytest.MonkeyPatch) ->
             super().__post_init__()
             made.append(self)
 
-    monkeypatch.setattr(explanation, "Scorer", Recording)
+    monkeypatch.setattr(setting, "Scorer", Recording)
     image = scan((6.0, 6.0, 6.0))
     result = run(image, "both kidneys", window_mm=None, stride_mm=None)
     assert result.target["label"] == [2, 3]
@@ -401,9 +404,7 @@ def test_both_kidneys_are_explained_together(monkeypatch: pytest.MonkeyPatch) ->
     # The default window is that of the volume of both.
     parameters, volume_ml = result.record["parameters"], both.sum() * 0.216
     assert 0.5 * (1000 * volume_ml) ** (1 / 3) > 16
-    assert (
-        parameters["window_mm"] == window_for(volume_ml) == pytest.approx(0.5 * (1000 * volume_ml) ** (1 / 3), abs=0.1)
-    )
+    assert parameters["window_mm"] == size_for(volume_ml) == pytest.approx(0.5 * (1000 * volume_ml) ** (1 / 3), abs=0.1)
     assert parameters["stride_mm"] == parameters["window_mm"] / 2
 
 
@@ -466,7 +467,7 @@ def test_running_estimates_lie_in_the_inputs_geometry(monkeypatch: pytest.Monkey
     assert run(image, on_estimate=seen.append).complete
     assert len(seen) <= 1  # it takes less than two seconds
     seen.clear()
-    monkeypatch.setattr(explanation, "ESTIMATE_EVERY_S", 0)
+    monkeypatch.setattr(pipeline, "ESTIMATE_EVERY_S", 0)
     run(image, model=Network(grid_mm=3.0), on_estimate=seen.append)
     assert seen
     for estimate in seen:
@@ -478,7 +479,7 @@ def test_running_estimates_lie_in_the_inputs_geometry(monkeypatch: pytest.Monkey
 def test_running_estimates_that_take_long_are_rare(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[sitk.Image] = []
     told: list[Progress] = []
-    monkeypatch.setattr(explanation, "ESTIMATE_EVERY_S", 0)
+    monkeypatch.setattr(pipeline, "ESTIMATE_EVERY_S", 0)
 
     def show(estimate: sitk.Image) -> None:
         shown.append(estimate)

@@ -13,7 +13,8 @@ import torch
 from setting import arguments, real_ct
 
 from XAICLIPLib.experiment.trial import machine
-from XAICLIPLib.explanation import Explanation, explain
+from XAICLIPLib.explanation import Explanation
+from XAICLIPLib.pipeline import explain
 
 RUNS = (("cpu", "full"), ("cuda", "full"), ("cuda", "reduced"))
 METHODS = ("occlusion", "rise")

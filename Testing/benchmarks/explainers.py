@@ -25,14 +25,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.stats import spearmanr
-from setting import Setting, arguments, patches, real_ct, shipped_prediction
+from setting import Subject, arguments, patches, real_ct, shipped_prediction
 from torch import Tensor
 
+from XAICLIPLib.explainers.base import Estimate, in_voxels, size_for
 from XAICLIPLib.explainers.methods import METHODS
-from XAICLIPLib.explainers.occlusion import Windows, in_voxels, occlusion, window_for, window_grid
+from XAICLIPLib.explainers.occlusion import Windows, occlusion, window_grid
 from XAICLIPLib.explainers.running import rise as rise_module
 from XAICLIPLib.explainers.supervoxels import supervoxels
-from XAICLIPLib.scoring.perturbation import Estimate, Perturbation
+from XAICLIPLib.scoring.perturbation import Perturbation
 from XAICLIPLib.segmentation.batching import run_batch
 
 EARLY = 0.05
@@ -51,7 +52,7 @@ def top_overlap(a: Tensor, b: Tensor, share: float = 0.05) -> float:
     return len(first & second) / len(first | second)
 
 
-def occlusion_tables(guided: Setting, edge: float) -> None:
+def occlusion_tables(guided: Subject, edge: float) -> None:
     """Print coarse to fine against exhaustive and against the whole volume."""
     spacing = guided.prediction.prepared.spacing_mm
     told = {"window_mm": edge, "stride_mm": edge / 2, "target": guided.reference, "changeable": guided.changeable}
@@ -100,7 +101,7 @@ def occlusion_tables(guided: Setting, edge: float) -> None:
     )
 
 
-def guiding_table(guided: Setting, edge: float) -> None:
+def guiding_table(guided: Subject, edge: float) -> None:
     """Print the patches that each explainer takes in the region and in the whole volume."""
     scorer, spacing = guided.scorer, guided.prediction.prepared.spacing_mm
     everywhere = torch.ones_like(guided.region)
@@ -123,7 +124,7 @@ def guiding_table(guided: Setting, edge: float) -> None:
         print(f"| {name} | {few} | {many} | {many / max(few, 1):.1f} × |")
 
 
-def rise_table(guided: Setting, edge: float, count: int) -> None:
+def rise_table(guided: Subject, edge: float, count: int) -> None:
     """Print the signal-to-noise of RISE's estimators, from two halves of the same patterns."""
     spacing = guided.prediction.prepared.spacing_mm
     masks = rise_module._Masks(guided.region & guided.changeable, in_voxels(edge, spacing), 0.5, 0)
@@ -148,7 +149,7 @@ def rise_table(guided: Setting, edge: float, count: int) -> None:
         print(f"| {estimator} | {r:.3f} | {ratio:.2f} | {ratio / ratios['mean'][1]:.1f} × |")
 
 
-def overhead_table(guided: Setting, edge: float, count: int = 16, rounds: int = 3) -> None:
+def overhead_table(guided: Subject, edge: float, count: int = 16, rounds: int = 3) -> None:
     """Print how much longer scoring takes than the bare network on as many patches, turn and turn about."""
     spacing, scorer = guided.prediction.prepared.spacing_mm, guided.scorer
     found = Windows.of(guided.region, *window_grid(edge, edge / 2, spacing), None, guided.changeable)
@@ -206,8 +207,8 @@ def main() -> None:
     parser.add_argument("--patterns", type=int, default=400, help="of RISE")
     options = parser.parse_args()
     image = real_ct(parser, options.data)
-    guided = Setting.of(image, shipped_prediction(image), options.organ)
-    edge = window_for(guided.volume_ml)
+    guided = Subject.of(image, shipped_prediction(image), options.organ)
+    edge = size_for(guided.volume_ml)
     overhead_table(guided, edge)
     guiding_table(guided, edge)
     occlusion_tables(guided, edge)

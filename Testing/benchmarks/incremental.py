@@ -10,12 +10,14 @@ from __future__ import annotations
 import time
 
 import SimpleITK as sitk
-from setting import Setting, arguments, patches, real_ct, shipped_prediction
+from setting import Subject, arguments, patches, real_ct, shipped_prediction
 from torch import Generator, Tensor, randperm
 
-from XAICLIPLib.explainers.occlusion import window_for, window_grid, windows
+from XAICLIPLib.explainers.base import size_for
+from XAICLIPLib.explainers.occlusion import window_grid, windows
 from XAICLIPLib.scoring.perturbation import Perturbation
-from XAICLIPLib.scoring.scorer import Scorer, target_score
+from XAICLIPLib.scoring.scorer import Scorer
+from XAICLIPLib.scoring.scores import target_score
 from XAICLIPLib.segmentation.prediction import Prediction
 from XAICLIPLib.segmentation.sliding_window import predict_logits
 
@@ -35,9 +37,9 @@ def in_full(prediction: Prediction, scorer: Scorer, perturbation: Perturbation) 
 
 def compare(image: sitk.Image, prediction: Prediction, name: str, guided: bool, count: int) -> str:
     """One line of the table."""
-    setting = Setting.of(image, prediction, name, guided)
+    setting = Subject.of(image, prediction, name, guided)
     scorer, spacing = setting.scorer, prediction.prepared.spacing_mm
-    edge = window_for(setting.volume_ml)
+    edge = size_for(setting.volume_ml)
     planned = windows(setting.region, *window_grid(edge, edge / 2, spacing))
     needed = patches(scorer, planned)
     order = randperm(len(planned), generator=Generator().manual_seed(0))[:count].tolist()

@@ -31,12 +31,13 @@ from torch import Tensor
 
 from XAICLIPLib import imaging
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.explanation import explain
 from XAICLIPLib.imaging.phantom import torso_phantom
 from XAICLIPLib.models import catalogue
+from XAICLIPLib.pipeline import explain
 from XAICLIPLib.scoring.baselines import baseline_for, with_held
 from XAICLIPLib.scoring.perturbation import Perturbation
-from XAICLIPLib.scoring.scorer import Scorer, target_score
+from XAICLIPLib.scoring.scorer import Scorer
+from XAICLIPLib.scoring.scores import target_score
 from XAICLIPLib.scoring.target import make_target
 from XAICLIPLib.segmentation.networks.described import from_object
 from XAICLIPLib.segmentation.prediction import predict, surroundings

@@ -17,19 +17,20 @@ import torch
 from captum.attr import FeatureAblation, Lime, Occlusion
 from monai.inferers import sliding_window_inference
 from monai.visualize import OcclusionSensitivity
-from setting import Setting, arguments, real_ct, shipped_prediction
+from setting import Subject, arguments, real_ct, shipped_prediction
 from torch import Tensor, nn
 
+from XAICLIPLib.explainers.base import size_for
 from XAICLIPLib.explainers.lime import lime
-from XAICLIPLib.explainers.occlusion import Windows, window_for, window_grid
+from XAICLIPLib.explainers.occlusion import Windows, window_grid
 from XAICLIPLib.explainers.supervoxels import supervoxels
-from XAICLIPLib.scoring.scorer import target_score
+from XAICLIPLib.scoring.scores import target_score
 
 
 class Score(nn.Module):
     """From volumes (N, C, X, Y, Z) to the target's scores (N, 1), by MONAI's sliding window."""
 
-    def __init__(self, setting: Setting, batch: int) -> None:
+    def __init__(self, setting: Subject, batch: int) -> None:
         super().__init__()
         self.setting, self.batch, self.calls = setting, batch, 0
 
@@ -75,9 +76,9 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     image = real_ct(parser, options.data)
-    guided = Setting.of(image, shipped_prediction(image), options.organ)
+    guided = Subject.of(image, shipped_prediction(image), options.organ)
     spacing, scorer = guided.prediction.prepared.spacing_mm, guided.scorer
-    edge = window_for(guided.volume_ml)
+    edge = size_for(guided.volume_ml)
     size, stride = window_grid(edge, edge / 2, spacing)
     found = Windows.of(guided.region, size, stride, guided.reference, guided.changeable)
     chosen, taken = [], torch.zeros(guided.region.shape, dtype=torch.long)

@@ -21,12 +21,13 @@ from setting import arguments, patches, real_ct
 from torch import Tensor
 
 from XAICLIPLib import anatomy, imaging
-from XAICLIPLib.explainers.occlusion import Windows, window_for, window_grid
+from XAICLIPLib.explainers.base import size_for
+from XAICLIPLib.explainers.occlusion import Windows, window_grid
 from XAICLIPLib.localization.region import MARGIN_MM
-from XAICLIPLib.scoring.scorer import Scorer, Target, target_score
-from XAICLIPLib.scoring.target import RIM_MM
-from XAICLIPLib.segmentation.segmenter import SlidingWindow
-from XAICLIPLib.segmentation.sliding_window import Tiling, predict_logits
+from XAICLIPLib.scoring.scorer import Scorer
+from XAICLIPLib.scoring.scores import target_score
+from XAICLIPLib.scoring.target import RIM_MM, Target
+from XAICLIPLib.segmentation.sliding_window import SlidingWindow, Tiling, predict_logits
 
 FINE_MM = 1.5
 WINDOW = SlidingWindow((96, 96, 96), 0.5, "gaussian")
@@ -50,7 +51,7 @@ def counted(scorer: Scorer, organ: Tensor, whole: bool = False) -> tuple[int, in
     """Windows, patches by exact reuse, patches by full inference, of exhaustive occlusion."""
     near = torch.from_numpy(ndimage.distance_transform_edt(~organ.numpy(), sampling=FINE_MM) <= MARGIN_MM)
     region = torch.ones_like(organ) if whole else near
-    edge = window_for(float(organ.sum()) * FINE_MM**3 / 1000)
+    edge = size_for(float(organ.sum()) * FINE_MM**3 / 1000)
     spacing = (FINE_MM,) * 3
     found = Windows.of(region, *window_grid(edge, edge / 2, spacing), None, None).all
     return len(found), patches(scorer, found), len(found) * len(scorer.tiling.patches)
@@ -117,7 +118,7 @@ def networks_table(volume: Tensor, organ: Tensor, count: int = 2) -> None:
         network = network.eval().requires_grad_(False)
         scorer = scorer_for(small, drawn, network, 2)
         spacing = (FINE_MM,) * 3
-        edge = window_for(float(organ.sum()) * FINE_MM**3 / 1000)
+        edge = size_for(float(organ.sum()) * FINE_MM**3 / 1000)
         found = Windows.of(drawn, *window_grid(edge, edge / 2, spacing), None, None).all
         sample = found[:: max(1, len(found) // count)][:count]
         begun = time.perf_counter()

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from XAICLIPLib import anatomy, imaging
+from XAICLIPLib.explainers.setting import Setting
 from XAICLIPLib.localization.region import guided_region
 from XAICLIPLib.models import catalogue
-from XAICLIPLib.scoring.baselines import baseline_for
 from XAICLIPLib.scoring.perturbation import Perturbation
 from XAICLIPLib.scoring.scorer import Scorer
 from XAICLIPLib.scoring.target import make_target
@@ -40,7 +40,7 @@ def real_ct(parser: argparse.ArgumentParser, data: Path) -> sitk.Image:
 
 
 @dataclass
-class Setting:
+class Subject:
     """A structure of a scan, ready to be explained."""
 
     image: sitk.Image
@@ -53,22 +53,20 @@ class Setting:
     volume_ml: float
 
     @classmethod
-    def of(cls, image: sitk.Image, prediction: Prediction, name: str, guided: bool = True) -> Setting:
+    def of(cls, image: sitk.Image, prediction: Prediction, name: str, guided: bool = True) -> Subject:
         """The structure as the shipped network draws it, in the region that the shipped localizer finds."""
         segmenter, structure, prepared = prediction.segmenter, anatomy.structure(name), prediction.prepared
         target = make_target(name, tuple(anatomy.match_label(structure, segmenter.labels)), None, prediction)
         reference = target.reference
         mask = imaging.resample_labels(prepared.as_image(reference), image)
-        region = torch.ones(reference.shape, dtype=torch.bool)
+        region = None
         if guided:
             localizer = catalogue.load_localizer(None, CPU)
             probability = localizer.locate(image, structure, imaging.guess_modality(image))
-            found = guided_region(image, probability, mask, name, threshold=localizer.threshold)
-            region = prepared.mask_from(found.mask)
-        body = prepared.mask_from(imaging.body_mask(image))
-        baseline, changeable = baseline_for("air", prediction.volume, region, prepared.spacing_mm, body)
-        scorer = Scorer(segmenter.logits, prediction.volume, baseline, prediction.tiling, target, segmenter.activation)
-        return cls(image, prediction, name, reference, region, changeable, scorer, imaging.volume_ml(mask))
+            region = guided_region(image, probability, mask, name, threshold=localizer.threshold).mask
+        setting = Setting.of(prediction, prediction.decision(), target, image, region)
+        volume_ml = imaging.volume_ml(mask)
+        return cls(image, prediction, name, reference, setting.region, setting.changeable, setting.scorer, volume_ml)
 
 
 def shipped_prediction(image: sitk.Image) -> Prediction:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from XAICLIPLib.commands.terminal import Interrupt, say
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.explainers import methods
+from XAICLIPLib.scoring import options
 from XAICLIPLib.system.files import whole_file
 
 if TYPE_CHECKING:
@@ -81,13 +82,13 @@ def add_command(commands: Any) -> None:
     )
     parser.add_argument(
         "--score",
-        default=methods.SCORES[0],
+        default=options.SCORES[0],
         type=lambda given: given.replace("-", " "),
-        choices=methods.SCORES,
-        metavar="|".join(score.replace(" ", "-") for score in methods.SCORES),
+        choices=options.SCORES,
+        metavar="|".join(score.replace(" ", "-") for score in options.SCORES),
         help="by which maps are made; default: soft-dice",
     )
-    parser.add_argument("--baseline", default=methods.BASELINES[0], choices=methods.BASELINES, help="of hidden parts")
+    parser.add_argument("--baseline", default=options.BASELINES[0], choices=options.BASELINES, help="of hidden parts")
     parser.add_argument(
         "--points", type=int, default=8, metavar="N", help="of deletion and insertion curves; default: 8"
     )

@@ -15,32 +15,7 @@ from importlib.util import find_spec
 
 from XAICLIPLib import __version__
 from XAICLIPLib.errors import InputError, first_line
-from XAICLIPLib.system.versions import installed
-
-NEEDED = {
-    "torch": ("torch", "2.8"),
-    "monai": ("monai", "1.5.1"),
-    "open_clip_torch": ("", "3.0"),
-    "SimpleITK": ("SimpleITK", "2.4"),
-    "numpy": ("numpy", "1.26"),
-    "scipy": ("scipy", "1.11.4"),
-    "scikit-image": ("skimage", "0.24"),
-    "scikit-learn": ("sklearn", "1.5"),
-    "matplotlib": ("matplotlib", "3.9"),
-    "rapidfuzz": ("rapidfuzz", "3.9"),
-    "pyyaml": ("yaml", "6.0.1"),
-    "safetensors": ("safetensors", "0.4.3"),
-    "tqdm": ("tqdm", "4.66"),
-    "captum": ("captum", "0.8"),
-    "pooch": ("pooch", "1.8"),
-    "jinja2": ("jinja2", "3.1"),
-    "einops": ("einops", "0.7"),
-    "nibabel": ("nibabel", "5.2"),
-}
-"""Module and oldest version of each package that XAI-CLIP needs, as in pyproject.toml (a test compares them).
-
-open_clip is imported by `XAICLIPLib.localization.openclip` alone.
-"""
+from XAICLIPLib.system.packages import NEEDED, installed
 
 EXTRAS = {
     "transformers": "only for SAM and for localizers with a Hugging Face text tower, such as biomedclip",

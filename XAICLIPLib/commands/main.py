@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 import XAICLIPLib
 from XAICLIPLib.commands import benchmark, tune_prompts
 from XAICLIPLib.commands.models import add_commands
-from XAICLIPLib.commands.terminal import Bars, Interrupt, drop_output, packages_quiet, say
+from XAICLIPLib.commands.terminal import Bars, Interrupt, drop_output, say
 from XAICLIPLib.errors import Cancelled, InputError, first_line
 from XAICLIPLib.explainers import methods
+from XAICLIPLib.scoring import options
 from XAICLIPLib.system.files import check_there, try_folder
+from XAICLIPLib.system.packages import packages_quiet
 
 if TYPE_CHECKING:
     from XAICLIPLib.explanation import Explanation
@@ -204,17 +206,17 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--score",
-        default=methods.SCORES[0],
+        default=options.SCORES[0],
         type=_words,
-        choices=methods.SCORES,
-        metavar="|".join(score.replace(" ", "-") for score in methods.SCORES),
+        choices=options.SCORES,
+        metavar="|".join(score.replace(" ", "-") for score in options.SCORES),
         help="how to measure that the network still draws the same; default: soft-dice, the overlap of its "
         "probabilities with what it drew on the whole scan",
     )
     parser.add_argument(
         "--baseline",
-        default=methods.BASELINES[0],
-        choices=methods.BASELINES,
+        default=options.BASELINES[0],
+        choices=options.BASELINES,
         help="what stands in for a hidden part: air (the default), the mean of the region, a blurred copy, or what "
         "lies around it",
     )
@@ -235,8 +237,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda|mps", help="default: auto, a GPU if any")
     parser.add_argument(
         "--precision",
-        default=methods.PRECISIONS[0],
-        choices=methods.PRECISIONS,
+        default=options.PRECISIONS[0],
+        choices=options.PRECISIONS,
         help="auto (the default): half precision on a CUDA GPU where that was checked to give the same",
     )
     parser.add_argument(
@@ -367,7 +369,7 @@ def _run(
     """Explain and save, with progress bars on stderr and nothing on stdout, whatever the packages have to say."""
     import torch
 
-    from XAICLIPLib.explanation import explain
+    from XAICLIPLib.pipeline import explain
 
     torch.set_flush_denormal(True)  # numbers next to zero would slow convolutions down
     with (
@@ -443,7 +445,7 @@ def summary(explanation: Explanation) -> str:
     lines = [
         f"Explained: {name}, {found['target_volume_ml']:.0f} ml ({drawn})",
     ]
-    reading = methods.READINGS[explanation.record["parameters"]["method"]]
+    reading = methods.METHODS[explanation.record["parameters"]["method"]].reading
     if "structures" in found:
         lines += [
             f"Tried:     {len(found['structures'])} structures were removed whole, those in or across {where}",

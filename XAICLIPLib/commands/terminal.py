@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 import sys
 import threading
 import time
-import warnings
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,21 +27,6 @@ def say(text: str) -> None:
     """Tell the user something that is not the command's output."""
     if sys.stderr is not None:
         print(text, file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def packages_quiet() -> Iterator[None]:
-    """Keep from the user what packages tell their programmers, unless Python was asked for warnings (``-W``)."""
-    readers = logging.getLogger("monai.data")  # tells of readers for DICOM that it lacks
-    level = readers.level
-    with warnings.catch_warnings():
-        if not sys.warnoptions:
-            warnings.simplefilter("ignore")  # and they may quote paths
-            readers.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            readers.setLevel(level)
 
 
 def drop_output() -> None:

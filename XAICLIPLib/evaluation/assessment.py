@@ -20,10 +20,9 @@ from XAICLIPLib.evaluation.curves import DIRECTIONS, Curves, Faithfulness, remov
 from XAICLIPLib.evaluation.metrics import Share, outside_share
 from XAICLIPLib.evaluation.reliability import Evidence
 from XAICLIPLib.evaluation.stability import RADIUS, Stability, stability
-from XAICLIPLib.explainers.methods import Method, Structures
-from XAICLIPLib.explainers.running import Ground, estimates
+from XAICLIPLib.explainers.base import Estimate, Method
+from XAICLIPLib.explainers.setting import Setting
 from XAICLIPLib.localization.region import Agreement
-from XAICLIPLib.scoring.perturbation import Estimate
 
 POINTS = 5
 """Of each curve: from a thousandth of the region to all of it, each step removes 5.6 times what the one before did."""
@@ -54,7 +53,7 @@ class Checked:
 
 
 def evidence_of(
-    name: str, method: Method, ground: Ground, last: Estimate, saliency: Tensor, agreement: Agreement | None
+    name: str, method: Method, setting: Setting, last: Estimate, saliency: Tensor, agreement: Agreement | None
 ) -> Evidence:
     """What is known of a map without asking the network again.
 
@@ -62,7 +61,7 @@ def evidence_of(
     ----------
     name
         Of the structure.
-    method, ground, last
+    method, setting, last
         What made the map, from what, and its last estimate.
     saliency
         (X, Y, Z), on the segmenter's grid.
@@ -70,44 +69,40 @@ def evidence_of(
         Of a region that was found and the prediction; None where the region was given.
     """
     probed = last.probed().cpu()
-    error = None if last.standard_error is None else last.standard_error().cpu()[probed].numpy()
+    errors = last.standard_error()
+    error = None if errors is None else errors.cpu()[probed].numpy()
     return Evidence(
         name,
         agreement=agreement,
-        outside=_outside(method, ground, last, saliency),
-        margin_mm=_margin(method),
+        outside=_outside(method, setting, last, saliency),
+        margin_mm=method.reach_mm,
         saliency=None if error is None else saliency.cpu()[probed].numpy(),
         standard_error=error,
     )
 
 
-def _outside(method: Method, ground: Ground, last: Estimate, saliency: Tensor) -> Share | None:
+def _outside(method: Method, setting: Setting, last: Estimate, saliency: Tensor) -> Share | None:
     """Share of the effect outside the target; of structures by what each costs, not by how large each is."""
-    if isinstance(method, Structures):
-        rows = last.findings()["structures"]
-        own = {ground.names.get(number) for number in ground.own}
+    rows = last.findings().get("structures")
+    if rows is not None:
+        own = {setting.names.get(number) for number in setting.target_numbers}
         others = [row["share"] for row in rows if row["structure"] not in own]
         known = len(rows) > len(others) and any(row["share"] for row in rows)
         return Share(float(sum(others)), len(others) / len(rows)) if known else None
-    reference = ground.scorer.target.reference.cpu()
+    reference = setting.scorer.target.reference.cpu()
     if not bool((saliency != 0).any()) or not bool(reference.any()):
         return None
-    if last.standard_error is not None:  # noise is everywhere, and most places lie outside
-        saliency = torch.where(saliency.abs() > SURE * last.standard_error().cpu(), saliency, 0.0)
+    errors = last.standard_error()
+    if errors is not None:  # noise is everywhere, and most places lie outside
+        saliency = torch.where(saliency.abs() > SURE * errors.cpu(), saliency, 0.0)
         if not bool((saliency != 0).any()):
             return None
-    return outside_share(saliency, reference, ground.spacing_mm, _margin(method))
-
-
-def _margin(method: Method) -> float:
-    """Half the edge of what the method hides at once, in mm."""
-    sizes = [getattr(method, key) for key in ("window_mm", "cell_mm", "size_mm") if hasattr(method, key)]
-    return float(sizes[0] or 0) / 2 if sizes else 0.0
+    return outside_share(saliency, reference, setting.spacing_mm, method.reach_mm)
 
 
 def check(
     method: Method,
-    ground: Ground,
+    setting: Setting,
     last: Estimate,
     saliency: Tensor,
     seed: int,
@@ -118,7 +113,7 @@ def check(
 
     Parameters
     ----------
-    method, ground, last, seed
+    method, setting, last, seed
         What made the map, from what, its last estimate, and the seed of all that is random.
     saliency
         (X, Y, Z), on the segmenter's grid.
@@ -129,26 +124,26 @@ def check(
     """
     total = PERTURBATIONS + last.planned
     try:
-        curves = _curves(ground, last, saliency, seed, lambda done: advance(done, total), cancelled)
+        curves = _curves(setting, last, saliency, seed, lambda done: advance(done, total), cancelled)
     except Cancelled:
         return Checked()
-    known = ground.scorer.volume
-    channels = len(ground.volume)
+    known = setting.scorer.volume
+    channels = len(setting.volume)
 
     def again(volume: Tensor) -> Tensor:
         if volume is known:
             return saliency
         noisy = torch.cat([volume[:channels], known[channels:]])  # a prompt's channels are no scan
-        there = replace(ground, scorer=replace(ground.scorer, volume=noisy), volume=noisy[:channels])
+        there = replace(setting, scorer=replace(setting.scorer, volume=noisy), volume=noisy[:channels])
         found: Estimate | None = None
-        for found in estimates(method, there, seed):
+        for found in method.estimates(there, seed):
             advance(PERTURBATIONS + min(found.done, last.planned), total)
             if cancelled():
                 raise Cancelled("The check was cancelled.")
         assert found is not None
-        return (found.measured or found.saliency)()
+        return found.measured()
 
-    low, high = np.percentile(ground.volume.cpu().numpy().ravel()[::7], (0.5, 99.5))
+    low, high = np.percentile(setting.volume.cpu().numpy().ravel()[::7], (0.5, 99.5))
     try:
         return Checked(curves, stability(again, known, radius=RADIUS * float(high - low or 1), samples=1, seed=seed))
     except Cancelled:
@@ -156,7 +151,7 @@ def check(
 
 
 def _curves(
-    ground: Ground,
+    setting: Setting,
     last: Estimate,
     saliency: Tensor,
     seed: int,
@@ -164,21 +159,21 @@ def _curves(
     cancelled: Callable[[], bool],
 ) -> Faithfulness:
     """Curves over the voxels that were tried: elsewhere the map says nothing, and the controls should not either."""
-    spacing, shape = ground.spacing_mm, tuple(saliency.shape)
-    where = last.probed().cpu() & ground.changeable.cpu()
-    where = where if bool(where.any()) else ground.changeable.cpu()
+    spacing, shape = setting.spacing_mm, tuple(saliency.shape)
+    where = last.probed().cpu() & setting.changeable.cpu()
+    where = where if bool(where.any()) else setting.changeable.cpu()
     orders: list[Callable[[], Tensor]] = [
         lambda: saliency,
         lambda: random_map(shape, spacing, seed),
         lambda: centre_map(where, spacing),
-        lambda: edge_map(ground.volume, spacing),
+        lambda: edge_map(setting.volume, spacing),
     ]
     found: list[Curves] = []
     for order in orders:
         advance(PERTURBATIONS * len(found) // ORDERS)
         if cancelled():
             raise Cancelled("The check was cancelled.")
-        found.append(removal_curves(ground.scorer, order(), spacing, where=where, count=POINTS, seed=seed))
+        found.append(removal_curves(setting.scorer, order(), spacing, where=where, count=POINTS, seed=seed))
     own, random, centre, edges = found
     return Faithfulness(own, (random,), {"centre": centre, "edges": edges})
 

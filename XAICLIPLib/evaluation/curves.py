@@ -23,10 +23,10 @@ from torch import Tensor
 
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.evaluation.controls import Spacing, random_map
-from XAICLIPLib.explainers.methods import Score
+from XAICLIPLib.imaging.boxes import Box
+from XAICLIPLib.scoring.options import Score
 from XAICLIPLib.scoring.perturbation import Perturbation
 from XAICLIPLib.scoring.scorer import Scorer
-from XAICLIPLib.segmentation.sliding_window import Box
 
 Direction = Literal["deletion", "insertion"]
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)

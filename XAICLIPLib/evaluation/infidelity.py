@@ -17,9 +17,9 @@ from torch import Tensor
 
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.evaluation.controls import Spacing
+from XAICLIPLib.imaging.boxes import Box
 from XAICLIPLib.scoring.perturbation import Perturbation
 from XAICLIPLib.scoring.scorer import Scorer
-from XAICLIPLib.segmentation.sliding_window import Box
 
 SAMPLES = 128
 """Cubes that are hidden. Most miss the evidence, where it is small, and tell little."""

@@ -9,7 +9,8 @@ import SimpleITK as sitk
 
 from XAICLIPLib import imaging
 from XAICLIPLib.evaluation.flags import Flag
-from XAICLIPLib.segmentation.segmenter import Prepared, Segmenter, SlidingWindow
+from XAICLIPLib.segmentation.segmenter import Prepared, Segmenter
+from XAICLIPLib.segmentation.sliding_window import SlidingWindow
 
 AIR_HU = -50.0
 """A CT that shows anything but soft tissue reaches below it; one that does not is no CT in HU."""

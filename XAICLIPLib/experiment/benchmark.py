@@ -28,17 +28,19 @@ from XAICLIPLib.experiment.measured import REGIONS, Measured, RegionName
 from XAICLIPLib.experiment.results import Results
 from XAICLIPLib.experiment.trial import Scan, Trial
 from XAICLIPLib.explainers import methods
-from XAICLIPLib.explainers.methods import BASELINES, READINGS, SCORES, Baseline, Score
-from XAICLIPLib.explanation import explain
+from XAICLIPLib.explainers.lime import Lime
+from XAICLIPLib.explainers.methods import METHODS
 from XAICLIPLib.localization.localizer import Localizer
 from XAICLIPLib.models import catalogue
+from XAICLIPLib.pipeline import explain
+from XAICLIPLib.scoring.options import BASELINES, SCORES, Baseline, Score
 from XAICLIPLib.segmentation.segmenter import Promptable, Segmenter
 from XAICLIPLib.system.devices import choose_device
-from XAICLIPLib.system.versions import versions
+from XAICLIPLib.system.packages import versions
 
 FORMAT = "XAI-CLIP benchmark 1"
 
-METHODS = ("occlusion", "rise", "lime")
+PAPERS_METHODS = ("occlusion", "rise", "lime")
 """The paper's."""
 
 PIXEL_MM = 0.78
@@ -69,13 +71,13 @@ class Plan:
     paper_like
         Parameters that are told of the paper at second hand, in mm: see `parameters_of`. They are not the paper's.
     score, baseline, seed
-        As in `XAICLIPLib.explanation.explain`.
+        As in `XAICLIPLib.explain`.
     points, random_orders
         Of the deletion and insertion curves.
     """
 
     structures: tuple[str, ...]
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[str, ...] = PAPERS_METHODS
     cases: tuple[str, ...] = ()
     window_mm: float | None = None
     stride_mm: float | None = None
@@ -113,7 +115,7 @@ class Plan:
 
     def regions(self, method: str) -> tuple[RegionName, ...]:
         """Guided and whole; gradients are taken over all that the network sees, so that there is nothing to guide."""
-        return REGIONS if READINGS[method].value else ("whole",)
+        return REGIONS if METHODS[method].reading.value else ("whole",)
 
 
 def parameters_of(method: str, plan: Plan) -> dict[str, Any]:
@@ -195,7 +197,7 @@ def benchmark(
     kind
         Of the dataset, for the report.
     model, localizer, device, trust
-        As in `XAICLIPLib.explanation.explain`. Both models are loaded once.
+        As in `XAICLIPLib.explain`. Both models are loaded once.
     tell
         Called with a sentence for each map that is done, and for each that cannot be.
     cancelled
@@ -294,7 +296,7 @@ class _Run:
         scan, plan = trial.scan, self.plan
         parameters = parameters_of(method, plan)
         wanted = methods.method(method, **parameters)
-        if isinstance(wanted, methods.Lime) and wanted.samples is not None:
+        if isinstance(wanted, Lime) and wanted.samples is not None:
             parameters["samples"] = max(wanted.samples, trial.fewest_sets(wanted))
         explanation = explain(
             scan.images,

@@ -26,16 +26,16 @@ from XAICLIPLib.evaluation.curves import Curves, removal_curves
 from XAICLIPLib.evaluation.metrics import outside_share, overlap, pointing_game, relevance_mass
 from XAICLIPLib.experiment.datasets.case import Case
 from XAICLIPLib.experiment.measured import Measured, RegionName
-from XAICLIPLib.explainers.methods import Baseline, Lime, Score
-from XAICLIPLib.explainers.running import with_defaults
+from XAICLIPLib.explainers.lime import Lime
+from XAICLIPLib.explainers.setting import Setting
 from XAICLIPLib.explainers.supervoxels import supervoxels
 from XAICLIPLib.localization.localizer import Localizer
 from XAICLIPLib.localization.plugins import checked_probability
 from XAICLIPLib.localization.region import Region, guided_region
-from XAICLIPLib.scoring.baselines import baseline_for, with_held
-from XAICLIPLib.scoring.scorer import Scorer, Target
+from XAICLIPLib.scoring.options import Baseline, Score
+from XAICLIPLib.scoring.scorer import Scorer
 from XAICLIPLib.scoring.target import class_of, make_target
-from XAICLIPLib.segmentation.prediction import Prediction, predict, surroundings
+from XAICLIPLib.segmentation.prediction import Prediction, predict
 from XAICLIPLib.segmentation.segmenter import Segmenter
 
 if TYPE_CHECKING:
@@ -188,15 +188,16 @@ class Trial:
             scan.find_s = time.perf_counter() - begun
         found = Found(guide.name, guide.threshold, dict(guide.provenance), probability)
         region = guided_region(volume, probability, drawn, structure, threshold=guide.threshold)
-        scorer, changeable = _scorer(prediction, target, volume, baseline)
+        # Of the curves: they remove voxels anywhere in the body.
+        setting = Setting.of(prediction, prediction.decision(), target, volume, baseline=baseline, score=SCORE)
         return cls(
             scan,
             structure,
             organ,
             found,
             region,
-            scorer,
-            changeable,
+            setting.scorer,
+            setting.changeable,
             imaging.volume_ml(drawn),
             points,
             random_orders,
@@ -257,8 +258,8 @@ class Trial:
 
     def fewest_sets(self, method: Lime) -> int:
         """Sets that tell the supervoxels of the whole scan apart; the guided map is given as many."""
-        chosen = with_defaults(method, self.target_ml)
-        assert isinstance(chosen, Lime) and chosen.size_mm is not None
+        chosen = method.sized_for(self.target_ml)
+        assert chosen.size_mm is not None
         prepared = self.scan.prediction.prepared
         volume = prepared.network_input[: len(prepared.tensor)]
         pieces = supervoxels(volume, self.changeable, prepared.spacing_mm, chosen.size_mm, chosen.supervoxels)
@@ -287,22 +288,6 @@ class Trial:
     def _on_network_grid(self, saliency: sitk.Image) -> Tensor:
         grid = self.scan.prediction.prepared.as_image(torch.zeros(tuple(self.changeable.shape)))
         return torch.from_numpy(xyz(imaging.resample_like(saliency, grid)).astype(np.float32))
-
-
-def _scorer(prediction: Prediction, target: Target, volume: sitk.Image, baseline: Baseline) -> tuple[Scorer, Tensor]:
-    """A scorer that removes voxels anywhere in the body, as `XAICLIPLib.explanation.explain` makes it."""
-    prepared, segmenter = prediction.prepared, prediction.segmenter
-    channels = len(prepared.tensor)
-    held = None if prepared.held is None else prediction.volume[channels:]
-    everywhere = torch.ones(prepared.tensor.shape[1:], dtype=torch.bool)
-    body = prepared.mask_from(imaging.body_mask(volume))
-    replacement, changeable = baseline_for(
-        baseline, prediction.volume[:channels], everywhere, prepared.spacing_mm, body
-    )
-    forward, patches = surroundings(segmenter, prediction.tiling, target.voxels)
-    replacement = with_held(replacement, held)
-    scorer = Scorer(forward, prediction.volume, replacement, patches, target, segmenter.activation, SCORE)
-    return scorer, changeable
 
 
 def xyz(image: sitk.Image) -> NDArray[Any]:

@@ -10,19 +10,27 @@ S. M. Lundberg, S.-I. Lee. "A Unified Approach to Interpreting Model Predictions
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-from sklearn.linear_model import Ridge
-from torch import Tensor
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.explainers.coalitions import Coalitions, all_sets, exponential, shapley
-from XAICLIPLib.explainers.methods import Kernel
-from XAICLIPLib.explainers.pieces import Pieces
-from XAICLIPLib.scoring.perturbation import Estimate, Scores
+from XAICLIPLib.explainers.base import Estimate, Method, Reading, RunningMap, Scores, size_for
+from XAICLIPLib.explainers.parameters import parameter
+from XAICLIPLib.system.lazy import lazy
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from XAICLIPLib.explainers.coalitions import Coalitions
+    from XAICLIPLib.explainers.pieces import Pieces
+    from XAICLIPLib.explainers.setting import Setting
+else:
+    np = lazy("numpy")
+
+Supervoxels = Literal["slic", "felzenszwalb"]
+Kernel = Literal["exponential", "shap"]
 
 FEWEST, EACH = 200, 8
 """Samples by default: at least, and for each supervoxel."""
@@ -30,6 +38,43 @@ FEWEST, EACH = 200, 8
 ALPHA = 1e-8
 """Of the ridge, over the weight of all sets: enough to make the answer unique while there are few of them, and too
 little to be seen in it."""
+
+
+@dataclass(frozen=True)
+class Lime(Method):
+    """Hide random sets of supervoxels, and fit a linear model of what each contributes."""
+
+    name: ClassVar[str] = "lime"
+    reading: ClassVar[Reading] = Reading(
+        "sets of supervoxels", "because of a supervoxel, were their effects to add up", pieces=True
+    )
+
+    size_mm: float | None = parameter(
+        None, "edge of a cube as large as a supervoxel; default: as the cubes of occlusion", 1, 500, "mm"
+    )
+    samples: int | None = parameter(
+        None, "sets to hide; default: eight for each supervoxel, at least 200", 2, 1_000_000
+    )
+    supervoxels: Supervoxels = parameter("slic", "how the region is cut into pieces")
+    kernel: Kernel = parameter("exponential", "weights of the sets: LIME's exponential kernel, or kernel SHAP's")
+
+    def sized_for(self, volume_ml: float) -> Lime:
+        """With supervoxels by the volume of the structure."""
+        return replace(self, size_mm=self.size_mm or size_for(volume_ml))
+
+    @property
+    def reach_mm(self) -> float:
+        """Half a supervoxel."""
+        return (self.size_mm or 0.0) / 2
+
+    def estimates(self, setting: Setting, seed: int) -> Iterator[Estimate]:
+        """See `lime`; the pieces are supervoxels of the region."""
+        from XAICLIPLib.explainers.supervoxels import supervoxels
+
+        assert self.size_mm is not None
+        region = setting.region & setting.changeable
+        pieces = supervoxels(setting.volume, region, setting.spacing_mm, self.size_mm, self.supervoxels)
+        return lime(setting.scorer, pieces, samples=self.samples, kernel=self.kernel, seed=seed)
 
 
 def lime(
@@ -69,54 +114,90 @@ def lime(
     from adding up to that). The standard error is that of chance in the choice of the sets: the sandwich estimate of
     weighted least squares.
     """
+    from XAICLIPLib.explainers.pieces import Pieces
+
     cut = Pieces(pieces)
     count = len(cut.sizes) - 1
     if count == 0:
-        nothing = cut.paint([], [])
-        yield Estimate(0, 0, lambda: nothing, lambda: nothing > 0, findings=lambda: {"pieces": 0, "samples": 0})
+        yield Estimate(0, 0, _LimeMap(cut, None, np.zeros(0), kernel))
         return
     sets = _sets(count, samples, kernel, np.random.default_rng(seed))
-    numbers = range(1, count + 1)
-    lost = np.full(len(sets), np.nan)
-    fitted: dict[int, _Fit] = {}
-
-    def done() -> int:
-        return int((~np.isnan(lost)).sum())
-
-    def fit() -> _Fit:
-        if done() not in fitted:
-            fitted.clear()
-            fitted[done()] = _fit(sets, lost, kernel)
-        return fitted[done()]
-
-    def standard_error() -> Tensor:
-        errors = fit().standard_errors
-        assert errors is not None  # it is offered only where there is one
-        return cut.paint(numbers, errors)
-
+    running = _LimeMap(cut, sets, np.full(len(sets), np.nan), kernel)
     perturbations = (cut.without(1 + np.flatnonzero(row)) for row in sets.removed)
     for batch in scorer.lost(perturbations):
         for number, value in batch:
-            lost[number] = value
-        yield Estimate(
-            done(),
-            len(sets),
-            lambda: cut.paint(numbers, fit().coefficients),
-            lambda: cut.labels > 0,
-            standard_error if _has_error(sets[~np.isnan(lost)]) else None,
-            lambda: {"pieces": count, "samples": done(), **fit().findings},
-        )
+            running.lost[number] = value
+        yield Estimate(running.done, len(sets), running)
+
+
+@dataclass
+class _LimeMap(RunningMap):
+    """What the sets scored so far say.
+
+    Attributes
+    ----------
+    pieces, sets
+        The pieces, and the sets of them that are removed; None where there are no pieces.
+    lost
+        (N,): the score lost by each set, NaN where it is not known yet.
+    kernel
+        Of the regression.
+    """
+
+    pieces: Pieces
+    sets: Coalitions | None
+    lost: NDArray[np.float64]
+    kernel: Kernel
+    _fitted: tuple[int, _Fit] | None = field(default=None, repr=False)
+
+    @property
+    def count(self) -> int:
+        """Number of pieces."""
+        return len(self.pieces.sizes) - 1
+
+    @property
+    def done(self) -> int:
+        """Number of sets scored."""
+        return int((~np.isnan(self.lost)).sum())
+
+    def fit(self) -> _Fit:
+        """The linear model of what is known."""
+        assert self.sets is not None
+        if self._fitted is None or self._fitted[0] != self.done:
+            self._fitted = self.done, _fit(self.sets, self.lost, self.kernel)
+        return self._fitted[1]
+
+    def saliency(self) -> Tensor:
+        if self.sets is None:
+            return self.pieces.paint([], [])
+        return self.pieces.paint(range(1, self.count + 1), self.fit().coefficients)
+
+    def probed(self) -> Tensor:
+        return self.pieces.labels > 0
+
+    def standard_error(self) -> Tensor | None:
+        if self.sets is None or not _has_error(self.sets[~np.isnan(self.lost)]):
+            return None
+        errors = self.fit().standard_errors
+        assert errors is not None
+        return self.pieces.paint(range(1, self.count + 1), errors)
+
+    def findings(self) -> dict[str, Any]:
+        counts = {"pieces": self.count, "samples": self.done}
+        return counts if self.sets is None else {**counts, **self.fit().findings}
 
 
 def _sets(count: int, samples: int | None, kernel: Kernel, rng: np.random.Generator) -> Coalitions:
     """The sets to evaluate, if they are enough to tell the pieces apart."""
-    wanted = max(FEWEST, EACH * count) if samples is None else samples
-    if wanted < min(2 * count, all_sets(count) - 1):
+    from XAICLIPLib.explainers.coalitions import all_sets, exponential, shapley
+
+    number = max(FEWEST, EACH * count) if samples is None else samples
+    if number < min(2 * count, all_sets(count) - 1):
         raise InputError(
-            f"{wanted} samples cannot tell {count} supervoxels apart: give at least {2 * count} samples, or make the "
+            f"{number} samples cannot tell {count} supervoxels apart: give at least {2 * count} samples, or make the "
             "supervoxels larger."
         )
-    return exponential(count, wanted, rng) if kernel == "exponential" else shapley(count, wanted, rng)
+    return exponential(count, number, rng) if kernel == "exponential" else shapley(count, number, rng)
 
 
 @dataclass(frozen=True)
@@ -135,6 +216,8 @@ def _has_error(sets: Coalitions) -> bool:
 
 def _fit(every: Coalitions, lost: NDArray[np.float64], kernel: Kernel) -> _Fit:
     """Weighted ridge regression of the score lost (N, NaN where not known yet) on what was removed."""
+    from sklearn.linear_model import Ridge
+
     sets, known = every[~np.isnan(lost)], lost[~np.isnan(lost)]
     removed, weight = sets.removed.astype(np.float64), sets.weight
     if not len(known):  # the first batch of a large network may finish no set

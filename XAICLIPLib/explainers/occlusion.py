@@ -11,21 +11,26 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from scipy.interpolate import RBFInterpolator
-from torch import Tensor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.scoring.perturbation import Estimate, Perturbation, Scores
+from XAICLIPLib.explainers.base import Estimate, Method, Reading, RunningMap, Scores, in_voxels, size_for
+from XAICLIPLib.explainers.parameters import parameter
+from XAICLIPLib.scoring.perturbation import Perturbation
+from XAICLIPLib.system.lazy import lazy
 
-Array = NDArray[np.float64]
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from torch import Tensor
 
-SMALLEST_MM, LARGEST_MM = 16.0, 48.0
-"""Bounds of the window that `window_for` chooses."""
+    from XAICLIPLib.explainers.setting import Setting
+
+    Array = NDArray[np.float64]
+else:
+    np, torch = lazy("numpy"), lazy("torch")
 
 OVERLAP_IN_STRIDES = 2.0
 """To hide all of the target that a window can, or none of it, makes as much difference as this many strides."""
@@ -37,17 +42,62 @@ DENSE, NEIGHBOURS = 3000, 48
 """Up to this many evaluated windows all of them tell of those in between, beyond it the nearest ones."""
 
 
-def window_for(volume_ml: float) -> float:
-    """Edge in mm of the window for a structure of this volume: half the edge of a cube of as much, within bounds.
+@dataclass(frozen=True)
+class Occlusion(Method):
+    """Hide a cube, place after place: first on a coarse grid, then closely where the score moves."""
 
-    About 48 mm for a liver and 28 mm for a kidney: as many windows for the one as for the other.
-    """
-    return round(min(max(0.5 * (1000 * volume_ml) ** (1 / 3), SMALLEST_MM), LARGEST_MM), 1)
+    name: ClassVar[str] = "occlusion"
+    reading: ClassVar[Reading] = Reading("hidden cubes", "mean over the hidden cubes that hold a place")
 
+    window_mm: float | None = parameter(
+        None, "edge of the hidden cubes; default: by the size of the structure, 16 to 48", 1, 500, "mm"
+    )
+    stride_mm: float | None = parameter(
+        None, "distance from one cube to the next, at most the edge; default: half of it", 0.5, 500, "mm"
+    )
+    exhaustive: bool = parameter(False, "evaluate every cube, also where a coarse grid already tells enough")
+    tolerance: float = parameter(
+        0.1, "look no closer when cubes lose what was expected, to this share of the largest effect", 0, 1
+    )
 
-def in_voxels(size_mm: float, spacing_mm: Sequence[float]) -> tuple[int, ...]:
-    """A length in mm as whole voxels along each axis, at least one."""
-    return tuple(max(1, round(size_mm / s)) for s in spacing_mm)
+    def check(self) -> None:
+        """Refuse a stride that leaves gaps."""
+        if self.window_mm and self.stride_mm and self.stride_mm > self.window_mm:
+            raise InputError(
+                f"stride_mm is {self.stride_mm:g}, more than window_mm, {self.window_mm:g}: that leaves gaps, give a "
+                "shorter stride."
+            )
+
+    def sized_for(self, volume_ml: float) -> Occlusion:
+        """With a window by the volume of the structure, and a stride of half of it."""
+        window = self.window_mm or size_for(volume_ml)
+        stride = self.stride_mm or window / 2
+        if stride > window:
+            raise InputError(
+                f"stride_mm is {stride:g}, more than the window for this structure, {window:g} mm: that leaves gaps, "
+                "give a shorter stride or a larger window_mm."
+            )
+        return replace(self, window_mm=window, stride_mm=stride)
+
+    @property
+    def reach_mm(self) -> float:
+        """Half the window."""
+        return (self.window_mm or 0.0) / 2
+
+    def estimates(self, setting: Setting, seed: int) -> Iterator[Estimate]:
+        """See `occlusion`."""
+        assert self.window_mm is not None and self.stride_mm is not None
+        return occlusion(
+            setting.scorer,
+            setting.region & setting.changeable,
+            setting.spacing_mm,
+            window_mm=self.window_mm,
+            stride_mm=self.stride_mm,
+            exhaustive=self.exhaustive,
+            tolerance=self.tolerance,
+            target=setting.scorer.target.reference,
+            changeable=setting.changeable,
+        )
 
 
 def window_grid(
@@ -170,14 +220,16 @@ class _Known:
         return np.clip(result, min(0, known.min()), max(0, known.max()))
 
 
-def _radial_basis(at: Array, values: Array, wanted: Array, neighbours: int | None) -> Array:
+def _radial_basis(at: Array, values: Array, others: Array, neighbours: int | None) -> Array:
     """Interpolate values (n) at places (n, d), all different, to others (m, d)."""
+    from scipy.interpolate import RBFInterpolator
+
     spread = np.ptp(at, axis=0) > 0
     for degree in (1, 0):  # places in one plane have no slope across it
         with suppress(np.linalg.LinAlgError):
             model = RBFInterpolator(at[:, spread], values, neighbours, kernel="linear", degree=degree)
-            return np.asarray(model(wanted[:, spread]), dtype=np.float64)
-    return np.full(len(wanted), values.mean())
+            return np.asarray(model(others[:, spread]), dtype=np.float64)
+    return np.full(len(others), values.mean())
 
 
 def occlusion(
@@ -232,63 +284,101 @@ def occlusion(
             "both must be above zero and the stride at most the window."
         )
     size, stride = window_grid(window_mm, stride_mm, spacing_mm)
-    found = Windows.of(region.cpu(), size, stride, target, changeable)
+    grid = Windows.of(region.cpu(), size, stride, target, changeable)
     # A window that no patch of the target sees loses nothing, which is known at no cost.
-    known = _Known(found, np.zeros(len(found.all)), np.array([not scorer.touched(w) for w in found.all], dtype=bool))
-    free = int(known.evaluated.sum())
+    free = np.array([not scorer.touched(w) for w in grid.all], dtype=bool)
+    known = _Known(grid, np.zeros(len(grid.all)), free.copy())
     # Windows that overlap by less than half have nothing between them to interpolate.
     sparse = not exhaustive and tolerance > 0 and all(2 * step <= n for step, n in zip(stride, size, strict=True))
-    planned, done, surprise, rounds, finished = 0, 0, math.nan, 0, False
+    running = _OcclusionMap(known, tuple(region.shape), changeable, int(free.sum()))
 
-    def measured() -> tuple[Tensor, Tensor]:
-        """What the evaluated windows say; in the end the interpolated ones, between them, have their say as well."""
-        if finished:
-            return _mean_over_windows(found.all, known.interpolated(), region.shape, changeable)
-        tried = np.flatnonzero(known.evaluated)
-        return _mean_over_windows([found.all[n] for n in tried], known.lost[tried], region.shape, changeable)
-
-    def estimate() -> Estimate:
-        return Estimate(
-            done,
-            max(planned, done),
-            lambda: _mean_over_windows(found.all, known.interpolated(), region.shape, changeable)[0],
-            lambda: measured()[1],
-            measured=lambda: measured()[0],
-            findings=lambda: {
-                "windows": len(found.all) + found.of_air,
-                "windows_of_air": found.of_air,
-                "windows_beyond_the_target": free,
-                "windows_evaluated": done,
-                "windows_interpolated": int((~known.evaluated).sum()),
-                "rounds_of_refinement": rounds,
-                "surprise_of_last_round": None if math.isnan(surprise) else surprise,
-            },
-        )
-
-    chosen = np.flatnonzero(~known.evaluated & (found.coarse | (not sparse)))
+    chosen = np.flatnonzero(~known.evaluated & (grid.coarse | (not sparse)))
     if not len(chosen):  # all of the coarse grid costs nothing, or the region lies between its places
         chosen = np.flatnonzero(~known.evaluated)
-    chosen = chosen[_spread_out(found.overlap[chosen])]
+    chosen = chosen[_spread_out(grid.overlap[chosen])]
     step = max(8, len(chosen) // 2)
-    planned = min(len(chosen) + (2 * step if sparse else 0), len(found.all) - free)
+    planned = min(len(chosen) + (2 * step if sparse else 0), len(grid.all) - running.free)
     expected = known.interpolated()
     while len(chosen):
-        for batch in scorer.lost([found.all[n] for n in chosen]):
+        for batch in scorer.lost([grid.all[n] for n in chosen]):
             for number, value in batch:
                 known.lost[chosen[number]], known.evaluated[chosen[number]] = value, True
-            done += len(batch)
-            yield estimate()
+            running.done += len(batch)
+            yield Estimate(running.done, max(planned, running.done), running)
         off = known.lost[chosen] - expected[chosen]
-        surprise = float(np.sqrt(np.mean(off**2))) / max(known.largest, 1e-12)
+        running.surprise = float(np.sqrt(np.mean(off**2))) / max(known.largest, 1e-12)
         left = np.flatnonzero(~known.evaluated)
-        if not sparse or not len(left) or known.largest == 0 or (rounds > 0 and surprise <= tolerance):
+        calm = running.rounds > 0 and running.surprise <= tolerance
+        if not sparse or not len(left) or known.largest == 0 or calm:
             break
-        rounds += 1
+        running.rounds += 1
         expected = known.interpolated()
         chosen = left[np.argsort(-np.abs(expected[left]), kind="stable")][:step]
-        planned = max(planned, done + len(chosen))
-    planned, finished = done, True
-    yield estimate()
+        planned = max(planned, running.done + len(chosen))
+    running.finished = True
+    yield Estimate(running.done, running.done, running)
+
+
+@dataclass
+class _OcclusionMap(RunningMap):
+    """What the windows evaluated so far say.
+
+    Attributes
+    ----------
+    known
+        Their scores.
+    shape, changeable
+        Of the volume, and the voxels that can change.
+    free
+        Windows that no patch of the target sees.
+    done, rounds, surprise
+        Windows evaluated, rounds of refinement, and how far the last round's windows were from what was expected.
+    finished
+        Whether no window will be evaluated any more.
+    """
+
+    known: _Known
+    shape: tuple[int, ...]
+    changeable: Tensor | None
+    free: int
+    done: int = 0
+    rounds: int = 0
+    surprise: float | None = None
+    finished: bool = False
+
+    def saliency(self) -> Tensor:
+        """All windows, those between evaluated ones interpolated."""
+        return self._mean(self.known.windows.all, self.known.interpolated())[0]
+
+    def measured(self) -> Tensor:
+        """Evaluated windows alone; at the end also those interpolated between them."""
+        return self._measured()[0]
+
+    def probed(self) -> Tensor:
+        """Where `measured` knows something."""
+        return self._measured()[1]
+
+    def findings(self) -> dict[str, Any]:
+        """How many windows there are, and what became of them."""
+        windows = self.known.windows
+        return {
+            "windows": len(windows.all) + windows.of_air,
+            "windows_of_air": windows.of_air,
+            "windows_beyond_the_target": self.free,
+            "windows_evaluated": self.done,
+            "windows_interpolated": int((~self.known.evaluated).sum()),
+            "rounds_of_refinement": self.rounds,
+            "surprise_of_last_round": self.surprise,
+        }
+
+    def _measured(self) -> tuple[Tensor, Tensor]:
+        if self.finished:
+            return self._mean(self.known.windows.all, self.known.interpolated())
+        evaluated = np.flatnonzero(self.known.evaluated)
+        return self._mean([self.known.windows.all[n] for n in evaluated], self.known.lost[evaluated])
+
+    def _mean(self, windows: list[Perturbation], lost: Array) -> tuple[Tensor, Tensor]:
+        return _mean_over_windows(windows, lost, self.shape, self.changeable)
 
 
 def _spread_out(overlap: Array) -> NDArray[np.int64]:
@@ -301,11 +391,11 @@ def _spread_out(overlap: Array) -> NDArray[np.int64]:
 
 
 def _mean_over_windows(
-    found: list[Perturbation], lost: Array, shape: Sequence[int], changeable: Tensor | None
+    windows: list[Perturbation], lost: Array, shape: Sequence[int], changeable: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The mean over the windows that hold each voxel (0 where none does), and whether one does."""
     total, count = torch.zeros(tuple(shape)), torch.zeros(tuple(shape))
-    for window, value in zip(found, lost.tolist(), strict=True):
+    for window, value in zip(windows, lost.tolist(), strict=True):
         total[window.box] += value
         count[window.box] += 1
     probed = count > 0 if changeable is None else (count > 0) & changeable

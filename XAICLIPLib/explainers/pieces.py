@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike
 from scipy.ndimage import find_objects
 from torch import Tensor
 
+from XAICLIPLib.imaging.boxes import Box
 from XAICLIPLib.scoring.perturbation import Perturbation
-from XAICLIPLib.segmentation.sliding_window import Box
 
 
 class Pieces:

@@ -17,21 +17,29 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.explainers.methods import Estimator
-from XAICLIPLib.explainers.occlusion import in_voxels
-from XAICLIPLib.scoring.perturbation import Estimate, Perturbation, Scores
-from XAICLIPLib.segmentation.sliding_window import Box, shift
+from XAICLIPLib.explainers.base import Estimate, Method, Reading, RunningMap, Scores, in_voxels, size_for
+from XAICLIPLib.explainers.parameters import parameter
+from XAICLIPLib.scoring.perturbation import Perturbation
+from XAICLIPLib.system.lazy import lazy
 
-Array = NDArray[np.float64]
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from XAICLIPLib.explainers.setting import Setting
+    from XAICLIPLib.imaging.boxes import Box
+
+    Array = NDArray[np.float64]
+else:
+    np, torch = lazy("numpy"), lazy("torch")
+
+Estimator = Literal["ridge", "debiased", "mean"]
 
 CHECK_EVERY, EARLIEST = 50, 3
 """The error is looked at after this many patterns, and not before there are this many for each cell."""
@@ -39,8 +47,8 @@ CHECK_EVERY, EARLIEST = 50, 3
 FEWEST = 5
 """Patterns from which on their spread says something: before that there is no standard error."""
 
-RIDGES = np.logspace(-6, 2, 33)
-"""Ridge strengths that are tried, in units of the mean variance of a cell."""
+RIDGES = tuple(10 ** (-6 + n / 4) for n in range(33))
+"""Ridge strengths that are tried, from 1e-6 to 100, in units of the mean variance of a cell."""
 
 FLATTEST = 0.05
 """A voxel's variance over the patterns is taken for at least this share of that of a point: of two or three patterns
@@ -48,6 +56,50 @@ that happen to hide a voxel alike, the slope would be in the thousands."""
 
 ROUNDING = 1e-12
 """Where a fit leaves no more freedom than this, it is rounding."""
+
+
+@dataclass(frozen=True)
+class Rise(Method):
+    """Hide random smooth patterns, and work out from all of them what each place contributes."""
+
+    name: ClassVar[str] = "rise"
+    reading: ClassVar[Reading] = Reading("random patterns", "by hiding the cell around a place")
+
+    cell_mm: float | None = parameter(
+        None, "size of the pattern's cells; default: as the cubes of occlusion", 1, 500, "mm"
+    )
+    samples: int = parameter(2000, "patterns at most", 2, 1_000_000)
+    keep: float = parameter(0.5, "share of the cells that each pattern leaves visible", 0.05, 0.95)
+    estimator: Estimator = parameter(
+        "ridge", "how the map is worked out: ridge regression, debiased, or the plain weighted mean of the RISE paper"
+    )
+    wanted_error: float = parameter(
+        0.05, "stop when the standard error is this share of the largest effect; 0: use all patterns", 0, 1
+    )
+
+    def sized_for(self, volume_ml: float) -> Rise:
+        """With cells by the volume of the structure."""
+        return replace(self, cell_mm=self.cell_mm or size_for(volume_ml))
+
+    @property
+    def reach_mm(self) -> float:
+        """Half a cell."""
+        return (self.cell_mm or 0.0) / 2
+
+    def estimates(self, setting: Setting, seed: int) -> Iterator[Estimate]:
+        """See `rise`."""
+        assert self.cell_mm is not None
+        return rise(
+            setting.scorer,
+            setting.region & setting.changeable,
+            setting.spacing_mm,
+            cell_mm=self.cell_mm,
+            samples=self.samples,
+            keep=self.keep,
+            estimator=self.estimator,
+            wanted_error=self.wanted_error,
+            seed=seed,
+        )
 
 
 def rise(
@@ -108,53 +160,89 @@ def rise(
         raise InputError(f"Cells of {cell_mm:g} mm are none: give a length above zero.")
     region = region.cpu()
     if not bool(region.any()):
-        nothing = torch.zeros(region.shape)
-        yield Estimate(0, 0, lambda: nothing, lambda: nothing > 0)
+        yield Estimate(0, 0, _NothingToHide(tuple(region.shape)))
         return
     masks = _Masks(region, in_voxels(cell_mm, spacing_mm), keep, seed)
     cells = _Cells(masks)
-    running: _Running = _Regression(cells) if estimator == "ridge" else _Sums(masks, estimator)
-    done, stopped = 0, None
-    error: float | None = None
+    fit: _Fit = _Regression(cells) if estimator == "ridge" else _Sums(masks, estimator)
+    running = _RiseMap(masks, fit, {"cells": len(cells), "estimator": estimator})
     # The next look at the error
     due = max(EARLIEST * len(cells), CHECK_EVERY)
-
-    def findings() -> dict[str, Any]:
-        found = {"samples": done, "cells": len(cells), "estimator": estimator}
-        return {**found, "relative_error": error, "stopped": stopped, **running.findings()}
-
-    def estimate() -> Estimate:
-        return Estimate(
-            done,
-            done if stopped else samples,
-            lambda: _in_volume(running.saliency(), masks),
-            lambda: region if done else torch.zeros_like(region),
-            (lambda: _in_volume(running.standard_error(), masks)) if done >= FEWEST else None,
-            findings,
-        )
-
     waiting: dict[int, float] = {}
     for batch in scorer.lost(masks.perturbation(number) for number in range(samples)):
         waiting.update(batch)
         # One after the other, so that where it stops does not hang on the size of the batches.
-        while not stopped and done in waiting:
-            running.add(done, waiting.pop(done))
-            done += 1
-            if done < due and done < samples:
+        while not running.stopped and running.done in waiting:
+            fit.add(running.done, waiting.pop(running.done))
+            running.done += 1
+            if running.done < due and running.done < samples:
                 continue
-            due = done + CHECK_EVERY
-            largest = float(running.saliency().abs().max())
-            if done >= FEWEST:
-                spread = float(running.standard_error().square().mean().sqrt())
-                error = spread / largest if largest else 0.0
-            sure = error is not None and error < wanted_error
-            stopped = "converged" if sure else "samples" if done == samples else None
-        yield estimate()
-        if stopped:
+            due = running.done + CHECK_EVERY
+            running.look_at_the_error()
+            sure = running.error is not None and running.error < wanted_error
+            running.stopped = "converged" if sure else "samples" if running.done == samples else None
+        yield Estimate(running.done, running.done if running.stopped else samples, running)
+        if running.stopped:
             return
 
 
-class _Running(Protocol):
+@dataclass
+class _RiseMap(RunningMap):
+    """What the patterns so far say.
+
+    Attributes
+    ----------
+    masks, fit
+        The patterns, and what is made of their scores.
+    told
+        Findings that do not change.
+    done, error, stopped
+        Patterns so far, their relative standard error when it was last looked at, and why no more follow.
+    """
+
+    masks: _Masks
+    fit: _Fit
+    told: dict[str, Any]
+    done: int = 0
+    error: float | None = None
+    stopped: str | None = None
+
+    def saliency(self) -> Tensor:
+        return _in_volume(self.fit.saliency(), self.masks)
+
+    def probed(self) -> Tensor:
+        region = self.masks.whole_region
+        return region if self.done else torch.zeros_like(region)
+
+    def standard_error(self) -> Tensor | None:
+        return _in_volume(self.fit.standard_error(), self.masks) if self.done >= FEWEST else None
+
+    def findings(self) -> dict[str, Any]:
+        so_far = {"samples": self.done, **self.told, "relative_error": self.error, "stopped": self.stopped}
+        return {**so_far, **self.fit.findings()}
+
+    def look_at_the_error(self) -> None:
+        """Compare the standard error with the largest effect."""
+        largest = float(self.fit.saliency().abs().max())
+        if self.done >= FEWEST:
+            spread = float(self.fit.standard_error().square().mean().sqrt())
+            self.error = spread / largest if largest else 0.0
+
+
+@dataclass
+class _NothingToHide(RunningMap):
+    """The map of an empty region."""
+
+    shape: tuple[int, ...]
+
+    def saliency(self) -> Tensor:
+        return torch.zeros(self.shape)
+
+    def probed(self) -> Tensor:
+        return torch.zeros(self.shape, dtype=torch.bool)
+
+
+class _Fit(Protocol):
     """What is made of the scores so far; maps are (n,), one value for each voxel of the region."""
 
     def add(self, number: int, lost: float) -> None: ...
@@ -178,7 +266,7 @@ class _Masks:
         low, high = ends.amin(0).tolist(), (ends.amax(0) + 1).tolist()
         self.shape = tuple(region.shape)
         self.box: Box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-        self.region = region[self.box]
+        self.whole_region, self.region = region, region[self.box]
         self.cell, self.keep, self.seed = tuple(cell), keep, seed
         # One more than the cells for the far end, and one for the shift
         self.points = tuple(math.ceil(n / c) + 2 for n, c in zip(self.region.shape, self.cell, strict=True))
@@ -198,6 +286,8 @@ class _Masks:
 
     def strength(self, number: int, box: Box, device: torch.device) -> Tensor:
         """How far a pattern hides the voxels of a box of the volume within the region's: (box) in [0, 1]."""
+        from XAICLIPLib.imaging.boxes import shift
+
         inner = shift(box, [-s.start for s in self.box])
         hidden, moved = self.hidden_points(number)
         weights = [

@@ -4,17 +4,52 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor
+from XAICLIPLib.explainers.base import Estimate, Method, Reading, RunningMap, Scores
+from XAICLIPLib.explainers.parameters import parameter
+from XAICLIPLib.system.lazy import lazy
 
-from XAICLIPLib.explainers.pieces import Pieces
-from XAICLIPLib.scoring.perturbation import Estimate, Scores
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from XAICLIPLib.explainers.pieces import Pieces
+    from XAICLIPLib.explainers.setting import Setting
+else:
+    torch = lazy("torch")
 
 REST = "rest of the body"
 """Name of what belongs to no structure, where it has none of its own."""
+
+
+@dataclass(frozen=True)
+class Structures(Method):
+    """Remove each structure that the network segments, and the rest of the body, in turn."""
+
+    name: ClassVar[str] = "structures"
+    reading: ClassVar[Reading] = Reading(
+        "removals", "by removing a whole structure", region="Region of interest", pieces=True
+    )
+
+    pairs: int = parameter(0, "also remove every two of this many most important structures together", 0, 20)
+
+    def estimates(self, setting: Setting, seed: int) -> Iterator[Estimate]:
+        """See `structures`; what the network draws nothing in is the rest of the body."""
+        rest = max([*setting.names, int(setting.labels.max())]) + 1
+        labels = torch.where(setting.changeable & (setting.labels == 0), rest, setting.labels.long())
+        return structures(
+            setting.scorer,
+            labels,
+            setting.names,
+            setting.region,
+            setting.spacing_mm,
+            own=setting.target_numbers,
+            pairs=self.pairs,
+            rest=rest,
+        )
 
 
 def structures(
@@ -59,53 +94,88 @@ def structures(
     their losses one by one: positive where either can stand in for the other, negative where each needs the other.
     ``not_removed`` names the structures that were found but lie outside the region.
     """
+    from XAICLIPLib.explainers.pieces import Pieces
+
     pieces = Pieces(labels)
     there = pieces.sizes if region is None else pieces.labels[region.cpu()].bincount(minlength=1).tolist()
     named = {**names, rest: names.get(rest, REST)}
-    found = [n for n in named if 0 < n < len(pieces.sizes) and pieces.sizes[n]]
-    numbers = [n for n in found if n in own or (n < len(there) and there[n])]
+    present = [n for n in named if 0 < n < len(pieces.sizes) and pieces.sizes[n]]
+    numbers = [n for n in present if n in own or (n < len(there) and there[n])]
+    left_out = [named[n] for n in present if n not in numbers]
+    running = _StructuresMap(pieces, named, left_out, math.prod(spacing_mm) / 1000, pairs > 0)
     chosen = min(pairs, len(numbers))
     planned = len(numbers) + math.comb(chosen, 2)
-    lost: dict[int, float] = {}
-    together: dict[tuple[int, int], float] = {}
-
-    def by_loss() -> list[int]:
-        return sorted(lost, key=lambda n: -lost[n])
-
-    def findings() -> dict[str, Any]:
-        total = math.fsum(value for value in lost.values() if value > 0)
-        voxel_ml = math.prod(spacing_mm) / 1000
-        table = [
-            {
-                "structure": named[n],
-                "volume_ml": pieces.sizes[n] * voxel_ml,
-                "score_lost": lost[n],
-                "share": max(lost[n], 0.0) / total if total else 0.0,
-            }
-            for n in by_loss()
-        ]
-        interactions = [
-            {"structures": [named[a], named[b]], "score_lost": both, "interaction": both - lost[a] - lost[b]}
-            for (a, b), both in sorted(together.items(), key=lambda item: -item[1])
-        ]
-        left_out = [named[n] for n in found if n not in numbers]
-        return {"structures": table, "not_removed": left_out, **({"interactions": interactions} if pairs else {})}
-
-    def estimate() -> Estimate:
-        return Estimate(
-            len(lost) + len(together),
-            planned,
-            lambda: pieces.paint(lost.keys(), list(lost.values())),
-            lambda: pieces.paint(lost.keys(), torch.ones(len(lost))) > 0,
-            findings=findings,
-        )
 
     if not numbers:
-        yield estimate()
+        yield Estimate(0, planned, running)
     for batch in scorer.lost(pieces.without([n]) for n in numbers):
-        lost.update((numbers[index], value) for index, value in batch)
-        yield estimate()
-    couples = list(combinations(by_loss()[:chosen], 2))
+        running.lost.update((numbers[index], value) for index, value in batch)
+        yield Estimate(running.done, planned, running)
+    couples = list(combinations(running.by_loss()[:chosen], 2))
     for batch in scorer.lost(pieces.without(couple) for couple in couples):
-        together.update((couples[index], value) for index, value in batch)
-        yield estimate()
+        running.together.update((couples[index], value) for index, value in batch)
+        yield Estimate(running.done, planned, running)
+
+
+@dataclass
+class _StructuresMap(RunningMap):
+    """What the removals so far say.
+
+    Attributes
+    ----------
+    pieces, names
+        The structures, and the name of each number.
+    left_out
+        Names of structures outside the region, which are not removed.
+    voxel_ml
+        Volume of a voxel.
+    in_pairs
+        Whether pairs are removed as well.
+    lost, together
+        Score lost without each structure, and without two.
+    """
+
+    pieces: Pieces
+    names: Mapping[int, str]
+    left_out: list[str]
+    voxel_ml: float
+    in_pairs: bool
+    lost: dict[int, float] = field(default_factory=dict)
+    together: dict[tuple[int, int], float] = field(default_factory=dict)
+
+    @property
+    def done(self) -> int:
+        """Number of removals."""
+        return len(self.lost) + len(self.together)
+
+    def by_loss(self) -> list[int]:
+        """Numbers of the structures, the one with the largest loss first."""
+        return sorted(self.lost, key=lambda n: -self.lost[n])
+
+    def saliency(self) -> Tensor:
+        return self.pieces.paint(self.lost.keys(), list(self.lost.values()))
+
+    def probed(self) -> Tensor:
+        return self.pieces.paint(self.lost.keys(), torch.ones(len(self.lost))) > 0
+
+    def findings(self) -> dict[str, Any]:
+        total = math.fsum(value for value in self.lost.values() if value > 0)
+        table = [
+            {
+                "structure": self.names[n],
+                "volume_ml": self.pieces.sizes[n] * self.voxel_ml,
+                "score_lost": self.lost[n],
+                "share": max(self.lost[n], 0.0) / total if total else 0.0,
+            }
+            for n in self.by_loss()
+        ]
+        interactions = [
+            {
+                "structures": [self.names[a], self.names[b]],
+                "score_lost": both,
+                "interaction": both - self.lost[a] - self.lost[b],
+            }
+            for (a, b), both in sorted(self.together.items(), key=lambda item: -item[1])
+        ]
+        rows = {"structures": table, "not_removed": self.left_out}
+        return {**rows, **({"interactions": interactions} if self.in_pairs else {})}

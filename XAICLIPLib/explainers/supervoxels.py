@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,8 +21,6 @@ from scipy.ndimage import distance_transform_edt, find_objects
 from skimage.measure import label as connected_components
 from skimage.segmentation import felzenszwalb, relabel_sequential, slic
 from torch import Tensor
-
-from XAICLIPLib.explainers.methods import Supervoxels
 
 COMPACTNESS = 0.1
 """Of SLIC: a step of a tenth of the region's intensity range weighs as much as the distance between two seeds, so that
@@ -36,7 +35,11 @@ FRAGMENT = 0.1
 
 
 def supervoxels(
-    volume: Tensor, region: Tensor, spacing_mm: tuple[float, float, float], size_mm: float, kind: Supervoxels = "slic"
+    volume: Tensor,
+    region: Tensor,
+    spacing_mm: tuple[float, float, float],
+    size_mm: float,
+    kind: Literal["slic", "felzenszwalb"] = "slic",
 ) -> Tensor:
     """Cut a region into supervoxels.
 

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.models.folder import PROMPTS_FILE
 from XAICLIPLib.system.checksums import sha256
 from XAICLIPLib.system.torchvision_operators import import_without_operators
+
+PROMPTS_FILE = "prompts.safetensors"
+"""In a localizer's folder: its learned prompts, which are then used without being asked for."""
 
 
 def import_open_clip() -> ModuleType:

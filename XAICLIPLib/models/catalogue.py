@@ -16,18 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from XAICLIPLib.errors import InputError
+from XAICLIPLib.localization.openclip import PROMPTS_FILE
 from XAICLIPLib.models.archives import is_archive, only_folder, unpack
 from XAICLIPLib.models.catalogue_file import read_catalogue
 from XAICLIPLib.models.entry import OPEN_CLIP_WEIGHTS, Entry, Kind
-from XAICLIPLib.models.folder import (
-    PROMPTS_FILE,
-    file_checksums,
-    hub_snapshot,
-    models_folder,
-    read_lock,
-    user_catalogue,
-    write_lock,
-)
+from XAICLIPLib.models.folder import file_checksums, hub_snapshot, models_folder, read_lock, user_catalogue, write_lock
 from XAICLIPLib.resources import resource_path
 from XAICLIPLib.system.checksums import sha256
 

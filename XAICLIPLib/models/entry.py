@@ -12,11 +12,12 @@ from typing import Literal, get_args
 from urllib.parse import urlsplit
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.models.folder import PROMPTS_FILE, downloaded, hub_snapshot, read_lock
+from XAICLIPLib.localization.openclip import PROMPTS_FILE
+from XAICLIPLib.models.folder import downloaded, hub_snapshot, read_lock
 from XAICLIPLib.resources import resource_path
 from XAICLIPLib.segmentation.networks.trained_folders import trained_datasets
 from XAICLIPLib.system.checksums import sha256
-from XAICLIPLib.system.versions import installed as package_version
+from XAICLIPLib.system.packages import installed as package_version
 
 Kind = Literal["segmenter", "localizer"]
 Format = Literal[

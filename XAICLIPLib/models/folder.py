@@ -21,9 +21,6 @@ from XAICLIPLib.system.files import whole_file
 VARIABLE = "XAICLIP_MODELS"
 """Environment variable that names another folder."""
 
-PROMPTS_FILE = "prompts.safetensors"
-"""In a localizer's folder: its learned prompts, which are then used without being asked for."""
-
 
 def models_folder() -> Path:
     """The folder of the user's models: the one that `VARIABLE` names, else the system's place for a user's data."""

@@ -8,8 +8,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from XAICLIPLib import anatomy, imaging
+from XAICLIPLib.explainers.base import Estimate
 from XAICLIPLib.localization.region import Region
-from XAICLIPLib.scoring.perturbation import Estimate
 from XAICLIPLib.scoring.scorer import Scorer
 
 SMALL_ML, UNSURE = 0.5, 0.5

@@ -15,11 +15,11 @@ import SimpleITK as sitk
 
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.evaluation.flags import FLAGS, Flag
-from XAICLIPLib.explainers.methods import READINGS
+from XAICLIPLib.explainers.methods import METHODS
 from XAICLIPLib.localization.region import Region
 from XAICLIPLib.system import json_values
 from XAICLIPLib.system.files import whole_file
-from XAICLIPLib.system.versions import versions
+from XAICLIPLib.system.packages import versions
 
 FORMAT = "XAI-CLIP explanation 1"
 
@@ -162,7 +162,7 @@ def _check_record(kept: dict[str, Any]) -> None:
     _numbers(size, len(spacing))
     json_values.text(json_values.mapping(kept["models"]["segmenter"])["name"])
     json_values.mapping(kept["models"].get("localizer") or {})
-    json_values.choice(*READINGS)(kept["parameters"]["method"])
+    json_values.choice(*METHODS)(kept["parameters"]["method"])
     for key in ("described", "baseline", "score", "region"):
         json_values.text(kept["parameters"][key])
     for key in ("volume_ml", "share_of_body"):

@@ -18,7 +18,7 @@ import SimpleITK as sitk
 
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.evaluation.flags import FlagName
-from XAICLIPLib.explainers.methods import READINGS
+from XAICLIPLib.explainers.methods import METHODS
 from XAICLIPLib.imaging.channels import Volume
 from XAICLIPLib.reporting import charts, saved_record
 from XAICLIPLib.reporting.document import Document, Picture, Section, Table, html, write_pdf
@@ -162,7 +162,7 @@ def _checks(record: Mapping[str, Any]) -> Section:
 def _summary(record: Mapping[str, Any]) -> Section:
     name, found, region = record["target"]["name"], record["measurements"], record["region"]
     parameters, models = record["parameters"], record["models"]
-    reading = READINGS[parameters["method"]]
+    reading = METHODS[parameters["method"]].reading
     drawn = {
         "predicted": "what the network drew",
         "predicted in a box": "what the network drew in a box",
@@ -236,8 +236,8 @@ def _planes(found: Saved, scan: sitk.Image | None) -> Section | None:
                 title=f"Why did the network draw the {name} here?",
                 modality=record["input"]["modality"],
                 target_label=_target_label(record),
-                region_label=READINGS[record["parameters"]["method"]].region,
-                pieces=READINGS[record["parameters"]["method"]].pieces,
+                region_label=METHODS[record["parameters"]["method"]].reading.region,
+                pieces=METHODS[record["parameters"]["method"]].reading.pieces,
                 saliency_label=_saliency_label(record),
             )
             png = path.read_bytes()
@@ -272,7 +272,7 @@ def _slices(found: Saved, scan: sitk.Image | None) -> Section:
         modality=record["input"]["modality"],
         label=_saliency_label(record),
         target_label=_target_label(record),
-        pieces=READINGS[record["parameters"]["method"]].pieces,
+        pieces=METHODS[record["parameters"]["method"]].reading.pieces,
     )
     return Section(
         title,
@@ -361,7 +361,7 @@ def _faithfulness(record: Mapping[str, Any]) -> Section:
 
 def _reading(record: Mapping[str, Any]) -> Section:
     name, method = record["target"]["name"], record["parameters"]["method"]
-    reading = READINGS[method]
+    reading = METHODS[method].reading
     if reading.value:
         first = (
             f"The colour of a place says how much of the score was lost when it was hidden ({reading.value}). Bright: "
@@ -444,7 +444,7 @@ def _checksums(found: Saved) -> Section:
 
 def _saliency_label(record: Mapping[str, Any]) -> str:
     parameters = record["parameters"]
-    return READINGS[parameters["method"]].label.format(score=parameters["score"].replace("dice", "Dice"))
+    return METHODS[parameters["method"]].reading.label.format(score=parameters["score"].replace("dice", "Dice"))
 
 
 def _target_label(record: Mapping[str, Any]) -> str:

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.explainers.methods import BASELINES, Baseline
-from XAICLIPLib.segmentation.sliding_window import Box
+from XAICLIPLib.imaging.boxes import Box
+from XAICLIPLib.scoring.options import BASELINES, Baseline
 
 __all__ = ["BASELINES", "Baseline", "Fill", "baseline_for", "baseline_volume", "infill", "with_held"]
 

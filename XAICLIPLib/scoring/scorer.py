@@ -18,95 +18,19 @@ import torch
 from torch import Tensor
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.explainers.methods import SCORES, Precision, Score
+from XAICLIPLib.imaging.boxes import Box, intersect, shift
 from XAICLIPLib.scoring.baselines import Fill
+from XAICLIPLib.scoring.options import Precision, Score
 from XAICLIPLib.scoring.perturbation import Perturbation
+from XAICLIPLib.scoring.scores import score_of, target_score, voxel_values
+from XAICLIPLib.scoring.target import Target
 from XAICLIPLib.segmentation.backpropagation import TOGETHER, vector_jacobian_product
 from XAICLIPLib.segmentation.batching import Batches
 from XAICLIPLib.segmentation.segmenter import Activation
-from XAICLIPLib.segmentation.sliding_window import Box, Tiling, intersect, shift
-
-__all__ = ["SCORES", "Score", "Scorer", "Target", "decided", "probability", "target_score"]
+from XAICLIPLib.segmentation.sliding_window import Tiling
 
 PRECISION_ERROR = 0.01
 """Half precision is used where it gets the score lost by hiding the target right to this share."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """What is explained.
-
-    Attributes
-    ----------
-    name
-        The structure's name.
-    label
-        Output channel of the network; several where the target is a group of structures, such as both kidneys.
-    reference
-        (X, Y, Z) bool: the structure as unperturbed, what the perturbed prediction is compared with.
-    voxels
-        (X, Y, Z) bool: where the comparison is made; usually the reference with a rim around it, so that a prediction
-        that spills over loses score as well. What of the reference lies outside does not count.
-    """
-
-    name: str
-    label: int | tuple[int, ...]
-    reference: Tensor
-    voxels: Tensor
-
-
-def probability(logits: Tensor, label: int | tuple[int, ...], activation: Activation) -> Tensor:
-    """Probability of one channel, or of any of several, from logits (K, ...)."""
-    channels = [label] if isinstance(label, int) else list(label)
-    if activation == "softmax":
-        return logits.softmax(0)[channels].sum(0)
-    return logits[channels].amax(0).sigmoid()
-
-
-def decided(logits: Tensor, label: int | tuple[int, ...], activation: Activation) -> Tensor:
-    """Whether each voxel is given to one channel, or to any of several, from logits (K, ...)."""
-    channels = [label] if isinstance(label, int) else list(label)
-    if activation == "softmax":
-        return torch.isin(logits.argmax(0), torch.tensor(channels, device=logits.device))
-    return logits[channels].amax(0) > 0
-
-
-def voxel_values(kind: Score, logits: Tensor, label: int | tuple[int, ...], activation: Activation) -> Tensor:
-    """What each voxel contributes to a score, from logits (K, n): a tensor (n).
-
-    The probability for ``soft dice`` and ``mean probability``; 0 or 1, as the network decides, for ``hard dice``; for
-    ``logit margin`` how far the target's logit lies above the best other one (with sigmoid: above 0, where the
-    probability is one half), of either sign.
-    """
-    if kind == "hard dice":
-        return decided(logits, label, activation).to(logits.dtype)
-    if kind != "logit margin":
-        return probability(logits, label, activation)
-    channels = [label] if isinstance(label, int) else list(label)
-    own = logits[channels].amax(0)
-    others = [k for k in range(len(logits)) if k not in channels]
-    return own - logits[others].amax(0) if activation == "softmax" and others else own
-
-
-def score_of(kind: Score, inside: Tensor, total: Tensor, size: Tensor | int) -> Tensor:
-    """A score from the sums of `voxel_values` over the reference and over all voxels, and the reference's size."""
-    if kind in ("soft dice", "hard dice"):
-        return 2 * inside / (total + size)
-    return inside / size
-
-
-def target_score(
-    kind: Score, logits: Tensor, reference: Tensor, label: int | tuple[int, ...], activation: Activation
-) -> Tensor:
-    """Score of logits (K, n) against the reference (n) bool, a scalar tensor.
-
-    ``soft dice`` is 2 sum(p r) / (sum(p) + sum(r)) with the probability p and the reference r; ``hard dice`` takes the
-    decided voxels for p; ``mean probability`` is the mean of p over the reference; all these lie in [0, 1]. ``logit
-    margin`` is the mean over the reference of how far the target's logit lies above the others: it has no bounds, and
-    says how sure the network is where the probabilities are all 1.
-    """
-    values = voxel_values(kind, logits, label, activation)
-    return score_of(kind, values[reference].sum(), values.sum(), reference.sum())
 
 
 @dataclass

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass
 
 import numpy as np
 import SimpleITK as sitk
 import torch
 from scipy import ndimage
+from torch import Tensor
 
-from XAICLIPLib import anatomy, imaging
+from XAICLIPLib import anatomy
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.scoring.scorer import Target, decided
+from XAICLIPLib.imaging.masks import MaskSource, is_mask
+from XAICLIPLib.scoring.scores import decided
 from XAICLIPLib.segmentation.prediction import Prediction
 from XAICLIPLib.segmentation.segmenter import Segmenter
 
@@ -22,14 +22,30 @@ RIM_MM = 6.0
 """Around the predicted structure: there, too, the target is scored, so that a prediction that spills over loses."""
 
 
-Bounds = tuple[float, float, float, float, float, float]
-"""A box: from and to along right, anterior and superior, in mm (RAS, as 3D Slicer shows positions)."""
+@dataclass(frozen=True)
+class Target:
+    """What is explained.
 
-Place = str | Path | sitk.Image | Bounds
-"""Where something is: a mask, the path of one, a box, or ``box:R0,R1,A0,A1,S0,S1``."""
+    Attributes
+    ----------
+    name
+        The structure's name.
+    label
+        Output channel of the network; several where the target is a group of structures, such as both kidneys.
+    reference
+        (X, Y, Z) bool: the structure as unperturbed, what the perturbed prediction is compared with.
+    voxels
+        (X, Y, Z) bool: where the comparison is made; usually the reference with a rim around it, so that a prediction
+        that spills over loses score as well. What of the reference lies outside does not count.
+    """
+
+    name: str
+    label: int | tuple[int, ...]
+    reference: Tensor
+    voxels: Tensor
 
 
-def class_of(prompt: str, target: Place | None, segmenter: Segmenter) -> tuple[str, tuple[int, ...]]:
+def class_of(prompt: str, target: str | MaskSource | None, segmenter: Segmenter) -> tuple[str, tuple[int, ...]]:
     """Name and labels of the class that is explained."""
     by_name = isinstance(target, str) and not is_mask(target)
     words = target if isinstance(target, str) and by_name else prompt
@@ -98,81 +114,3 @@ def make_target(
         )
     distance = ndimage.distance_transform_edt(~reference.numpy(), sampling=prediction.prepared.spacing_mm)
     return Target(name, labels, reference, torch.from_numpy(np.asarray(distance) <= RIM_MM))
-
-
-def read_mask(what: Literal["target", "region"], source: Place | None, volume: sitk.Image) -> sitk.Image | None:
-    """A mask or box of the user, uint8, in exactly the volume's geometry; None where none is given."""
-    if source is None or not is_mask(source):
-        return None
-    bounds = box_of(source)
-    if bounds is not None:
-        mask = imaging.box_mask(volume, bounds)
-    elif isinstance(source, sitk.Image):
-        mask = source
-    else:
-        assert isinstance(source, (str, Path))
-        mask = imaging.read_mask(source, volume)
-    if mask.GetDimension() != 3 or mask.GetNumberOfComponentsPerPixel() != 1:
-        raise InputError(f"The {what} is no mask: give a 3D volume with one whole number per voxel.")
-    if not imaging.same_geometry(mask, volume):
-        mask = imaging.resample_like(mask, volume, "nearest")
-    labels = np.unique(sitk.GetArrayViewFromImage(mask))
-    if np.count_nonzero(labels) > 1:
-        raise InputError(
-            f"The mask of the {what} holds {np.count_nonzero(labels)} labels: give one with a single structure."
-        )
-    mask = sitk.Cast(mask != 0, sitk.sitkUInt8)
-    if not sitk.GetArrayViewFromImage(mask).any():
-        shape, way = ("mask", "one that was drawn on this scan") if bounds is None else ("box", "its bounds in RAS mm")
-        raise InputError(f"The {shape} of the {what} has no voxel inside the volume: give {way}.")
-    mask.CopyInformation(volume)
-    return mask
-
-
-def box_of(given: object) -> Bounds | None:
-    """The box that a target or region is, if it is one.
-
-    Raises
-    ------
-    InputError
-        It is meant as one, and is none: not six numbers, or not in order.
-    """
-    if isinstance(given, str) and given.lower().startswith("box:"):
-        parts: list[Any] = given[4:].split(",")
-    elif isinstance(given, (tuple, list)):
-        parts = list(given)
-    else:
-        return None
-    try:
-        bounds = [float(part) for part in parts]
-        right = (
-            len(bounds) == 6 and np.isfinite(bounds).all() and all(a < b for a, b in zip(*_ends(bounds), strict=True))
-        )
-    except (TypeError, ValueError):
-        right = False
-    if not right:
-        raise InputError(
-            f"The box {given} is none: give six numbers in mm, from and to along right, anterior and superior."
-        )
-    r0, r1, a0, a1, s0, s1 = bounds
-    return r0, r1, a0, a1, s0, s1
-
-
-def _ends(bounds: list[float]) -> tuple[list[float], list[float]]:
-    return bounds[::2], bounds[1::2]
-
-
-def is_mask(given: object) -> bool:
-    """Whether a target or region is a place: a volume, a box, or a path, by its type, its ending, or because it exists.
-
-    A bare word stays a word where a file of that name exists: results often lie in a folder called "liver".
-    """
-    if not isinstance(given, str):
-        return isinstance(given, (Path, sitk.Image, tuple, list))
-    endings = (".nii", ".gz", ".nrrd", ".nhdr", ".mha", ".mhd")
-    name = given.lower()
-    return (
-        name.startswith("box:")
-        or name.endswith(endings)
-        or (bool(re.search(r"[./\\]", given)) and os.path.exists(given))
-    )

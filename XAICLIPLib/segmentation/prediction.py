@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from XAICLIPLib import imaging
+from XAICLIPLib.imaging.boxes import bounds, shift
 from XAICLIPLib.segmentation.segmenter import Prepared, Segmenter
-from XAICLIPLib.segmentation.sliding_window import Tiling, around, bounds, predict_logits, shift
+from XAICLIPLib.segmentation.sliding_window import Tiling, around, predict_logits
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """The unperturbed output of a network.
+class Inference:
+    """A network and a volume as it sees it, ready to run.
 
     Attributes
     ----------
@@ -28,16 +29,30 @@ class Prediction:
     volume
         (C + H, X, Y, Z), the same input on the device, with what is held.
     tiling
-        The patches that were run.
-    logits
-        (K, X, Y, Z), on the device.
+        The network's patches over it.
     """
 
     segmenter: Segmenter
     prepared: Prepared
     volume: Tensor
     tiling: Tiling
+
+
+@dataclass(frozen=True)
+class Prediction(Inference):
+    """An inference with its unperturbed output.
+
+    Attributes
+    ----------
+    logits
+        (K, X, Y, Z), on the device.
+    """
+
     logits: Tensor
+
+    def without_logits(self) -> Inference:
+        """What is needed to run the network again; the logits of a hundred classes are larger than all the rest."""
+        return Inference(self.segmenter, self.prepared, self.volume, self.tiling)
 
     def label_map(self, image: sitk.Image) -> sitk.Image:
         """The label map (values as in `label_values`) in the geometry of ``image``, with smooth borders.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import SimpleITK as sitk
@@ -13,27 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from XAICLIPLib import imaging
-
-if TYPE_CHECKING:
-    from XAICLIPLib.segmentation.sliding_window import Tiling
+from XAICLIPLib.segmentation.sliding_window import Window
 
 Activation = Literal["softmax", "sigmoid"]
-
-
-@dataclass(frozen=True)
-class SlidingWindow:
-    """How a network is moved over a volume that is larger than its input, in voxels of the network's grid.
-
-    The meaning of every field is that of ``monai.inferers.sliding_window_inference``; a size of 0 in ``roi_size``
-    means the whole axis.
-    """
-
-    roi_size: tuple[int, ...]
-    overlap: float | tuple[float, ...] = 0.25
-    mode: Literal["constant", "gaussian"] = "constant"
-    sigma_scale: float | tuple[float, ...] = 0.125
-    padding_value: float = 0.0
-    padding_mode: str = "constant"
 
 
 @dataclass(frozen=True)
@@ -70,10 +52,6 @@ class Prepared:
     def as_image(self, values: Tensor) -> sitk.Image:
         """Values (X, Y, Z) on this grid as a volume."""
         return imaging.image_from_array(values.cpu().numpy(), self.affine)
-
-
-Window = SlidingWindow | Callable[[tuple[int, ...]], "Tiling"]
-"""How a network is moved over a volume: as MONAI does it, or a function that lays the patches for a spatial shape."""
 
 
 class Segmenter(Protocol):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,11 +20,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from XAICLIPLib.errors import InputError
+from XAICLIPLib.imaging.boxes import Box, bounds, intersect, shift
 from XAICLIPLib.segmentation.batching import Batches
-from XAICLIPLib.segmentation.segmenter import Window
-
-Box = tuple[slice, ...]
-"""Bounds along each spatial axis, in voxels; every slice has a start and a stop."""
 
 Index = tuple[slice, ...] | tuple[Tensor, ...]
 """What takes some voxels out of a tensor (X, Y, Z): slices, or numbers along each axis, shaped to combine."""
@@ -33,15 +30,20 @@ PADDING_MODES = {"constant": "constant", "replicate": "edge", "reflect": "reflec
 """PyTorch's names and NumPy's of the ways to pad."""
 
 
-def intersect(a: Box, b: Box) -> Box | None:
-    """The common part of two boxes, None where they do not meet."""
-    common = tuple(slice(max(i.start, j.start), min(i.stop, j.stop)) for i, j in zip(a, b, strict=True))
-    return common if all(s.start < s.stop for s in common) else None
+@dataclass(frozen=True)
+class SlidingWindow:
+    """How a network is moved over a volume that is larger than its input, in voxels of the network's grid.
 
+    The meaning of every field is that of ``monai.inferers.sliding_window_inference``; a size of 0 in ``roi_size``
+    means the whole axis.
+    """
 
-def shift(box: Box, offset: Sequence[int]) -> Box:
-    """The box moved by ``offset`` voxels."""
-    return tuple(slice(s.start + o, s.stop + o) for s, o in zip(box, offset, strict=True))
+    roi_size: tuple[int, ...]
+    overlap: float | tuple[float, ...] = 0.25
+    mode: Literal["constant", "gaussian"] = "constant"
+    sigma_scale: float | tuple[float, ...] = 0.125
+    padding_value: float = 0.0
+    padding_mode: str = "constant"
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,10 @@ class Tiling:
         return found
 
 
+Window = SlidingWindow | Callable[[tuple[int, ...]], Tiling]
+"""How a network is moved over a volume: as MONAI does it, or a function that lays the patches for a spatial shape."""
+
+
 def _refuse_padding(
     shape: tuple[int, ...], roi: tuple[int, ...], padding: tuple[tuple[int, int], ...], mode: str
 ) -> None:
@@ -206,13 +212,6 @@ def _refuse_padding(
             f"The volume, {' × '.join(map(str, shape))} voxels on the network's grid, is smaller than its "
             f"window, {' × '.join(map(str, roi))}, and {why}: give a larger part of the scan."
         )
-
-
-def bounds(voxels: Tensor) -> Box:
-    """The smallest box that holds all voxels of a mask (X, Y, Z) that is not empty."""
-    places = torch.nonzero(voxels)
-    ends = zip(places.amin(0).tolist(), places.amax(0).tolist(), strict=True)
-    return tuple(slice(a, b + 1) for a, b in ends)
 
 
 def around(shape: Sequence[int], target_voxels: Tensor, reach: Sequence[int]) -> Tiling:

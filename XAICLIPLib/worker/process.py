@@ -33,9 +33,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from XAICLIPLib.commands.terminal import packages_quiet
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.system import scratch
+from XAICLIPLib.system.packages import packages_quiet
 from XAICLIPLib.worker import protocol
 from XAICLIPLib.worker.failures import failure
 from XAICLIPLib.worker.protocol import Download, Explain, Localize, ProtocolError, Report

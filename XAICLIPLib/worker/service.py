@@ -13,11 +13,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from XAICLIPLib.commands.doctor import NEEDED
 from XAICLIPLib.errors import Cancelled, InputError
 from XAICLIPLib.explainers import methods
+from XAICLIPLib.scoring import options
 from XAICLIPLib.system.files import try_folder
-from XAICLIPLib.system.versions import versions
+from XAICLIPLib.system.packages import NEEDED, versions
 from XAICLIPLib.worker import protocol
 from XAICLIPLib.worker.protocol import Box, Download, Explain, Localize, Mask, Named, Reply, Report, Request
 
@@ -81,8 +81,8 @@ class Answers:
             segmenters=listed["segmenter"],
             localizers=listed["localizer"],
             methods=methods.describe(),
-            scores=methods.SCORES,
-            baselines=methods.BASELINES,
+            scores=options.SCORES,
+            baselines=options.BASELINES,
             structures=tuple(anatomy.vocabulary()),
             regions=protocol.REGIONS,
         )
@@ -142,7 +142,7 @@ class Answers:
 
     def _localize(self, request: Localize, cancelled: Callable[[], bool]) -> protocol.FoundRegion:
         from XAICLIPLib import imaging
-        from XAICLIPLib.localization.localize import localize
+        from XAICLIPLib.pipeline import localize
 
         device = _ready(request.device)
         region = localize(
@@ -165,8 +165,8 @@ class Answers:
     def _explain(
         self, request: Explain, output: Path, cancelled: Callable[[], bool], abandoned: Callable[[], bool]
     ) -> protocol.Explained:
-        from XAICLIPLib.explanation import explain
         from XAICLIPLib.models import catalogue
+        from XAICLIPLib.pipeline import explain
 
         device = _ready(request.device)
         teller = Teller(request.id, self._send)

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from XAICLIPLib.commands import doctor, main
-from XAICLIPLib.commands.doctor import NEEDED, Check
+from XAICLIPLib.commands.doctor import Check
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.models import catalogue
+from XAICLIPLib.system.packages import NEEDED
 
 ROOT = Path(__file__).resolve().parents[3]
 

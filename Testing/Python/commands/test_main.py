@@ -179,16 +179,16 @@ def test_a_second_explanation_never_touches_the_first(here: Path, scan: Path, bu
 def test_json_is_all_of_stdout_whatever_packages_print(
     here: Path, scan: Path, bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from XAICLIPLib import explanation
+    from XAICLIPLib import pipeline
 
-    real = explanation.explain
+    real = pipeline.explain
 
     def chatty(*arguments: Any, **options: Any) -> Any:
         print("a package greets")
         warnings.warn("deprecated", FutureWarning, stacklevel=1)
         return real(*arguments, **options)
 
-    monkeypatch.setattr(explanation, "explain", chatty)
+    monkeypatch.setattr(pipeline, "explain", chatty)
     assert main.main(quick(scan, bundle, "--json", "--output", "there", prompt="the liver \udcff")) in (0, 1)
     capsys.readouterr()
     assert main.main(quick(scan, bundle, "--json", "--output", "there")) == 0
@@ -203,7 +203,7 @@ def test_json_is_all_of_stdout_whatever_packages_print(
 
 
 def test_options_reach_the_explanation(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from XAICLIPLib import explanation
+    from XAICLIPLib import pipeline
 
     seen: dict[str, Any] = {}
 
@@ -211,7 +211,7 @@ def test_options_reach_the_explanation(here: Path, monkeypatch: pytest.MonkeyPat
         seen.update(options, image=image, prompt=prompt)
         raise InputError("Enough.")
 
-    monkeypatch.setattr(explanation, "explain", spy)
+    monkeypatch.setattr(pipeline, "explain", spy)
     line = (
         "explain scan --prompt spleen --model m --localizer l --method occlusion --region r.nrrd --target t --score "
         "hard-dice --baseline blur --threshold 0.4 --margin 5 --modality MR --window 20 --stride 5 --exhaustive "
@@ -249,10 +249,10 @@ def test_options_reach_the_explanation(here: Path, monkeypatch: pytest.MonkeyPat
 def test_choices_and_defaults_are_the_librarys() -> None:
     import inspect
 
-    from XAICLIPLib import explanation
+    from XAICLIPLib import pipeline
 
     options = vars(main._parser().parse_args(["explain", "scan", "--prompt", "liver"]))
-    of_library = inspect.signature(explanation.explain).parameters
+    of_library = inspect.signature(pipeline.explain).parameters
     for name, parameter in of_library.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD or parameter.default is inspect.Parameter.empty:
             continue
@@ -354,14 +354,14 @@ def test_a_mistake_of_ours_keeps_its_traceback(here: Path, monkeypatch: pytest.M
 
 def with_explain(monkeypatch: pytest.MonkeyPatch, result: Exception | Callable[..., Any]) -> list[str]:
     """Put a stand-in in the library's place; returns a command line that calls it."""
-    from XAICLIPLib import explanation
+    from XAICLIPLib import pipeline
 
     def stand_in(*arguments: Any, **options: Any) -> Any:
         if isinstance(result, Exception):
             raise result
         return result(*arguments, **options)
 
-    monkeypatch.setattr(explanation, "explain", stand_in)
+    monkeypatch.setattr(pipeline, "explain", stand_in)
     return ["explain", "scan", "--prompt", "liver"]
 
 
@@ -583,12 +583,12 @@ def test_results_are_saved_even_where_nobody_reads_the_warnings(
     def gone(text: str) -> None:
         raise BrokenPipeError
 
-    from XAICLIPLib import explanation
+    from XAICLIPLib import pipeline
 
-    class Warned(explanation.Explanation):
+    class Warned(pipeline.Explanation):
         warnings = property(lambda self: ["beware"])  # type: ignore[assignment]
 
-    monkeypatch.setattr(explanation, "Explanation", Warned)
+    monkeypatch.setattr(pipeline, "Explanation", Warned)
     monkeypatch.setattr(main, "say", gone)
     assert main.main(quick(scan, bundle, "--output", "out")) == 141
     assert {path.name for path in (here / "out").iterdir()} == FILES
@@ -688,10 +688,10 @@ def test_the_summary_of_no_effect_claims_none() -> None:
 @pytest.fixture
 def small_demo(scan: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """A demo on the coarse phantom with the tiny network; returns what was explained."""
-    from XAICLIPLib import explanation
+    from XAICLIPLib import pipeline
     from XAICLIPLib.imaging import phantom
 
-    real, volumes = explanation.explain, []
+    real, volumes = pipeline.explain, []
 
     def write(folder: Path, seed: int = 0) -> tuple[Path, Path]:
         (folder / "phantom.nrrd").write_bytes(scan.read_bytes())
@@ -702,7 +702,7 @@ def small_demo(scan: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> lis
         return real(volume, prompt, model=bundle, region="whole", window_mm=400, stride_mm=200, **options)
 
     monkeypatch.setattr(phantom, "write_phantom", write)
-    monkeypatch.setattr(explanation, "explain", explain)
+    monkeypatch.setattr(pipeline, "explain", explain)
     return volumes
 
 
@@ -739,16 +739,16 @@ def test_the_demo_explains_a_real_ct_where_there_is_one(
 def test_ctrl_c_ends_the_demo_and_not_only_its_first_part(
     here: Path, scan: Path, small_demo: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from XAICLIPLib import explanation
+    from XAICLIPLib import pipeline
 
-    explain = explanation.explain
+    explain = pipeline.explain
 
     def interrupted(*arguments: Any, **options: Any) -> Any:
         result = explain(*arguments, **options)
         signal.raise_signal(signal.SIGINT)
         return result
 
-    monkeypatch.setattr(explanation, "explain", interrupted)
+    monkeypatch.setattr(pipeline, "explain", interrupted)
     assert main.main(["demo", "--data", str(with_ct(here, scan))]) == 130
     assert len(small_demo) == 1
     out = capsys.readouterr().out

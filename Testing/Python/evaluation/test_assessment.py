@@ -14,7 +14,8 @@ from XAICLIPLib.evaluation import assessment
 from XAICLIPLib.evaluation.assessment import PERTURBATIONS, Checked, check, faithfulness_record
 from XAICLIPLib.evaluation.controls import random_map
 from XAICLIPLib.evaluation.reliability import checks
-from XAICLIPLib.explanation import Explanation, explain
+from XAICLIPLib.explanation import Explanation
+from XAICLIPLib.pipeline import explain
 from XAICLIPLib.progress import Progress, Stage
 
 NAMES = ("like the null", "unstable")

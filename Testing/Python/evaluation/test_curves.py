@@ -20,7 +20,8 @@ from XAICLIPLib.evaluation.curves import (
     removal_order,
     step_sizes,
 )
-from XAICLIPLib.scoring.scorer import Scorer, target_score
+from XAICLIPLib.scoring.scorer import Scorer
+from XAICLIPLib.scoring.scores import target_score
 
 SHAPE = (22, 20, 18)
 SPACING = (1.0, 2.0, 1.5)

@@ -13,7 +13,8 @@ import torch
 from XAICLIPLib import imaging
 from XAICLIPLib.evaluation.suitability import checks, modalities
 from XAICLIPLib.imaging.phantom import torso_phantom
-from XAICLIPLib.segmentation.segmenter import Prepared, SlidingWindow
+from XAICLIPLib.segmentation.segmenter import Prepared
+from XAICLIPLib.segmentation.sliding_window import SlidingWindow
 
 
 def told(volume: sitk.Image, modality: str | None, network: str | None, **changed: Any) -> list[str]:

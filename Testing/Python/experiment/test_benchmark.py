@@ -25,7 +25,7 @@ from XAICLIPLib.experiment.datasets.published import read_dataset
 from XAICLIPLib.experiment.measured import Measured
 from XAICLIPLib.experiment.report import report
 from XAICLIPLib.experiment.results import Results
-from XAICLIPLib.explanation import explain
+from XAICLIPLib.pipeline import explain
 
 NAMES = ("Mustermann_Erika", "Doe_John")
 """As users name files."""

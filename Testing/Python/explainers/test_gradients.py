@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from Testing.Python.scoring.test_scorer import Case, convolutions_of_two_channels, make_case, segresnet, unet
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.explainers.gradients import integrated_gradients, seg_grad_cam
+from XAICLIPLib.explainers.integrated_gradients import integrated_gradients
+from XAICLIPLib.explainers.seg_grad_cam import seg_grad_cam
+from XAICLIPLib.scoring.options import SCORES, Score
 from XAICLIPLib.scoring.perturbation import Perturbation
-from XAICLIPLib.scoring.scorer import SCORES, Score, Scorer, target_score
-from XAICLIPLib.segmentation.segmenter import SlidingWindow
-from XAICLIPLib.segmentation.sliding_window import Tiling
+from XAICLIPLib.scoring.scorer import Scorer
+from XAICLIPLib.scoring.scores import target_score
+from XAICLIPLib.segmentation.sliding_window import SlidingWindow, Tiling
 
 SMALL = (24, 20, 13)
 CONV = "network.down_layers.1.1.conv1.conv"

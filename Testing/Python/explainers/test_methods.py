@@ -12,7 +12,10 @@ import pytest
 
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.explainers import methods
-from XAICLIPLib.explainers.methods import METHODS, Lime, Occlusion, Rise
+from XAICLIPLib.explainers.lime import Lime
+from XAICLIPLib.explainers.methods import METHODS
+from XAICLIPLib.explainers.occlusion import Occlusion
+from XAICLIPLib.explainers.rise import Rise
 
 
 def test_every_method_has_defaults_for_all_it_takes() -> None:

@@ -14,19 +14,14 @@ from monai.networks.nets import UNet
 from torch import Tensor
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.explainers.occlusion import (
-    LARGEST_MM,
-    SMALLEST_MM,
-    in_voxels,
-    occlusion,
-    window_for,
-    window_grid,
-    windows,
-)
-from XAICLIPLib.scoring.perturbation import Estimate, Perturbation
-from XAICLIPLib.scoring.scorer import Scorer, Target, target_score
-from XAICLIPLib.segmentation.segmenter import SlidingWindow
-from XAICLIPLib.segmentation.sliding_window import Box, Tiling
+from XAICLIPLib.explainers.base import LARGEST_MM, SMALLEST_MM, Estimate, in_voxels, size_for
+from XAICLIPLib.explainers.occlusion import occlusion, window_grid, windows
+from XAICLIPLib.imaging.boxes import Box
+from XAICLIPLib.scoring.perturbation import Perturbation
+from XAICLIPLib.scoring.scorer import Scorer
+from XAICLIPLib.scoring.scores import target_score
+from XAICLIPLib.scoring.target import Target
+from XAICLIPLib.segmentation.sliding_window import SlidingWindow, Tiling
 
 SHAPE = (16, 12, 8)
 
@@ -362,9 +357,9 @@ def test_sizes_that_leave_gaps_are_refused(window: float, stride: float) -> None
 
 
 def test_the_default_window_is_half_the_edge_of_a_cube_of_the_structures_volume_within_bounds() -> None:
-    assert window_for(64.0) == 20.0  # a cube of 40 mm
-    assert window_for(0.0) == SMALLEST_MM
-    assert window_for(1e6) == LARGEST_MM
+    assert size_for(64.0) == 20.0  # a cube of 40 mm
+    assert size_for(0.0) == SMALLEST_MM
+    assert size_for(1e6) == LARGEST_MM
 
 
 def test_a_region_between_the_places_of_the_coarse_grid_is_evaluated_all_the_same() -> None:

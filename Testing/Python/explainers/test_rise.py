@@ -16,9 +16,9 @@ from sklearn.linear_model import Ridge
 from torch import Tensor
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.explainers.methods import Estimator
-from XAICLIPLib.explainers.rise import FEWEST, _Cells, _Masks, ridge_regression, rise
-from XAICLIPLib.scoring.perturbation import Estimate, Perturbation
+from XAICLIPLib.explainers.base import Estimate
+from XAICLIPLib.explainers.rise import FEWEST, Estimator, _Cells, _Masks, ridge_regression, rise
+from XAICLIPLib.scoring.perturbation import Perturbation
 
 SHAPE = (22, 20, 16)
 CPU = torch.device("cpu")
@@ -187,7 +187,7 @@ def test_voxelwise_estimators_are_what_their_formulas_say(estimator: Estimator) 
         error = np.sqrt((residual**2).sum(0) / 58 / spread)
     inside = region().numpy()
     assert estimate.saliency().numpy()[inside] == pytest.approx(expected[inside], abs=1e-5)
-    assert estimate.standard_error is not None
+    assert estimate.standard_error() is not None
     assert estimate.standard_error().numpy()[inside] == pytest.approx(error[inside], abs=1e-5)
     assert float(estimate.saliency()[~region()].abs().max()) == 0
 
@@ -236,7 +236,7 @@ def test_an_additive_function_is_recovered_in_place_and_size() -> None:
     expected = RegularGridInterpolator(centres, worth)(clipped)
     assert np.corrcoef(found[box].numpy(), expected)[0, 1] > 0.999
     np.testing.assert_allclose(found[box].numpy(), expected, atol=2e-3)
-    assert estimate.standard_error is not None
+    assert estimate.standard_error() is not None
     assert float(estimate.standard_error().max()) < 2e-3
 
 
@@ -269,7 +269,7 @@ def error_over_spread(estimator: Estimator, samples: int) -> float:
     """Root mean square of the standard error over the region, as a share of the spread of the map over 20 seeds."""
     runs = [run(curved, seed=seed, estimator=estimator, samples=samples) for seed in range(20)]
     maps = torch.stack([r.saliency()[region()] for r in runs])
-    errors = torch.stack([r.standard_error()[region()] for r in runs if r.standard_error is not None])
+    errors = torch.stack([r.standard_error()[region()] for r in runs if r.standard_error() is not None])
     assert len(errors) == 20
     return float(errors.square().mean().sqrt() / maps.var(0).mean().sqrt())
 
@@ -326,7 +326,7 @@ def test_equal_seeds_give_equal_maps_and_the_random_state_of_others_is_left_alon
 def test_a_network_that_ignores_its_input_has_no_saliency(estimator: Estimator) -> None:
     estimate = run(lambda hidden: 0.0, estimator=estimator, samples=200, wanted_error=0.05)
     assert float(estimate.saliency().abs().max()) == 0
-    assert estimate.standard_error is not None
+    assert estimate.standard_error() is not None
     assert float(estimate.standard_error().max()) == 0
     assert estimate.findings()["relative_error"] == 0
     json.dumps(estimate.findings(), allow_nan=False)
@@ -335,7 +335,7 @@ def test_a_network_that_ignores_its_input_has_no_saliency(estimator: Estimator) 
 def test_the_plain_mean_of_a_constant_score_is_chance_and_its_error_says_so() -> None:
     """The paper's formula makes a map of the masks alone: no other than what the standard error allows for."""
     estimate = run(lambda hidden: 0.0, estimator="mean", samples=200)
-    assert estimate.standard_error is not None
+    assert estimate.standard_error() is not None
     saliency, error = (values[region()].double() for values in (estimate.saliency(), estimate.standard_error()))
     assert float(saliency.abs().max()) > 0.05
     assert 0.5 < float((saliency / error).square().mean().sqrt()) < 1.5
@@ -372,7 +372,7 @@ def test_where_it_stops_does_not_hang_on_the_size_of_the_batches(together: int, 
 
 def test_the_error_that_is_reached_is_that_of_the_maps() -> None:
     estimate = run(curved, samples=150)
-    assert estimate.standard_error is not None
+    assert estimate.standard_error() is not None
     error, saliency = estimate.standard_error()[region()], estimate.saliency()
     expected = float(error.square().mean().sqrt() / saliency.abs().max())
     assert estimate.findings()["relative_error"] == pytest.approx(expected, rel=1e-4)
@@ -389,8 +389,8 @@ def test_cancelling_keeps_what_is_known(estimator: Estimator) -> None:
         assert saliency.shape == SHAPE
         assert float(saliency.abs().max()) < 5, "a score of at most 1 is not lost many times over"  # false for NaN
         assert torch.equal(estimate.probed(), region() if estimate.done else torch.zeros_like(region()))
-        assert (estimate.standard_error is not None) == (estimate.done >= FEWEST)
-        if estimate.standard_error is not None:
+        assert (estimate.standard_error() is not None) == (estimate.done >= FEWEST)
+        if estimate.standard_error() is not None:
             assert bool(torch.isfinite(estimate.standard_error()).all())
             assert float(estimate.standard_error()[region()].min()) > 0
         assert estimate.findings()["stopped"] is None
@@ -411,7 +411,7 @@ def test_scores_may_come_in_any_order(estimator: Estimator) -> None:
 def test_two_patterns_are_a_result_without_an_error(samples: int, estimator: Estimator) -> None:
     estimate = run(curved, samples=samples, estimator=estimator, wanted_error=0.05)
     assert estimate.done == estimate.planned == samples
-    assert estimate.standard_error is None
+    assert estimate.standard_error() is None
     assert estimate.findings()["relative_error"] is None
     assert estimate.findings()["stopped"] == "samples"
     assert bool(torch.isfinite(estimate.saliency()).all())
@@ -453,5 +453,5 @@ def test_before_anything_is_known_the_map_is_empty_and_nothing_breaks() -> None:
     first = next(estimates)
     assert first.done == 0
     assert float(first.saliency().abs().max()) == 0
-    assert first.standard_error is None
+    assert first.standard_error() is None
     assert first.findings()["r2"] is None

@@ -16,14 +16,14 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from Testing.Python.test_explanation import BOXES, OBLIQUE, Finder, Network, geometry, mask_of, scan, values
-from XAICLIPLib import explanation, imaging
+from XAICLIPLib import imaging, pipeline
 from XAICLIPLib.errors import Cancelled, InputError
 from XAICLIPLib.explainers import methods
-from XAICLIPLib.explainers.methods import BASELINES, METHODS, SCORES
-from XAICLIPLib.explainers.running import in_words, name_of, with_defaults
-from XAICLIPLib.explanation import Explanation, explain
-from XAICLIPLib.localization.localize import localize
+from XAICLIPLib.explainers.methods import METHODS
+from XAICLIPLib.explanation import Explanation
+from XAICLIPLib.pipeline import explain, localize
 from XAICLIPLib.progress import Progress
+from XAICLIPLib.scoring.options import BASELINES, SCORES
 
 QUICK: dict[str, dict[str, Any]] = {
     "occlusion": {"window_mm": 18.0, "stride_mm": 9.0},
@@ -258,8 +258,8 @@ def test_the_map_so_far_can_be_seen_from_the_first_scores_on(
     method: str, kernel: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first batches of one patch each finish no perturbation, and there is nothing to show yet."""
-    monkeypatch.setattr(explanation, "ESTIMATE_EVERY_S", 0.0)
-    monkeypatch.setattr(explanation, "ESTIMATE_SHARE", 1e9)
+    monkeypatch.setattr(pipeline, "ESTIMATE_EVERY_S", 0.0)
+    monkeypatch.setattr(pipeline, "ESTIMATE_SHARE", 1e9)
     seen: list[Progress] = []
     shown: list[tuple[int, sitk.Image]] = []
     told: dict[str, Any] = {} if kernel is None else {"kernel": kernel}
@@ -469,15 +469,15 @@ def test_localize_gives_the_region_that_explain_would_use() -> None:
 
 
 def test_sizes_that_are_left_open_follow_the_structure() -> None:
-    assert with_defaults(methods.method("occlusion"), 64.0) == methods.method("occlusion", window_mm=20, stride_mm=10)
-    assert with_defaults(methods.method("rise"), 64.0) == methods.method("rise", cell_mm=20)
-    assert with_defaults(methods.method("lime", size_mm=9), 64.0) == methods.method("lime", size_mm=9)
+    assert methods.method("occlusion").sized_for(64.0) == methods.method("occlusion", window_mm=20, stride_mm=10)
+    assert methods.method("rise").sized_for(64.0) == methods.method("rise", cell_mm=20)
+    assert methods.method("lime", size_mm=9).sized_for(64.0) == methods.method("lime", size_mm=9)
     with pytest.raises(InputError, match="more than the window for this structure, 20 mm"):
-        with_defaults(methods.method("occlusion", stride_mm=25), 64.0)
+        methods.method("occlusion", stride_mm=25).sized_for(64.0)
 
 
 def test_a_method_is_told_in_a_few_words() -> None:
-    assert in_words(methods.method("occlusion", window_mm=20, stride_mm=10)) == "occlusion, window 20 mm, stride 10 mm"
-    assert in_words(methods.method("rise", cell_mm=20, samples=50)) == "rise, cell 20 mm, samples 50"
-    assert in_words(methods.method("occlusion", exhaustive=True)) == "occlusion, exhaustive"
-    assert all(name_of(methods.method(name)) == name for name in METHODS)
+    assert methods.method("occlusion", window_mm=20, stride_mm=10).in_words() == "occlusion, window 20 mm, stride 10 mm"
+    assert methods.method("rise", cell_mm=20, samples=50).in_words() == "rise, cell 20 mm, samples 50"
+    assert methods.method("occlusion", exhaustive=True).in_words() == "occlusion, exhaustive"
+    assert all(methods.method(name).name == name for name in METHODS)

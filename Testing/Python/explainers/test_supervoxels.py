@@ -8,7 +8,7 @@ import torch
 from skimage.measure import label as connected_components
 from torch import Tensor
 
-from XAICLIPLib.explainers.methods import Supervoxels
+from XAICLIPLib.explainers.lime import Supervoxels
 from XAICLIPLib.explainers.supervoxels import FRAGMENT, supervoxels
 
 KINDS: tuple[Supervoxels, ...] = ("slic", "felzenszwalb")

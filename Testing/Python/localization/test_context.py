@@ -20,9 +20,8 @@ from XAICLIPLib.errors import InputError
 from XAICLIPLib.localization import context
 from XAICLIPLib.localization.context import BACKGROUND, PLACEHOLDER, Contexts
 from XAICLIPLib.localization.localizer import ClipLocalizer, Settings
-from XAICLIPLib.localization.openclip import ImageTextModel, import_open_clip, load_model
+from XAICLIPLib.localization.openclip import PROMPTS_FILE, ImageTextModel, import_open_clip, load_model
 from XAICLIPLib.models import catalogue
-from XAICLIPLib.models.folder import PROMPTS_FILE
 
 CPU = torch.device("cpu")
 CONFIG: dict[str, Any] = {

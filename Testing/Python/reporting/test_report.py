@@ -19,7 +19,8 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 
 from Testing.Python.test_explanation import Finder, Network, scan
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.explanation import Explanation, explain
+from XAICLIPLib.explanation import Explanation
+from XAICLIPLib.pipeline import explain
 from XAICLIPLib.reporting import charts, report
 from XAICLIPLib.reporting.document import ROOM, wrapped
 from XAICLIPLib.reporting.report import save_report

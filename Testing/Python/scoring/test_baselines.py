@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.scoring.baselines import BASELINES, BLUR_MM, Baseline, baseline_for, baseline_volume, infill, with_held
+from XAICLIPLib.scoring.baselines import BLUR_MM, baseline_for, baseline_volume, infill, with_held
+from XAICLIPLib.scoring.options import BASELINES, Baseline
 
 SPACING = (2.0, 3.0, 6.0)
 

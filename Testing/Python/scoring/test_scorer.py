@@ -16,10 +16,14 @@ from monai.networks.nets import SegResNet, SwinUNETR, UNet
 from torch import Tensor, nn
 
 from XAICLIPLib.errors import InputError
+from XAICLIPLib.imaging.boxes import Box
+from XAICLIPLib.scoring.options import SCORES, Score
 from XAICLIPLib.scoring.perturbation import Perturbation
-from XAICLIPLib.scoring.scorer import SCORES, Score, Scorer, Target, decided, probability, target_score
-from XAICLIPLib.segmentation.segmenter import Activation, SlidingWindow
-from XAICLIPLib.segmentation.sliding_window import Box, Tiling
+from XAICLIPLib.scoring.scorer import Scorer
+from XAICLIPLib.scoring.scores import decided, probability, target_score
+from XAICLIPLib.scoring.target import Target
+from XAICLIPLib.segmentation.segmenter import Activation
+from XAICLIPLib.segmentation.sliding_window import SlidingWindow, Tiling
 
 WINDOW = SlidingWindow((16, 16, 16), 0.5, "gaussian")
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from Testing.Python.scoring.test_scorer import CASES, Case, convolutions_of_two_channels, make_case, segresnet, unet
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.scoring.scorer import SCORES, Score, target_score
+from XAICLIPLib.scoring.options import SCORES, Score
+from XAICLIPLib.scoring.scores import target_score
 from XAICLIPLib.segmentation.backpropagation import vector_jacobian_product
 from XAICLIPLib.segmentation.segmenter import Activation
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from XAICLIPLib import imaging
 from XAICLIPLib.segmentation.prediction import Prediction, label_values, predict
-from XAICLIPLib.segmentation.segmenter import Activation, Prepared, SlidingWindow
-from XAICLIPLib.segmentation.sliding_window import Tiling
+from XAICLIPLib.segmentation.segmenter import Activation, Prepared
+from XAICLIPLib.segmentation.sliding_window import SlidingWindow, Tiling
 
 CPU = torch.device("cpu")
 OBLIQUE = sitk.Euler3DTransform((0, 0, 0), 0.3, -0.2, 0.4).GetMatrix()

@@ -11,8 +11,8 @@ from monai.networks.nets import SegResNet
 from torch import Tensor, nn
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.segmentation.segmenter import SlidingWindow
-from XAICLIPLib.segmentation.sliding_window import Tiling, around, bounds, intersect, predict_logits, shift
+from XAICLIPLib.imaging.boxes import bounds, intersect, shift
+from XAICLIPLib.segmentation.sliding_window import SlidingWindow, Tiling, around, predict_logits
 
 
 class Positional(nn.Module):

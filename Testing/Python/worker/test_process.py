@@ -207,6 +207,7 @@ def is_gone(process: int) -> bool:
 def test_hello_says_what_can_be_asked_and_the_devices_follow(worker: Client) -> None:
     from XAICLIPLib import anatomy
     from XAICLIPLib.explainers import methods
+    from XAICLIPLib.scoring import options
 
     id = worker.send("hello", protocol=1)
     greeting, devices = worker.next(), worker.last("devices")
@@ -214,8 +215,8 @@ def test_hello_says_what_can_be_asked_and_the_devices_follow(worker: Client) -> 
     assert greeting["protocol"] == 1
     assert greeting["versions"]["SimpleITK"] == sitk.Version_VersionString()
     assert greeting["methods"] == json.loads(json.dumps(methods.describe()))
-    assert greeting["scores"] == list(methods.SCORES)
-    assert greeting["baselines"] == list(methods.BASELINES)
+    assert greeting["scores"] == list(options.SCORES)
+    assert greeting["baselines"] == list(options.BASELINES)
     assert greeting["structures"] == list(anatomy.vocabulary())
     told = [(m["name"], m["installed"], m["default"]) for m in greeting["segmenters"]]
     assert told[0] == ("abdomen-ct", True, True)

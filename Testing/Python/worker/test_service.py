@@ -17,7 +17,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from XAICLIPLib import explanation
+from XAICLIPLib import pipeline
 from XAICLIPLib.errors import Cancelled
 from XAICLIPLib.models import catalogue
 from XAICLIPLib.models.entry import Entry, Remote
@@ -26,7 +26,7 @@ from XAICLIPLib.worker import protocol
 from XAICLIPLib.worker.protocol import Box, Explain, Mask, Named, Reply
 from XAICLIPLib.worker.service import KEPT_ESTIMATES, KEPT_MODELS, Answers, Models, Tally, Teller, _described
 
-REAL_EXPLAIN = explanation.explain
+REAL_EXPLAIN = pipeline.explain
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 
 
@@ -125,7 +125,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, loads: list[tuple[Any, ...]]) -> list
         calls.append({"image": image, "prompt": prompt, **options})
         return Found()
 
-    monkeypatch.setattr(explanation, "explain", explain)
+    monkeypatch.setattr(pipeline, "explain", explain)
     return calls
 
 
@@ -265,7 +265,7 @@ def test_the_greeting_tells_what_a_panel_shows_of_a_model(tmp_path: Path) -> Non
     assert models["brats-mri"]["inputs"] == ["T1c", "T1", "T2", "FLAIR"]
     assert models["abdomen-ct"]["inputs"] == ["image"]
     assert {"format", "citation", "size_mb", "installed", "source"} <= set(models["abdomen-ct"])
-    assert greeting.regions == protocol.REGIONS == explanation.REGIONS
+    assert greeting.regions == protocol.REGIONS == pipeline.REGIONS
     mine = Entry("m", "segmenter", "auto", "mine", "any", (), "unknown", tmp_path)
     assert "inputs" not in _described(mine, False), "a path of the user may lead to any network"
 

@@ -13,6 +13,7 @@ from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
 from XAICLIPLib.explainers import methods
+from XAICLIPLib.scoring import options
 from XAICLIPLib.worker import protocol
 from XAICLIPModule.display.saliency_display import SALIENCY_ATTRIBUTE
 from XAICLIPModule.panel import further_images
@@ -95,8 +96,8 @@ class Choices(VTKObservationMixin):
     def _fillChoices(self) -> None:
         ui = self.ui
         _fill(ui.methodComboBox, [(name, name) for name in methods.METHODS])
-        _fill(ui.scoreComboBox, [(score, score) for score in methods.SCORES])
-        _fill(ui.baselineComboBox, [(baseline, baseline) for baseline in methods.BASELINES])
+        _fill(ui.scoreComboBox, [(score, score) for score in options.SCORES])
+        _fill(ui.baselineComboBox, [(baseline, baseline) for baseline in options.BASELINES])
         _fill(ui.modalityComboBox, [(_("Guessed from its intensities"), ""), ("CT", "CT"), ("MR", "MR")])
         self._fillRegions()
         _fill(

@@ -10,6 +10,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from XAICLIPLib.explainers import methods
+from XAICLIPLib.scoring import options
 from XAICLIPLib.worker import protocol
 from XAICLIPModule.scene import export
 from XAICLIPModule.worker import catalogue
@@ -63,8 +64,8 @@ class PlayedSession:
             segmenters=self._listed("segmenter"),
             localizers=self._listed("localizer"),
             methods=methods.describe(),
-            scores=methods.SCORES,
-            baselines=methods.BASELINES,
+            scores=options.SCORES,
+            baselines=options.BASELINES,
             structures=("liver", "spleen"),
             regions=protocol.REGIONS,
         )

@@ -29,7 +29,8 @@ from torch import Tensor
 
 from XAICLIPLib import imaging
 from XAICLIPLib.errors import InputError, reason
-from XAICLIPLib.segmentation.segmenter import Activation, Prepared, SlidingWindow
+from XAICLIPLib.segmentation.segmenter import Activation, Prepared
+from XAICLIPLib.segmentation.sliding_window import SlidingWindow
 from XAICLIPLib.segmentation.untrusted.configuration import READING, Configuration
 from XAICLIPLib.segmentation.untrusted.mappings import read_mapping
 from XAICLIPLib.segmentation.untrusted.weights import ARRAYS, load_into, load_plain

@@ -21,7 +21,8 @@ from torch import Tensor
 from XAICLIPLib import imaging
 from XAICLIPLib.errors import InputError, reason
 from XAICLIPLib.segmentation.networks.description import Description, Intensity
-from XAICLIPLib.segmentation.segmenter import Activation, Prepared, SlidingWindow
+from XAICLIPLib.segmentation.segmenter import Activation, Prepared
+from XAICLIPLib.segmentation.sliding_window import SlidingWindow
 from XAICLIPLib.segmentation.untrusted.configuration import Configuration
 from XAICLIPLib.segmentation.untrusted.torchscript import is_torchscript, read_torchscript
 from XAICLIPLib.segmentation.untrusted.weights import load_into

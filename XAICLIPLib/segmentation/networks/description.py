@@ -31,7 +31,8 @@ from typing import Any, Literal, get_args
 import yaml
 
 from XAICLIPLib.errors import InputError, reason
-from XAICLIPLib.segmentation.segmenter import Activation, SlidingWindow
+from XAICLIPLib.segmentation.segmenter import Activation
+from XAICLIPLib.segmentation.sliding_window import SlidingWindow
 from XAICLIPLib.segmentation.untrusted.mappings import read_mapping
 
 Scaling = Literal["range", "percentiles", "z-score", "nonzero z-score", "none"]

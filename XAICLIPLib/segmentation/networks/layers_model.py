@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from XAICLIPLib.errors import InputError
+from XAICLIPLib.imaging.boxes import Box
 from XAICLIPLib.segmentation.segmenter import Activation
-from XAICLIPLib.segmentation.sliding_window import Box
 
 _IDENTITY = ("Dropout", "SpatialDropout3D")
 """Layers that do nothing but while training."""

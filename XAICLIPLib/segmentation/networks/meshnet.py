@@ -25,6 +25,7 @@ from torch import Tensor
 
 from XAICLIPLib import imaging
 from XAICLIPLib.errors import InputError
+from XAICLIPLib.imaging.boxes import Box
 from XAICLIPLib.segmentation.networks.layers_model import (
     is_layers_model,
     reach,
@@ -33,7 +34,6 @@ from XAICLIPLib.segmentation.networks.layers_model import (
     run_within,
 )
 from XAICLIPLib.segmentation.segmenter import Activation, Prepared
-from XAICLIPLib.segmentation.sliding_window import Box
 
 SIZE = 256
 """Voxels, and mm, along each axis of the grid."""

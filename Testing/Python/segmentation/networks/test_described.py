@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from XAICLIPLib import imaging
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.explanation import explain
 from XAICLIPLib.imaging.phantom import torso_phantom
+from XAICLIPLib.pipeline import explain
 from XAICLIPLib.scoring.perturbation import Perturbation
-from XAICLIPLib.scoring.scorer import Scorer, Target, target_score
+from XAICLIPLib.scoring.scorer import Scorer
+from XAICLIPLib.scoring.scores import target_score
+from XAICLIPLib.scoring.target import Target
 from XAICLIPLib.segmentation.networks.described import from_object, is_described, load_described
 from XAICLIPLib.segmentation.prediction import predict
 

@@ -9,7 +9,7 @@ import pytest
 
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.segmentation.networks.description import Description, Intensity
-from XAICLIPLib.segmentation.segmenter import SlidingWindow
+from XAICLIPLib.segmentation.sliding_window import SlidingWindow
 
 LEAST: dict[str, Any] = {"name": "net", "labels": {0: "background", 1: "liver"}}
 

@@ -14,8 +14,8 @@ from Testing.Python.segmentation.networks.test_layers_model import CHAIN, write_
 from XAICLIPLib import imaging
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.scoring.perturbation import Perturbation
-from XAICLIPLib.scoring.scorer import Scorer, Target
-from XAICLIPLib.scoring.target import class_of
+from XAICLIPLib.scoring.scorer import Scorer
+from XAICLIPLib.scoring.target import Target, class_of
 from XAICLIPLib.segmentation.networks.meshnet import SIZE, MeshNetSegmenter, intensity_range, is_meshnet
 from XAICLIPLib.segmentation.prediction import surroundings
 from XAICLIPLib.segmentation.sliding_window import Tiling

@@ -25,7 +25,9 @@ pytest.importorskip("nnunetv2", reason="nnU-Net is not installed")
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.imaging import ras_affine, resample_labels
 from XAICLIPLib.scoring.perturbation import Perturbation
-from XAICLIPLib.scoring.scorer import Scorer, Target, target_score
+from XAICLIPLib.scoring.scorer import Scorer
+from XAICLIPLib.scoring.scores import target_score
+from XAICLIPLib.scoring.target import Target
 from XAICLIPLib.segmentation.networks.nnunet import NnUNetSegmenter, closest_canonical, is_nnunet
 from XAICLIPLib.segmentation.networks.nnunet_folder import _read_checkpoint
 from XAICLIPLib.segmentation.prediction import Prediction

@@ -20,12 +20,15 @@ from torch import Tensor
 from Testing.Python.test_explanation import BOXES, OBLIQUE, Finder, geometry, mask_of, scan, values
 from XAICLIPLib import imaging
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.explainers.methods import BASELINES, Baseline
-from XAICLIPLib.explanation import Explanation, explain
+from XAICLIPLib.explanation import Explanation
 from XAICLIPLib.localization.region import guided_region
+from XAICLIPLib.pipeline import explain
 from XAICLIPLib.scoring.baselines import baseline_for, with_held
+from XAICLIPLib.scoring.options import BASELINES, Baseline
 from XAICLIPLib.scoring.perturbation import Perturbation
-from XAICLIPLib.scoring.scorer import Scorer, Target, target_score
+from XAICLIPLib.scoring.scorer import Scorer
+from XAICLIPLib.scoring.scores import target_score
+from XAICLIPLib.scoring.target import Target
 from XAICLIPLib.segmentation.networks import sam
 from XAICLIPLib.segmentation.networks.sam import BOX_MARGIN_MM, HUB, NOTHING, SamSegmenter, corners, is_sam
 from XAICLIPLib.segmentation.prediction import predict

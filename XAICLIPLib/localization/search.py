@@ -1,69 +1,28 @@
-"""From a volume and a prompt to the region of the prompt.
-
->>> region = localize("scan.nii.gz", prompt="liver")  # doctest: +SKIP
-"""
+"""Looking for a prompt in a scan: with which localizer, and from which probability on it counts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import SimpleITK as sitk
-import torch
 
-from XAICLIPLib import anatomy, imaging
+from XAICLIPLib import anatomy
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.imaging.channels import read_images
 from XAICLIPLib.localization.localizer import Localizer
 from XAICLIPLib.localization.plugins import checked_localizer, checked_probability
-from XAICLIPLib.localization.region import MARGIN_MM, Region, guided_region
+from XAICLIPLib.localization.region import Region, guided_region
 from XAICLIPLib.localization.slices import Modality
-from XAICLIPLib.models import catalogue
-from XAICLIPLib.progress import Progress, Run
-from XAICLIPLib.system.devices import choose_device
+from XAICLIPLib.progress import Run
 
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
 
 
-def localize(
-    image: sitk.Image | str | Path,
-    prompt: str,
-    *,
-    localizer: str | Path | Localizer | None = None,
-    prompts: str | Path | None = None,
-    threshold: float | None = None,
-    margin_mm: float = MARGIN_MM,
-    modality: Modality | None = None,
-    device: str = "auto",
-    on_progress: Callable[[Progress], None] | None = None,
-    cancelled: Callable[[], bool] | None = None,
-) -> Region:
-    """Find a structure in a volume by its name: the region that `explain` would perturb.
-
-    The parameters are those of `explain`.
-
-    Raises
-    ------
-    InputError
-        An input cannot be used, or the localizer finds nothing.
-    Cancelled
-        `cancelled` said so.
-    """
-    finding = Finding.checked(localizer, threshold, margin_mm, modality, prompts)
-    run = Run(on_progress, cancelled or (lambda: False))
-    (volume,) = read_images([image])
-    guide = finding.load(choose_device(device))
-    with run.timed("localize"):
-        probability = finding.locate(guide, volume, prompt, modality or imaging.guess_modality(volume), run)
-        return finding.region(guide, volume, probability, prompt, None)
-
-
 @dataclass(frozen=True)
-class Finding:
-    """How the prompt is found, checked."""
+class PromptSearch:
+    """How a prompt is looked for in a scan, checked; the attributes are parameters of `XAICLIPLib.explain`."""
 
     localizer: str | Path | Localizer | None
     threshold: float | None
@@ -71,8 +30,8 @@ class Finding:
     prompts: str | Path | None
 
     @classmethod
-    def checked(cls, localizer: Any, threshold: Any, margin_mm: Any, modality: Any, prompts: Any) -> Finding:
-        """The arguments of `localize`; raises `InputError` for one that cannot be used."""
+    def checked(cls, localizer: Any, threshold: Any, margin_mm: Any, modality: Any, prompts: Any) -> PromptSearch:
+        """The search; raises `InputError` for one that cannot be used."""
         if threshold is not None and not (_is_number(threshold) and 0 < threshold < 1):
             raise InputError(f"threshold is {threshold}: give a probability between 0 and 1.")
         if not (_is_number(margin_mm) and 0 <= margin_mm <= 200):
@@ -84,12 +43,6 @@ class Finding:
             if prompts is not None:
                 raise InputError("Learned prompts are for a localizer that is named: leave prompts out, or name it.")
         return cls(localizer, threshold, float(margin_mm), prompts)
-
-    def load(self, device: torch.device) -> Localizer:
-        """The localizer."""
-        if self.localizer is None or isinstance(self.localizer, (str, Path)):
-            return catalogue.load_localizer(self.localizer, device, self.prompts)
-        return self.localizer
 
     def threshold_of(self, guide: Localizer | None) -> float | None:
         """The threshold that was given, or the localizer's own; None without a localizer."""

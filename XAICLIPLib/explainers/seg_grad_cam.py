@@ -1,11 +1,10 @@
-"""Explanations by gradients, for comparison: integrated gradients and Seg-Grad-CAM, through captum.
+"""Seg-Grad-CAM, for comparison: feature maps of a layer, weighted by the gradient of the score; through captum.
 
-Both need a network that can be differentiated, and explain the same score over the same target as the perturbation
-methods do. They are exact under the sliding window, and hold the graphs of two patches at a time.
+It needs a network that can be differentiated, explains the same score over the same target as the perturbation methods
+do, is exact under the sliding window, and holds the graphs of two patches at a time.
 
 References
 ----------
-M. Sundararajan, A. Taly, Q. Yan. "Axiomatic Attribution for Deep Networks", ICML 2017.
 R. R. Selvaraju et al. "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization", ICCV 2017.
 K. Vinogradova, A. Dibrov, G. Myers. "Towards Interpretable Semantic Segmentation via Gradient-Weighted Class Activation
 Mapping", AAAI 2020.
@@ -16,75 +15,44 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any
-
-import numpy as np
-import torch
-from scipy.stats.qmc import Halton
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.scoring.perturbation import Estimate
-from XAICLIPLib.scoring.scorer import Scorer
-from XAICLIPLib.segmentation.backpropagation import TOGETHER, not_differentiable, run_together, with_gradients
-from XAICLIPLib.segmentation.batching import out_of_memory, run_batch
-from XAICLIPLib.segmentation.sliding_window import Box
+from XAICLIPLib.explainers.base import Estimate, Method, Reading, RunningMap
+from XAICLIPLib.explainers.parameters import parameter
+from XAICLIPLib.system.lazy import lazy
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from XAICLIPLib.explainers.setting import Setting
+    from XAICLIPLib.imaging.boxes import Box
+    from XAICLIPLib.scoring.scorer import Scorer
+    from XAICLIPLib.segmentation.sliding_window import Tiling
+else:
+    torch = lazy("torch")
 
 
-def integrated_gradients(scorer: Scorer, *, steps: int = 32) -> Iterator[Estimate]:
-    """Gradients of the score along the straight way from the baseline to the volume, times the distance.
+@dataclass(frozen=True)
+class SegGradCam(Method):
+    """For comparison: feature maps of a layer, weighted by the gradient of the score."""
 
-    The way is integrated by the Gauss-Legendre rule, as in captum's ``IntegratedGradients``, which would have to run
-    all points at once or none to be watched. The points are visited from far to near, so that a running estimate
-    covers the whole way. Yields an estimate after every point; the last one is complete. Close the iterator to cancel.
+    name: ClassVar[str] = "seg-grad-cam"
+    reading: ClassVar[Reading] = Reading("patches", "", "activation (no unit)", "Region of interest")
 
-    Parameters
-    ----------
-    scorer
-        Scores the volume; it also has the baseline.
-    steps
-        Points on the way.
+    layer: str | None = parameter(None, "name of the layer; default: the deepest convolution")
 
-    Raises
-    ------
-    InputError
-        The network cannot be differentiated, or the baseline is another one for each perturbation.
-
-    Notes
-    -----
-    The saliency of a voxel is summed over the channels; positive where the volume's value, rather than the
-    baseline's, raises the score. The findings are ``score_change``, of the volume over the baseline, and
-    ``completeness_gap``: how far the saliency is from adding up to it.
-    """
-    if not isinstance(scorer.baseline, Tensor):
-        raise InputError(
-            "Integrated gradients need one baseline for the whole volume, and surroundings are others for each place: "
-            "choose the baseline air, mean or blur."
-        )
-    nodes, weights = np.polynomial.legendre.leggauss(steps)
-    order = Halton(1, scramble=False).random(steps).ravel().argsort()
-    baseline = scorer.baseline.to(scorer.volume)
-    difference = scorer.volume - baseline
-    change = scorer.differentiable_score() - scorer.differentiable_score(baseline)
-    total = torch.zeros_like(difference)
-    covered = 0.0
-
-    def saliency() -> Tensor:
-        return (total * difference).sum(0).float().cpu() / covered
-
-    def findings() -> dict[str, Any]:
-        gap = abs(float(saliency().sum(dtype=torch.float64)) - change)
-        return {"score_change": change, "completeness_gap": gap}
-
-    for done, point in enumerate(order, 1):
-        total += float(weights[point]) * scorer.gradient(baseline + float(nodes[point] + 1) / 2 * difference)
-        covered += float(weights[point])
-        yield Estimate(
-            done, steps, saliency, lambda: torch.ones(difference.shape[1:], dtype=torch.bool), None, findings
-        )
+    def estimates(self, setting: Setting, seed: int) -> Iterator[Estimate]:
+        """See `seg_grad_cam`."""
+        if setting.network is None:
+            raise InputError(
+                "The method seg-grad-cam looks into the network, and this one cannot be looked into: choose another "
+                "method."
+            )
+        return seg_grad_cam(setting.scorer, setting.network, layer=self.layer)
 
 
 def seg_grad_cam(scorer: Scorer, network: nn.Module, *, layer: str | None = None) -> Iterator[Estimate]:
@@ -115,26 +83,53 @@ def seg_grad_cam(scorer: Scorer, network: nn.Module, *, layer: str | None = None
     The values have no unit and say nothing in themselves, only where compared with each other. The baseline plays no
     part. Unlike the other methods this one shows where features are, not what of the input they depend on.
     """
+    from XAICLIPLib.segmentation.backpropagation import TOGETHER, run_together
+
     jobs = scorer.cotangents()
     waiting = list(islice(jobs, TOGETHER))
     name = layer or _deepest_convolution(scorer.forward, network, waiting[0][1])
     maps_of = _ActivationMaps(scorer.forward, network, name)
-    tiling = scorer.tiling
-    summed = torch.zeros(tiling.padded_shape, device=scorer.volume.device)
+    summed = torch.zeros(scorer.tiling.padded_shape, device=scorer.volume.device)
+    running = _FeatureMap(summed, scorer.tiling, name)
     done = 0
-
-    def saliency() -> Tensor:
-        return summed[tiling.inner].clamp(min=0).cpu()
-
-    def probed() -> Tensor:
-        return torch.ones(tiling.shape, dtype=torch.bool)
-
     while waiting:
-        for (box, _, _), found in zip(waiting, run_together(maps_of, waiting), strict=True):
-            summed[box] += found
+        for (box, _, _), activation in zip(waiting, run_together(maps_of, waiting), strict=True):
+            summed[box] += activation
         done += len(waiting)
-        yield Estimate(done, scorer.patches_of_target, saliency, probed, None, lambda: {"layer": name})
+        yield Estimate(done, scorer.patches_of_target, running)
         waiting = list(islice(jobs, TOGETHER))
+
+
+@dataclass
+class _FeatureMap(RunningMap):
+    """What the patches so far say.
+
+    Attributes
+    ----------
+    summed
+        On the padded grid of the tiling.
+    tiling
+        Of the network.
+    layer
+        Its name.
+    """
+
+    summed: Tensor
+    tiling: Tiling
+    layer: str
+
+    def saliency(self) -> Tensor:
+        return self.summed[self.tiling.inner].clamp(min=0).cpu()
+
+    def probed(self) -> Tensor:
+        return torch.ones(self.tiling.shape, dtype=torch.bool)
+
+    def findings(self) -> dict[str, Any]:
+        return {"layer": self.layer}
+
+
+def _convolutions() -> tuple[type[nn.Module], ...]:
+    return torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d
 
 
 class _ActivationMaps:
@@ -147,9 +142,11 @@ class _ActivationMaps:
     """
 
     def __init__(self, forward: Callable[[Tensor], Tensor], network: nn.Module, layer: str) -> None:
+        from XAICLIPLib.segmentation.batching import run_batch
+
         layers = dict(network.named_modules())
         if layer not in layers or not layer:
-            known = [name for name, module in layers.items() if isinstance(module, CONVOLUTIONS)]
+            known = [name for name, module in layers.items() if isinstance(module, _convolutions())]
             alike = difflib.get_close_matches(layer, known, 3, 0.0)
             raise InputError(f'The network has no layer "{layer}": choose one such as {", ".join(alike) or "none"}.')
         self.layer = layer
@@ -165,21 +162,24 @@ class _ActivationMaps:
 
     def __call__(self, jobs: Sequence[tuple[Box, Tensor, Tensor]]) -> list[Tensor]:
         """Maps of patches (box, patch, cotangent), each of the patch's spatial size."""
+        from XAICLIPLib.segmentation.backpropagation import not_differentiable, with_gradients
+        from XAICLIPLib.segmentation.batching import out_of_memory
+
         patches, cotangents = torch.stack([p for _, p, _ in jobs]), torch.stack([c for _, _, c in jobs])
         with with_gradients(patches.device):
             try:
-                found = self._cam.attribute(patches.requires_grad_(), additional_forward_args=(cotangents,))
+                activation = self._cam.attribute(patches.requires_grad_(), additional_forward_args=(cotangents,))
             except (RuntimeError, AssertionError, IndexError) as error:
                 if out_of_memory(error):
                     raise
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 raise not_differentiable(f"at its layer {self.layer}: {reason}") from error
-            if not isinstance(found, Tensor) or found.ndim != patches.ndim:
+            if not isinstance(activation, torch.Tensor) or activation.ndim != patches.ndim:
                 raise InputError(
                     f"The layer {self.layer} of the network gives no feature maps: choose a convolution, or leave it "
                     "open."
                 )
-            wide = self._cam.interpolate(found.detach(), patches.shape[2:], "trilinear")
+            wide = self._cam.interpolate(activation.detach(), patches.shape[2:], "trilinear")
         return list(wide[: len(jobs), 0])  # a lone patch has run doubled
 
 
@@ -188,23 +188,25 @@ def _deepest_convolution(forward: Callable[[Tensor], Tensor], network: nn.Module
 
     One that looks at single voxels is taken only where there is no other: it begins the way up, or is a short cut.
     """
-    found: list[tuple[int, bool, str]] = []
+    from XAICLIPLib.segmentation.batching import run_batch
+
+    outputs: list[tuple[int, bool, str]] = []
 
     def watch(name: str) -> Callable[[Any, Any, Tensor], None]:
         def hook(module: Any, inputs: Any, output: Tensor) -> None:
             pointwise = module.weight[0, 0].numel() == 1
-            found.append((math.prod(output.shape[2:]), pointwise, name))
+            outputs.append((math.prod(output.shape[2:]), pointwise, name))
 
         return hook
 
-    hooks = [m.register_forward_hook(watch(n)) for n, m in network.named_modules() if isinstance(m, CONVOLUTIONS)]
+    hooks = [m.register_forward_hook(watch(n)) for n, m in network.named_modules() if isinstance(m, _convolutions())]
     try:
         with torch.no_grad():
             run_batch(forward, patch[None])
     finally:
         for hook in hooks:
             hook.remove()
-    maps = [(size, pointwise, -order, name) for order, (size, pointwise, name) in enumerate(found) if size > 1]
+    maps = [(size, pointwise, -order, name) for order, (size, pointwise, name) in enumerate(outputs) if size > 1]
     if not maps:
         raise InputError("The network has no convolution to look into: choose another method than seg-grad-cam.")
     return min(maps)[3]

@@ -1,0 +1,30 @@
+"""Boxes of voxels: bounds along each axis, and how two of them meet. Nothing here needs PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Box = tuple[slice, ...]
+"""Bounds along each spatial axis, in voxels; every slice has a start and a stop."""
+
+
+def intersect(a: Box, b: Box) -> Box | None:
+    """The common part of two boxes, None where they do not meet."""
+    common = tuple(slice(max(i.start, j.start), min(i.stop, j.stop)) for i, j in zip(a, b, strict=True))
+    return common if all(s.start < s.stop for s in common) else None
+
+
+def shift(box: Box, offset: Sequence[int]) -> Box:
+    """The box moved by ``offset`` voxels."""
+    return tuple(slice(s.start + o, s.stop + o) for s, o in zip(box, offset, strict=True))
+
+
+def bounds(voxels: Tensor) -> Box:
+    """The smallest box that holds all voxels of a mask (X, Y, Z) that is not empty."""
+    places = voxels.nonzero()
+    ends = zip(places.amin(0).tolist(), places.amax(0).tolist(), strict=True)
+    return tuple(slice(a, b + 1) for a, b in ends)

@@ -1,0 +1,665 @@
+"""From a volume and a prompt to an explanation: the steps, one after the other.
+
+`explain` reads the scan, loads the models, segments, says what the target is, finds the region, explains, and measures
+what came of it; each step is a function below it, in that order.
+
+>>> explanation = explain("scan.nii.gz", prompt="liver")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from torch import Tensor
+
+from XAICLIPLib import imaging
+from XAICLIPLib.errors import InputError
+from XAICLIPLib.evaluation import assessment, reliability, suitability
+from XAICLIPLib.evaluation.flags import Flag, ordered
+from XAICLIPLib.explainers import methods
+from XAICLIPLib.explainers.base import Estimate, Method
+from XAICLIPLib.explainers.setting import Setting
+from XAICLIPLib.explanation import Explanation
+from XAICLIPLib.imaging.channels import Volume, read_images, stack
+from XAICLIPLib.imaging.masks import MaskSource, box_of, is_mask, user_mask
+from XAICLIPLib.localization.localizer import Localizer
+from XAICLIPLib.localization.region import (
+    MARGIN_MM,
+    Region,
+    prediction_region,
+    region_from_mask,
+    whole_region,
+    with_target,
+)
+from XAICLIPLib.localization.search import PromptSearch, check_choices
+from XAICLIPLib.localization.slices import Modality
+from XAICLIPLib.models import catalogue
+from XAICLIPLib.progress import Progress, Run
+from XAICLIPLib.reporting import record
+from XAICLIPLib.reporting.measurements import cautions, measure
+from XAICLIPLib.scoring.options import BASELINES, PRECISIONS, SCORES, Baseline, Precision, Score
+from XAICLIPLib.scoring.target import RIM_MM, Target, class_of, make_target
+from XAICLIPLib.segmentation.networks.described import Predictor, from_object
+from XAICLIPLib.segmentation.prediction import Inference, label_values, predict
+from XAICLIPLib.segmentation.segmenter import Promptable, Segmenter
+from XAICLIPLib.system.devices import choose_device
+
+REGIONS = ("guided", "whole", "prediction")
+"""Words for a region."""
+
+ESTIMATE_EVERY_S = 2.0
+ESTIMATE_SHARE = 0.1
+"""Of the time, which running estimates may take: to resample one to a large scan takes seconds."""
+
+
+def explain(
+    image: Volume | Sequence[Volume],
+    prompt: str,
+    *,
+    model: str | Path | Segmenter | Predictor | None = None,
+    localizer: str | Path | Localizer | None = None,
+    prompts: str | Path | None = None,
+    method: str = "occlusion",
+    region: MaskSource = "guided",
+    target: MaskSource | None = None,
+    score: Score = "soft dice",
+    baseline: Baseline = "air",
+    threshold: float | None = None,
+    margin_mm: float = MARGIN_MM,
+    modality: Modality | None = None,
+    device: str = "auto",
+    precision: Precision = "auto",
+    batch_size: int | None = None,
+    seed: int = 0,
+    trust: bool = False,
+    check: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+    on_estimate: Callable[[sitk.Image], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    **parameters: Any,
+) -> Explanation:
+    """Explain why a segmentation network drew a structure where it did.
+
+    Parameters
+    ----------
+    image
+        A scalar 3D volume, or the path of one (NIfTI, NRRD, MetaImage, a folder with a DICOM series); all of them, in
+        the network's order, where it takes several at once. The grid of the first is that of the result, and in it the
+        prompt is looked for.
+    prompt
+        The structure in words: "liver", "left kidney", "renal, left".
+    model
+        A segmenter, an object with ``predict(batch)`` and a ``description``
+        (`XAICLIPLib.segmentation.networks.described.from_object`), a name in the catalogue (default: the first), or the
+        path of a network in any of the formats of `XAICLIPLib.segmentation.networks.formats`. One that must be pointed
+        at (SAM) draws what the prompt names, and is shown where: the target's mask or box, or else the region's, or
+        else what the localizer finds, without a margin.
+    localizer
+        A localizer (any object with the properties and the method of `Localizer`), its name in the catalogue (default:
+        the first) or among the installed plugins, a folder, ``hf-hub:ID`` or ``NAME:TAG``.
+    prompts
+        A file of learned prompts for the localizer; by default the one in its folder, if any.
+    method
+        The explainer; see `XAICLIPLib.explainers.methods` for all of them and their parameters.
+    region
+        ``guided`` (by the localizer), ``whole`` (unguided), ``prediction`` (what the network itself draws), or a place:
+        a mask, the path of one, a box (six numbers in mm: from and to along right, anterior, superior).
+    target
+        Another structure of the network than the prompt's, by name; or the place of the voxels whose class is to be
+        explained: a mask ("why is *this* called liver?") or a box ("why does the liver end here?").
+    score
+        How well the target survives; see `XAICLIPLib.scoring.scorer`.
+    baseline
+        What replaces perturbed voxels; see `XAICLIPLib.scoring.baselines`.
+    threshold
+        Probability from which a voxel belongs to the guided region; by default the localizer's own.
+    margin_mm
+        Added around the guided region, or the prediction.
+    modality
+        CT or MR; by default guessed from the intensities.
+    device
+        ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+    precision
+        ``full``; ``reduced``: half precision where that was checked to make no difference; ``auto``: that on a CUDA
+        GPU.
+    batch_size
+        Patches computed together, by default as many as fit; halved when memory runs out.
+    seed
+        Of all that is random. The same seed gives the same map on the same device.
+    trust
+        Run the code in the configuration of a bundle that does not ship.
+    check
+        Test the map when it is done: its deletion and insertion curves beside those of maps that know nothing of the
+        network, and whether a little noise in the scan changes it. Takes somewhat longer than another explanation.
+    on_progress
+        Called after every batch.
+    on_estimate
+        Called with the saliency so far, in the input's geometry, at most every two seconds and for a tenth of the time.
+    cancelled
+        Asked between batches. Once perturbing has begun, True ends with the partial result.
+    **parameters
+        Of the method, such as ``window_mm`` for occlusion or ``samples`` for rise.
+
+    Raises
+    ------
+    InputError
+        An input cannot be used: the message says which, and the way out.
+    Cancelled
+        `cancelled` said so before there was anything to return.
+
+    References
+    ----------
+    Alzubaidi et al. "XAI-CLIP", arXiv 2602.07017, 2026.
+    """
+    question = Question.checked(
+        prompt=prompt,
+        target=target,
+        region=region,
+        method=methods.method(method, **parameters),
+        score=score,
+        baseline=baseline,
+        precision=precision,
+        batch_size=batch_size,
+        seed=seed,
+        search=PromptSearch.checked(localizer, threshold, margin_mm, modality, prompts),
+    )
+    run = Run(on_progress, cancelled or (lambda: False))
+    torch_device = choose_device(device)
+
+    with run.timed("read"):
+        scan = read_scan(image, modality, question)
+    with run.timed("load"):
+        models = load_models(model, scan, question, torch_device, trust, run)
+    with run.timed("localize"):
+        probability = locate_prompt(models, scan, question, run)
+    with run.timed("segment"):
+        target_case = segment(models, scan, question, torch_device, run)
+    with run.timed("localize"):
+        search_area = find_region(models, scan, question, target_case, probability, run)
+    question = question.sized_for(imaging.volume_ml(target_case.mask))
+    run.go_on()
+    with run.timed("explain"):
+        setting = Setting.of(
+            target_case.inference,
+            target_case.decision,
+            target_case.target,
+            scan.volume,
+            search_area.mask,
+            baseline=question.baseline,
+            score=question.score,
+            batch_size=question.batch_size,
+            precision=question.precision,
+        )
+        last, complete = run_explainer(question, setting, target_case, scan, run, on_estimate)
+    return measured(
+        models, scan, question, target_case, search_area, setting, last, complete, check, run, model, torch_device
+    )
+
+
+def localize(
+    image: sitk.Image | str | Path,
+    prompt: str,
+    *,
+    localizer: str | Path | Localizer | None = None,
+    prompts: str | Path | None = None,
+    threshold: float | None = None,
+    margin_mm: float = MARGIN_MM,
+    modality: Modality | None = None,
+    device: str = "auto",
+    on_progress: Callable[[Progress], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> Region:
+    """Find a structure in a volume by its name: the region that `explain` would perturb.
+
+    The parameters are those of `explain`.
+
+    Raises
+    ------
+    InputError
+        An input cannot be used, or the localizer finds nothing.
+    Cancelled
+        `cancelled` said so.
+    """
+    search = PromptSearch.checked(localizer, threshold, margin_mm, modality, prompts)
+    run = Run(on_progress, cancelled or (lambda: False))
+    (volume,) = read_images([image])
+    guide = load_localizer(search, choose_device(device))
+    with run.timed("localize"):
+        probability = search.locate(guide, volume, prompt, modality or imaging.guess_modality(volume), run)
+        return search.region(guide, volume, probability, prompt, None)
+
+
+# --- what is asked ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Question:
+    """What `explain` was asked, checked; the attributes are its parameters."""
+
+    prompt: str
+    target: MaskSource | None
+    region: MaskSource
+    method: Method
+    score: Score
+    baseline: Baseline
+    precision: Precision
+    batch_size: int | None
+    seed: int
+    search: PromptSearch
+
+    @classmethod
+    def checked(cls, *, batch_size: int | None, seed: int, **given: Any) -> Question:
+        """The question; raises `InputError` for a choice that cannot be used."""
+        choices = {"score": SCORES, "baseline": BASELINES, "precision": PRECISIONS}
+        check_choices(**{name: (given[name], known) for name, known in choices.items()})
+        region = given["region"]
+        if isinstance(region, str) and region not in REGIONS and not is_mask(region):
+            raise InputError(f"The region {region} is neither {', '.join(REGIONS)}, a box nor the file of a mask.")
+        batch_size = None if batch_size is None else _whole_number("batch_size", batch_size, 1)
+        return cls(batch_size=batch_size, seed=_whole_number("seed", seed, 0), **given)
+
+    @property
+    def guided(self) -> bool:
+        """Whether the localizer says where to look."""
+        return isinstance(self.region, str) and self.region == "guided"
+
+    @property
+    def around_prediction(self) -> bool:
+        """Whether what the network draws says where to look."""
+        return isinstance(self.region, str) and self.region == "prediction"
+
+    def sized_for(self, volume_ml: float) -> Question:
+        """With the sizes that were left open chosen for a structure of this volume."""
+        return replace(self, method=self.method.sized_for(volume_ml))
+
+
+# --- the steps ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What was read.
+
+    Attributes
+    ----------
+    images
+        Of one patient, in the network's order.
+    modality
+        Given or guessed.
+    target_mask, region_mask
+        Masks of the user, uint8, in the geometry of the first image; None where none is given.
+    """
+
+    images: Sequence[sitk.Image]
+    modality: Modality | None
+    target_mask: sitk.Image | None
+    region_mask: sitk.Image | None
+
+    @property
+    def volume(self) -> sitk.Image:
+        """The first image, whose grid is that of the result."""
+        return self.images[0]
+
+
+def read_scan(image: Volume | Sequence[Volume], modality: Modality | None, question: Question) -> Scan:
+    """Read the images and the masks."""
+    images = read_images(image)
+    return Scan(
+        images,
+        modality or imaging.guess_modality(images[0]),
+        user_mask("target", question.target, images[0]),
+        user_mask("region", question.region, images[0]),
+    )
+
+
+@dataclass
+class Models:
+    """What was loaded.
+
+    Attributes
+    ----------
+    segmenter
+        The network; one that must be pointed at becomes a segmenter in `locate_prompt`.
+    image
+        What it is given: one component per pixel for each of its inputs.
+    localizer
+        None where nothing is looked for.
+    pointed_by
+        Who says where a network that must be pointed at shall draw.
+    """
+
+    segmenter: Segmenter | Promptable
+    image: sitk.Image
+    localizer: Localizer | None
+    pointed_by: str | None
+
+    @property
+    def ready(self) -> Segmenter:
+        """The network, once it was pointed at."""
+        assert not isinstance(self.segmenter, Promptable)
+        return self.segmenter
+
+
+def load_models(
+    model: str | Path | Segmenter | Predictor | None,
+    scan: Scan,
+    question: Question,
+    device: torch.device,
+    trust: bool,
+    run: Run,
+) -> Models:
+    """Load the network, and the localizer where it is needed."""
+    segmenter = load_segmenter(model, device, trust)
+    image, warnings = stack(scan.images, segmenter.inputs, segmenter.name)
+    run.warnings += warnings
+    pointed_by = None
+    if isinstance(segmenter, Promptable):
+        given = {"target": scan.target_mask, "region": scan.region_mask}
+        pointed_by = next((name for name, mask in given.items() if mask is not None), "localizer")
+    else:
+        class_of(question.prompt, question.target, segmenter)  # refused before a localizer is loaded, or downloaded
+    needed = question.guided or pointed_by == "localizer"
+    return Models(segmenter, image, load_localizer(question.search, device) if needed else None, pointed_by)
+
+
+def load_segmenter(model: Any, device: torch.device, trust: bool) -> Segmenter:
+    """A network by its name or path; an object is taken as it is."""
+    if model is None or isinstance(model, (str, Path)):
+        return catalogue.load_segmenter(model, device, trust)
+    segmenter: Segmenter = from_object(model) if hasattr(model, "predict") else model
+    return segmenter
+
+
+def load_localizer(search: PromptSearch, device: torch.device) -> Localizer:
+    """A localizer by its name or path; an object is taken as it is."""
+    if search.localizer is None or isinstance(search.localizer, (str, Path)):
+        return catalogue.load_localizer(search.localizer, device, search.prompts)
+    return search.localizer
+
+
+def locate_prompt(models: Models, scan: Scan, question: Question, run: Run) -> sitk.Image | None:
+    """Point a network that must be pointed at: at the user's mask, or at what the localizer finds without a margin.
+
+    Returns the probability of the prompt, where it was looked for.
+    """
+    if not isinstance(models.segmenter, Promptable):
+        return None
+    probability, search = None, question.search
+    mask = scan.region_mask if scan.target_mask is None else scan.target_mask
+    if mask is None:
+        assert models.localizer is not None
+        probability = search.locate(models.localizer, scan.volume, question.prompt, scan.modality, run)
+        narrow = search.region(models.localizer, scan.volume, probability, question.prompt, None, margin_mm=0)
+        mask = narrow.mask
+    models.segmenter = models.segmenter.prompted(question.prompt, mask, scan.modality)
+    return probability
+
+
+@dataclass(frozen=True)
+class TargetCase:
+    """The target in the network's answer.
+
+    Attributes
+    ----------
+    inference
+        The network with the scan as it sees it; its logits are not kept, those of a hundred classes are larger than
+        all the rest.
+    decision
+        (X, Y, Z) whole numbers, on the network's grid: what it drew.
+    segmentation
+        The same as a label map in the scan's geometry.
+    target
+        What is scored.
+    labels
+        Output channels of the target.
+    mask
+        uint8, in the scan's geometry: the target as it is explained, predicted or given.
+    suitability
+        Whether the network was made for such a scan.
+    """
+
+    inference: Inference
+    decision: Tensor
+    segmentation: sitk.Image
+    target: Target
+    labels: tuple[int, ...]
+    mask: sitk.Image
+    suitability: list[Flag]
+
+    def on_scan(self, values: Tensor, scan: Scan, interpolation: Literal["linear", "nearest"] = "linear") -> sitk.Image:
+        """Values (X, Y, Z) of the network's grid in the geometry of the scan."""
+        return imaging.resample_like(self.inference.prepared.as_image(values), scan.volume, interpolation)
+
+
+def segment(models: Models, scan: Scan, question: Question, device: torch.device, run: Run) -> TargetCase:
+    """Run the network, and say what of its answer is the target."""
+    segmenter = models.ready
+    prediction = predict(
+        segmenter, models.image, device, question.batch_size, lambda done, total: run.advance("segment", done, total)
+    )
+    name, labels = class_of(question.prompt, question.target, segmenter)
+    in_a_box = box_of(question.target) is not None
+    target = make_target(name, labels, scan.target_mask, prediction, box=in_a_box)
+    mask = scan.target_mask
+    if mask is None or in_a_box:
+        mask = imaging.resample_labels(prediction.prepared.as_image(target.reference), scan.volume)
+    return TargetCase(
+        prediction.without_logits(),
+        prediction.decision().cpu(),
+        prediction.label_map(scan.volume),
+        target,
+        labels,
+        mask,
+        suitability.checks(scan.volume, scan.modality, segmenter, prediction.prepared),
+    )
+
+
+def find_region(
+    models: Models,
+    scan: Scan,
+    question: Question,
+    case: TargetCase,
+    probability: sitk.Image | None,
+    run: Run,
+) -> Region:
+    """Say where the scan is perturbed."""
+    search, volume = question.search, scan.volume
+    if models.localizer is not None and question.guided:
+        if probability is None:
+            probability = search.locate(models.localizer, volume, question.prompt, scan.modality, run)
+        region = search.region(models.localizer, volume, probability, question.prompt, case.mask)
+    elif question.around_prediction:
+        values = label_values(models.ready)
+        drawn = _mask_of(case.segmentation, [values[channel] for channel in case.labels])
+        region = prediction_region(volume, drawn, search.margin_mm)
+    elif scan.region_mask is None:
+        region = whole_region(volume)
+    else:
+        region = region_from_mask(volume, scan.region_mask, case.mask)
+    if scan.target_mask is not None and region.source not in ("whole", "file"):
+        region = with_target(region, volume, scan.target_mask, search.margin_mm)
+    run.warnings += region.warnings
+    return region
+
+
+def run_explainer(
+    question: Question,
+    setting: Setting,
+    case: TargetCase,
+    scan: Scan,
+    run: Run,
+    on_estimate: Callable[[sitk.Image], None] | None,
+) -> tuple[Estimate, bool]:
+    """Run the method to its end or until it is cancelled; the last estimate, and whether it is complete."""
+    estimates: Iterator[Estimate] = question.method.estimates(setting, question.seed)
+    due = time.perf_counter() + ESTIMATE_EVERY_S
+    last: Estimate | None = None
+    complete = True
+    for last in estimates:
+        run.advance("explain", last.done, last.planned, may_end=True)
+        if last.done == 0 < last.planned:
+            run.go_on()  # a batch may finish no perturbation
+        elif last.done < last.planned and run.cancelled():
+            complete = False
+            break
+        if on_estimate is not None and last.done and (begun := time.perf_counter()) >= due:
+            on_estimate(case.on_scan(last.saliency(), scan))
+            now = time.perf_counter()
+            due = now + max(ESTIMATE_EVERY_S, (now - begun) / ESTIMATE_SHARE)
+    assert last is not None  # the region is not empty, so that a window meets it
+    run.warnings += setting.scorer.warnings
+    return last, complete
+
+
+def measured(
+    models: Models,
+    scan: Scan,
+    question: Question,
+    case: TargetCase,
+    region: Region,
+    setting: Setting,
+    last: Estimate,
+    complete: bool,
+    check: bool,
+    run: Run,
+    model: Any,
+    device: torch.device,
+) -> Explanation:
+    """Measure the map, and put everything together."""
+    scorer, name = setting.scorer, case.target.name
+    values = last.saliency() if complete else last.measured()  # no guesses in a result
+    agreement = region.agreement if region.source == "guided" else None
+    evidence = assessment.evidence_of(name, question.method, setting, last, values, agreement)
+    saliency = case.on_scan(values, scan)
+    error = last.standard_error()
+    measurements = measure(
+        saliency,
+        case.on_scan(last.probed(), scan, "nearest"),
+        case.mask,
+        scorer,
+        last,
+        len(case.inference.tiling.patches),
+    )
+    if "structures" in measurements:  # by what each costs: its map's voxels would count each by its size
+        outside = evidence.outside
+        measurements["effect_inside_target"] = None if outside is None else 1 - outside.value
+        measurements["effect_inside_target_if_uniform"] = None if outside is None else 1 - outside.chance
+    words = question.target if isinstance(question.target, str) and scan.target_mask is None else question.prompt
+    bounded = question.score != "logit margin"
+    run.warnings += cautions(name, words, case.mask, region, scorer.full_score, bounded)
+    checked = check_map(question, setting, last, values, run) if check and complete else assessment.Checked()
+    evidence = replace(evidence, faithfulness=checked.faithfulness, stability=checked.stability)
+    flags = ordered([*case.suitability, *reliability.checks(evidence)])
+    run.warnings[:0] = [flag.sentence for flag in flags if flag.raised]
+    if not complete:
+        run.warnings.append(
+            f"Cancelled after {last.done} of {last.planned} perturbations: the saliency is incomplete, and 0 also "
+            "where nothing was tried yet."
+        )
+    numbers = label_values(models.ready)
+    names = {numbers[channel]: structure for channel, structure in models.ready.labels.items()}
+    target_record = _target_record(question, scan, case, [numbers[channel] for channel in case.labels])
+    return Explanation(
+        image=scan.volume,
+        saliency=saliency,
+        region=region,
+        segmentation=case.segmentation,
+        prediction=case.mask,
+        target=target_record,
+        labels=names,
+        measurements=measurements,
+        record=record.build(
+            prompt=question.prompt,
+            target=target_record,
+            labels=names,
+            image=scan.volume,
+            modality=scan.modality,
+            region=region,
+            measurements=measurements,
+            models={
+                "segmenter": catalogue.provenance_of(model, models.ready.provenance),
+                "localizer": dict(models.localizer.provenance) if models.localizer is not None else None,
+            },
+            parameters=_parameters_record(models, question, region, setting, device),
+            timings=run.timings,
+            warnings=run.warnings,
+            reliability=flags,
+            faithfulness=assessment.faithfulness_record(checked.faithfulness),
+            stability=assessment.stability_record(checked.stability),
+            complete=complete,
+            further_images=dict(zip(models.ready.inputs[1:], scan.images[1:], strict=True)),
+        ),
+        complete=complete,
+        standard_error=None if error is None else case.on_scan(error, scan),
+    )
+
+
+def check_map(question: Question, setting: Setting, last: Estimate, values: Tensor, run: Run) -> assessment.Checked:
+    """Test the map on the network that it explains."""
+    with run.timed("check"):
+        checked = assessment.check(
+            question.method,
+            setting,
+            last,
+            values,
+            question.seed,
+            lambda done, total: run.advance("check", done, total, True),
+            run.cancelled,
+        )
+    if checked.stability is None:
+        run.warnings.append("The check of the map was cancelled before its end: see what was not checked.")
+    return checked
+
+
+def _target_record(question: Question, scan: Scan, case: TargetCase, numbers: list[int]) -> dict[str, Any]:
+    """What is explained, for the record."""
+    voxels = "given"
+    if scan.target_mask is None:
+        voxels = "predicted"
+    elif box_of(question.target) is not None:
+        voxels = "predicted in a box"
+    return {"name": case.target.name, "label": numbers[0] if len(numbers) == 1 else numbers, "voxels": voxels}
+
+
+def _parameters_record(
+    models: Models, question: Question, region: Region, setting: Setting, device: torch.device
+) -> dict[str, Any]:
+    """How it was explained, for the record."""
+    search, around = question.search, question.guided or region.source == "prediction"
+    return {
+        "method": question.method.name,
+        "described": question.method.in_words(),
+        **asdict(question.method),  # type: ignore[call-overload] # every method is a dataclass
+        "region": region.source,
+        "threshold": search.threshold_of(models.localizer),
+        "margin_mm": search.margin_mm if around else None,
+        **({"pointed_by": models.pointed_by} if models.pointed_by else {}),
+        "score": question.score,
+        "baseline": question.baseline,
+        "rim_mm": RIM_MM,
+        "batch_size": setting.scorer.batch_in_use,
+        "precision": "reduced" if setting.scorer.reduced else "full",
+        "seed": question.seed,
+        "device": str(device),
+    }
+
+
+def _mask_of(label_map: sitk.Image, values: list[int]) -> sitk.Image:
+    """Where a label map has one of some values, uint8."""
+    mask = sitk.GetImageFromArray(np.isin(sitk.GetArrayViewFromImage(label_map), values).astype(np.uint8))
+    mask.CopyInformation(label_map)
+    return mask
+
+
+def _whole_number(name: str, value: Any, least: int) -> int:
+    """A whole number, or an `InputError`."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value < 2**63:
+        raise InputError(f"{name} is {value}: give a whole number from {least}.")
+    return int(value)
