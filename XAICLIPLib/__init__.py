@@ -14,19 +14,52 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from XAICLIPLib.errors import InputError
+    from XAICLIPLib.explainers.base import final
+    from XAICLIPLib.explainers.lime import lime
+    from XAICLIPLib.explainers.occlusion import occlusion
+    from XAICLIPLib.explainers.rise import rise
     from XAICLIPLib.explanation import Explanation
     from XAICLIPLib.imaging import read_volume
     from XAICLIPLib.pipeline import explain
+    from XAICLIPLib.scoring.scorer import Scorer
+    from XAICLIPLib.scoring.target import Target
+    from XAICLIPLib.segmentation.sliding_window import SlidingWindow, Tiling, predict_logits
 
 __version__ = "0.1.0"
 
-__all__ = ["Explanation", "InputError", "__version__", "explain", "read_volume"]
+__all__ = [
+    "Explanation",
+    "InputError",
+    "Scorer",
+    "SlidingWindow",
+    "Target",
+    "Tiling",
+    "__version__",
+    "explain",
+    "final",
+    "lime",
+    "occlusion",
+    "predict_logits",
+    "read_volume",
+    "rise",
+]
 
 _HOME = {
-    "Explanation": "explanation",
-    "InputError": "errors",
+    # From files, names and words
     "explain": "pipeline",
+    "Explanation": "explanation",
     "read_volume": "imaging",
+    "InputError": "errors",
+    # From tensors and a network of one's own
+    "SlidingWindow": "segmentation.sliding_window",
+    "Tiling": "segmentation.sliding_window",
+    "predict_logits": "segmentation.sliding_window",
+    "Target": "scoring.target",
+    "Scorer": "scoring.scorer",
+    "occlusion": "explainers.occlusion",
+    "rise": "explainers.rise",
+    "lime": "explainers.lime",
+    "final": "explainers.base",
 }
 """The module in which each public name lives."""
 

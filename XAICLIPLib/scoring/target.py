@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +44,29 @@ class Target:
     label: int | tuple[int, ...]
     reference: Tensor
     voxels: Tensor
+
+    @classmethod
+    def around(
+        cls,
+        name: str,
+        label: int | tuple[int, ...],
+        reference: Tensor,
+        spacing_mm: Sequence[float],
+        rim_mm: float = RIM_MM,
+    ) -> Target:
+        """A structure with a rim around it, in which a prediction that spills over loses score.
+
+        Parameters
+        ----------
+        name, label, reference
+            As the attributes.
+        spacing_mm
+            Voxel size along X, Y and Z.
+        rim_mm
+            Width of the rim.
+        """
+        distance = ndimage.distance_transform_edt(~reference.cpu().numpy(), sampling=spacing_mm)
+        return cls(name, label, reference, torch.from_numpy(np.asarray(distance) <= rim_mm))
 
 
 def class_of(prompt: str, target: str | MaskSource | None, segmenter: Segmenter) -> tuple[str, tuple[int, ...]]:
@@ -112,5 +136,4 @@ def make_target(
             f"The network finds no {name} in this volume, so there is nothing to explain: choose another structure "
             "with --target or give a mask."
         )
-    distance = ndimage.distance_transform_edt(~reference.numpy(), sampling=prediction.prepared.spacing_mm)
-    return Target(name, labels, reference, torch.from_numpy(np.asarray(distance) <= RIM_MM))
+    return Target.around(name, labels, reference, prediction.prepared.spacing_mm)

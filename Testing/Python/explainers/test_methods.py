@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import fields
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.explainers import methods
+from XAICLIPLib.explainers.base import Captions, Estimate, Method, RunningMap
 from XAICLIPLib.explainers.lime import Lime
 from XAICLIPLib.explainers.methods import METHODS
 from XAICLIPLib.explainers.occlusion import Occlusion
+from XAICLIPLib.explainers.parameters import parameter as declared
 from XAICLIPLib.explainers.rise import Rise
+from XAICLIPLib.explainers.setting import Setting
 
 
 def test_every_method_has_defaults_for_all_it_takes() -> None:
@@ -85,3 +92,49 @@ def test_the_description_is_json_and_its_defaults_and_bounds_are_accepted() -> N
 def test_the_choices_are_known_without_pytorch() -> None:
     code = "import sys, XAICLIPLib.explainers.methods; assert not {'torch', 'numpy', 'SimpleITK'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@dataclass(frozen=True)
+class Brightness(Method):
+    """Take the scan itself for the map."""
+
+    name: ClassVar[str] = "brightness"
+    captions: ClassVar[Captions] = Captions("looks", "", "brightness")
+
+    channel: int = declared(0, "which channel", 0, 3)
+
+    def estimates(self, setting: Setting, seed: int) -> Iterator[Estimate]:
+        yield Estimate(1, 1, BrightnessMap(setting.volume[self.channel].cpu()))
+
+
+@dataclass
+class BrightnessMap(RunningMap):
+    values: Tensor
+
+    def saliency(self) -> Tensor:
+        return self.values
+
+    def probed(self) -> Tensor:
+        return torch.ones(self.values.shape, dtype=torch.bool)
+
+
+def test_a_method_is_one_class_and_its_registration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is offered by the description and the command line, and runs through the whole pipeline."""
+    from Testing.Python.test_explanation import Finder, Network, geometry, scan, values
+    from XAICLIPLib.commands import main
+    from XAICLIPLib.pipeline import explain
+
+    monkeypatch.setattr(methods, "METHODS", dict(methods.METHODS))
+    methods.register(Brightness)
+    assert methods.describe()["brightness"]["summary"] == "Take the scan itself for the map."
+    options = main._parser().parse_args(
+        ["explain", "scan.nii", "--prompt", "liver", "--method", "brightness", "--channel", "1"]
+    )
+    assert (options.method, options.channel) == ("brightness", 1)
+    image = scan()
+    result = explain(image, "liver", model=Network(), localizer=Finder(), method="brightness", device="cpu")
+    assert result.record["parameters"]["described"] == "brightness"
+    assert geometry(result.saliency) == geometry(image)
+    assert np.corrcoef(values(result.saliency).ravel(), values(image).ravel())[0, 1] > 0.99
+    with pytest.raises(InputError, match="channel is 7"):
+        methods.method("brightness", channel=7)
