@@ -42,7 +42,7 @@ class Explanation:
         The input.
     saliency
         float32: the score lost because of each voxel, 0 where nothing was perturbed; what a value of each method means
-        is told by its `reading` in `XAICLIPLib.explainers.methods.METHODS`.
+        is told by its `captions` in `XAICLIPLib.explainers.methods.METHODS`.
     region
         Where perturbations were made.
     segmentation
@@ -113,7 +113,7 @@ class Explanation:
         for name in {"standard_error", "target"} - set(written):  # of an earlier explanation by another method
             (folder / f"{name}.nrrd").unlink(missing_ok=True)
         parameters = self.record["parameters"]
-        reading = methods.METHODS[parameters["method"]].reading
+        captions = methods.METHODS[parameters["method"]].captions
         written["figure"] = save_figure(
             folder / "figure.png",
             self.image,
@@ -126,10 +126,10 @@ class Explanation:
             + ("" if self.complete else " · cancelled before the end"),
             modality=self.record["input"]["modality"],
             target_label="Given mask" if self.target["voxels"] == "given" else "Predicted target",
-            region_label=reading.region,
-            pieces=reading.pieces,
+            region_label=captions.region,
+            pieces=captions.pieces,
             warnings=self.warnings,
-            saliency_label=reading.label.format(score=parameters["score"].replace("dice", "Dice")),
+            saliency_label=captions.label.format(score=parameters["score"].replace("dice", "Dice")),
         )
         written["explanation"] = record.write(self.record, folder / "explanation.json")
         return written

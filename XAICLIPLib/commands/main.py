@@ -445,18 +445,18 @@ def summary(explanation: Explanation) -> str:
     lines = [
         f"Explained: {name}, {found['target_volume_ml']:.0f} ml ({drawn})",
     ]
-    reading = methods.METHODS[explanation.record["parameters"]["method"]].reading
+    captions = methods.METHODS[explanation.record["parameters"]["method"]].captions
     if "structures" in found:
         lines += [
             f"Tried:     {len(found['structures'])} structures were removed whole, those in or across {where}",
             f"Effect:    of the score of {found['score_unperturbed']:.3f} up to "
-            f"{max(0.0, found['largest_score_lost']):.3f} was lost ({reading.value})",
+            f"{max(0.0, found['largest_score_lost']):.3f} was lost ({captions.value})",
         ]
-    elif reading.value:
+    elif captions.value:
         lines += [
             f"Tried:     {where}, {region.volume_ml:.0f} ml, {region.share_of_body:.0%} of the body{held}",
             f"Effect:    hiding a part of it lowers the score of {found['score_unperturbed']:.3f} by up to "
-            f"{max(0.0, found['largest_score_lost']):.3f} ({reading.value})",
+            f"{max(0.0, found['largest_score_lost']):.3f} ({captions.value})",
         ]
     else:
         lines.append("Tried:     nothing was hidden: gradients over all that the network sees around the target")
@@ -486,7 +486,7 @@ def summary(explanation: Explanation) -> str:
             if flag["name"] in ("like the null", "unstable")
         ]
     work = f"{sum(record['timings_s'].values()):.0f} s on {record['parameters']['device']}"
-    work += f", {found['perturbations']} {reading.counted}"
+    work += f", {found['perturbations']} {captions.counted}"
     full, computed = found["patches_full_inference_would_compute"], found["patches_computed"]
     if computed:
         work += f", {computed} network patches"

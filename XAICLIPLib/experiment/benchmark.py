@@ -115,7 +115,7 @@ class Plan:
 
     def regions(self, method: str) -> tuple[RegionName, ...]:
         """Guided and whole; gradients are taken over all that the network sees, so that there is nothing to guide."""
-        return REGIONS if METHODS[method].reading.value else ("whole",)
+        return REGIONS if METHODS[method].captions.value else ("whole",)
 
 
 def parameters_of(method: str, plan: Plan) -> dict[str, Any]:

@@ -7,6 +7,7 @@ tensors that does the work. Nothing here needs PyTorch.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import Field, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
@@ -24,7 +25,7 @@ Own = TypeVar("Own", bound="Method")
 
 
 @dataclass(frozen=True)
-class Reading:
+class Captions:
     """How the results of a method read.
 
     Attributes
@@ -57,12 +58,12 @@ class Method(ABC):
     ----------
     name
         As the user names it.
-    reading
+    captions
         How its results read.
     """
 
     name: ClassVar[str]
-    reading: ClassVar[Reading]
+    captions: ClassVar[Captions]
 
     @abstractmethod
     def estimates(self, setting: Setting, seed: int) -> Iterator[Estimate]:
@@ -202,13 +203,9 @@ def final(estimates: Iterable[Estimate]) -> Estimate:
     Raises
     ------
     ValueError
-        It yields nothing.
+        It yields nothing, which no explainer here does.
     """
-    last = None
-    for last in estimates:
-        pass
-    if last is None:
-        raise ValueError("The explainer yields no estimate.")
+    (last,) = deque(estimates, maxlen=1)
     return last
 
 

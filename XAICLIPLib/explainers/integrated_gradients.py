@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.explainers.base import Estimate, Method, Reading, RunningMap
+from XAICLIPLib.explainers.base import Captions, Estimate, Method, RunningMap
 from XAICLIPLib.explainers.parameters import parameter
 from XAICLIPLib.system.lazy import lazy
 
@@ -35,7 +35,7 @@ class IntegratedGradients(Method):
     """For comparison: gradients of the score along the way from the baseline to the scan."""
 
     name: ClassVar[str] = "integrated-gradients"
-    reading: ClassVar[Reading] = Reading(
+    captions: ClassVar[Captions] = Captions(
         "steps", "", "attribution per voxel (share of the {score})", "Region of interest"
     )
 

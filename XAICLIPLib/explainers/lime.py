@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.explainers.base import Estimate, Method, Reading, RunningMap, Scores, size_for
+from XAICLIPLib.explainers.base import Captions, Estimate, Method, RunningMap, Scores, size_for
 from XAICLIPLib.explainers.parameters import parameter
 from XAICLIPLib.system.lazy import lazy
 
@@ -45,7 +45,7 @@ class Lime(Method):
     """Hide random sets of supervoxels, and fit a linear model of what each contributes."""
 
     name: ClassVar[str] = "lime"
-    reading: ClassVar[Reading] = Reading(
+    captions: ClassVar[Captions] = Captions(
         "sets of supervoxels", "because of a supervoxel, were their effects to add up", pieces=True
     )
 

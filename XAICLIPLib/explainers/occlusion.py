@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.explainers.base import Estimate, Method, Reading, RunningMap, Scores, in_voxels, size_for
+from XAICLIPLib.explainers.base import Captions, Estimate, Method, RunningMap, Scores, in_voxels, size_for
 from XAICLIPLib.explainers.parameters import parameter
 from XAICLIPLib.scoring.perturbation import Perturbation
 from XAICLIPLib.system.lazy import lazy
@@ -47,7 +47,7 @@ class Occlusion(Method):
     """Hide a cube, place after place: first on a coarse grid, then closely where the score moves."""
 
     name: ClassVar[str] = "occlusion"
-    reading: ClassVar[Reading] = Reading("hidden cubes", "mean over the hidden cubes that hold a place")
+    captions: ClassVar[Captions] = Captions("hidden cubes", "mean over the hidden cubes that hold a place")
 
     window_mm: float | None = parameter(
         None, "edge of the hidden cubes; default: by the size of the structure, 16 to 48", 1, 500, "mm"

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.explainers.base import Estimate, Method, Reading, RunningMap, Scores, in_voxels, size_for
+from XAICLIPLib.explainers.base import Captions, Estimate, Method, RunningMap, Scores, in_voxels, size_for
 from XAICLIPLib.explainers.parameters import parameter
 from XAICLIPLib.scoring.perturbation import Perturbation
 from XAICLIPLib.system.lazy import lazy
@@ -63,7 +63,7 @@ class Rise(Method):
     """Hide random smooth patterns, and work out from all of them what each place contributes."""
 
     name: ClassVar[str] = "rise"
-    reading: ClassVar[Reading] = Reading("random patterns", "by hiding the cell around a place")
+    captions: ClassVar[Captions] = Captions("random patterns", "by hiding the cell around a place")
 
     cell_mm: float | None = parameter(
         None, "size of the pattern's cells; default: as the cubes of occlusion", 1, 500, "mm"

@@ -20,7 +20,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.explainers.base import Estimate, Method, Reading, RunningMap
+from XAICLIPLib.explainers.base import Captions, Estimate, Method, RunningMap
 from XAICLIPLib.explainers.parameters import parameter
 from XAICLIPLib.system.lazy import lazy
 
@@ -41,7 +41,7 @@ class SegGradCam(Method):
     """For comparison: feature maps of a layer, weighted by the gradient of the score."""
 
     name: ClassVar[str] = "seg-grad-cam"
-    reading: ClassVar[Reading] = Reading("patches", "", "activation (no unit)", "Region of interest")
+    captions: ClassVar[Captions] = Captions("patches", "", "activation (no unit)", "Region of interest")
 
     layer: str | None = parameter(None, "name of the layer; default: the deepest convolution")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from XAICLIPLib.explainers.base import Estimate, Method, Reading, RunningMap, Scores
+from XAICLIPLib.explainers.base import Captions, Estimate, Method, RunningMap, Scores
 from XAICLIPLib.explainers.parameters import parameter
 from XAICLIPLib.system.lazy import lazy
 
@@ -30,7 +30,7 @@ class Structures(Method):
     """Remove each structure that the network segments, and the rest of the body, in turn."""
 
     name: ClassVar[str] = "structures"
-    reading: ClassVar[Reading] = Reading(
+    captions: ClassVar[Captions] = Captions(
         "removals", "by removing a whole structure", region="Region of interest", pieces=True
     )
 

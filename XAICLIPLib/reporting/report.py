@@ -162,7 +162,7 @@ def _checks(record: Mapping[str, Any]) -> Section:
 def _summary(record: Mapping[str, Any]) -> Section:
     name, found, region = record["target"]["name"], record["measurements"], record["region"]
     parameters, models = record["parameters"], record["models"]
-    reading = METHODS[parameters["method"]].reading
+    captions = METHODS[parameters["method"]].captions
     drawn = {
         "predicted": "what the network drew",
         "predicted in a box": "what the network drew in a box",
@@ -173,10 +173,10 @@ def _summary(record: Mapping[str, Any]) -> Section:
     lost = _float(found, "largest_score_lost")
     if volume is not None:
         said.append(f"Explained is the {name}, {volume:.0f} ml: {drawn}.")
-    if reading.value and score is not None and lost is not None:
+    if captions.value and score is not None and lost is not None:
         said.append(
             f"Hiding parts of the scan lowered the score of {score:.3f} by up to {max(lost, 0.0):.3f} "
-            f"({reading.value})."
+            f"({captions.value})."
         )
     inside, uniform = _float(found, "effect_inside_target"), _float(found, "effect_inside_target_if_uniform")
     if inside is not None and uniform is not None and "structures" in found:
@@ -236,8 +236,8 @@ def _planes(found: Saved, scan: sitk.Image | None) -> Section | None:
                 title=f"Why did the network draw the {name} here?",
                 modality=record["input"]["modality"],
                 target_label=_target_label(record),
-                region_label=METHODS[record["parameters"]["method"]].reading.region,
-                pieces=METHODS[record["parameters"]["method"]].reading.pieces,
+                region_label=METHODS[record["parameters"]["method"]].captions.region,
+                pieces=METHODS[record["parameters"]["method"]].captions.pieces,
                 saliency_label=_saliency_label(record),
             )
             png = path.read_bytes()
@@ -272,7 +272,7 @@ def _slices(found: Saved, scan: sitk.Image | None) -> Section:
         modality=record["input"]["modality"],
         label=_saliency_label(record),
         target_label=_target_label(record),
-        pieces=METHODS[record["parameters"]["method"]].reading.pieces,
+        pieces=METHODS[record["parameters"]["method"]].captions.pieces,
     )
     return Section(
         title,
@@ -361,10 +361,10 @@ def _faithfulness(record: Mapping[str, Any]) -> Section:
 
 def _reading(record: Mapping[str, Any]) -> Section:
     name, method = record["target"]["name"], record["parameters"]["method"]
-    reading = METHODS[method].reading
-    if reading.value:
+    captions = METHODS[method].captions
+    if captions.value:
         first = (
-            f"The colour of a place says how much of the score was lost when it was hidden ({reading.value}). Bright: "
+            f"The colour of a place says how much of the score was lost when it was hidden ({captions.value}). Bright: "
             f"without this, the network would have drawn another {name}. Blue, where there is any: hiding it helped."
         )
     else:
@@ -444,7 +444,7 @@ def _checksums(found: Saved) -> Section:
 
 def _saliency_label(record: Mapping[str, Any]) -> str:
     parameters = record["parameters"]
-    return METHODS[parameters["method"]].reading.label.format(score=parameters["score"].replace("dice", "Dice"))
+    return METHODS[parameters["method"]].captions.label.format(score=parameters["score"].replace("dice", "Dice"))
 
 
 def _target_label(record: Mapping[str, Any]) -> str:
