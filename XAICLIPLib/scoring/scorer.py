@@ -20,9 +20,10 @@ from torch import Tensor
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.imaging.boxes import Box, intersect, shift
 from XAICLIPLib.scoring.baselines import Fill
+from XAICLIPLib.scoring.effect import Effect
 from XAICLIPLib.scoring.options import Precision, Score
 from XAICLIPLib.scoring.perturbation import Perturbation
-from XAICLIPLib.scoring.scores import score_of, target_score, voxel_values
+from XAICLIPLib.scoring.scores import score_of, share_of, target_score, voxel_values
 from XAICLIPLib.scoring.target import Target
 from XAICLIPLib.segmentation.backpropagation import TOGETHER, vector_jacobian_product
 from XAICLIPLib.segmentation.batching import Batches
@@ -130,6 +131,7 @@ class Scorer:
         device = self.volume.device
         voxels = self.target.voxels.to(device)
         self._reference = self.target.reference.to(device)[voxels]
+        self._voxels = voxels.nonzero(as_tuple=True)
         if not bool(self._reference.any()):
             raise InputError(
                 f"The network finds no {self.target.name} in this volume, so there is nothing to explain: "
@@ -197,10 +199,37 @@ class Scorer:
         self, perturbations: Iterable[Perturbation], kinds: Sequence[Score]
     ) -> Iterator[list[tuple[int, tuple[float, ...]]]]:
         """As `lost`, by several scores from the same network calls: in the place of each number one for each kind."""
+        yield from self._finished(perturbations, lambda pending: self._losses(pending, kinds), len(kinds))
+
+    def effects(
+        self, perturbations: Iterable[Perturbation], groups: Tensor | None = None
+    ) -> Iterator[list[tuple[int, Effect]]]:
+        """As `lost`, from the same network calls, split by where the loss lands.
+
+        Parameters
+        ----------
+        perturbations
+            As in `lost`.
+        groups
+            (X, Y, Z) whole numbers from 0: by these the loss is told apart in ``landed``.
+        """
+        numbers = None if groups is None else groups.to(self._reference.device)[self._voxels].long()
+        count = 0 if groups is None else int(groups.max()) + 1
+
+        def finish(pending: _Pending) -> Tensor:
+            return self._effect(pending, numbers, count)
+
+        for batch in self._finished(perturbations, finish, 3 + count):
+            yield [(n, Effect(total, local, added, tuple(landed))) for n, (total, local, added, *landed) in batch]
+
+    def _finished(
+        self, perturbations: Iterable[Perturbation], finish: Callable[[_Pending], Tensor], size: int
+    ) -> Iterator[list[tuple[int, tuple[float, ...]]]]:
+        """Run the perturbations, and yield what ``finish`` makes of each: a tensor of ``size`` numbers."""
         if self._undecided:
             self._undecided = False
             self._try_reduced()
-        nothing = (0.0,) * len(kinds)
+        nothing = (0.0,) * size
         queue: list[tuple[_Pending, int]] = []
         ready: list[tuple[int, Tensor | tuple[float, ...]]] = []
         for index, perturbation in enumerate(perturbations):
@@ -211,14 +240,14 @@ class Scorer:
                 continue
             pending = _Pending(index, perturbation, touched, box)
             queue.extend((pending, patch) for patch in touched)
-            while len(queue) >= (size := self.batch_in_use):
-                ready += self._advance(queue[:size], kinds)
-                del queue[:size]
+            while len(queue) >= (batch := self.batch_in_use):
+                ready += self._advance(queue[:batch], finish)
+                del queue[:batch]
                 yield self._collect(ready)
         while queue:
-            size = self.batch_in_use
-            ready += self._advance(queue[:size], kinds)
-            del queue[:size]
+            batch = self.batch_in_use
+            ready += self._advance(queue[:batch], finish)
+            del queue[:batch]
             yield self._collect(ready)
         if ready:
             yield self._collect(ready)
@@ -277,7 +306,7 @@ class Scorer:
 
     @torch.inference_mode()
     def _advance(
-        self, jobs: list[tuple[_Pending, int]], kinds: Sequence[Score]
+        self, jobs: list[tuple[_Pending, int]], finish: Callable[[_Pending], Tensor]
     ) -> list[tuple[int, Tensor | tuple[float, ...]]]:
         """Run one batch of (perturbation, patch) jobs; returns the perturbations that it finishes."""
         output = self._batches.run([self._perturbed(self._patches[number].box, pending) for pending, number in jobs])
@@ -287,7 +316,7 @@ class Scorer:
             patch = self._patches[number]
             pending.changes[number] = (patch.read(logits) - patch.logits) * patch.weight
             if len(pending.changes) == len(pending.patches):
-                finished.append((pending.index, self._losses(pending, kinds)))
+                finished.append((pending.index, finish(pending)))
                 pending.content = None
         return finished
 
@@ -330,17 +359,21 @@ class Scorer:
             self._unperturbed[kind] = _Unperturbed(values, inside, total, score)
         return self._unperturbed[kind]
 
-    def _losses(self, pending: _Pending, kinds: Sequence[Score]) -> Tensor:
-        """What the changes of a perturbation cost, by each score; only the rows that they hold are looked at."""
+    def _changed(self, pending: _Pending) -> tuple[Tensor, Tensor]:
+        """Rows of the target that a perturbation's patches hold, and their logits (K, rows) with its changes."""
         if len(pending.patches) == 1:
             (number,) = pending.patches
             rows = self._patches[number].rows
-            logits = self._logits.index_select(1, rows) + pending.changes[number]
-        else:
-            rows, places = self._union(pending.patches)
-            logits = self._logits.index_select(1, rows)
-            for number, change in pending.changes.items():
-                logits.index_add_(1, places[number], change)
+            return rows, self._logits.index_select(1, rows) + pending.changes[number]
+        rows, places = self._union(pending.patches)
+        logits = self._logits.index_select(1, rows)
+        for number, change in pending.changes.items():
+            logits.index_add_(1, places[number], change)
+        return rows, logits
+
+    def _losses(self, pending: _Pending, kinds: Sequence[Score]) -> Tensor:
+        """What the changes of a perturbation cost, by each score; only the rows that they hold are looked at."""
+        rows, logits = self._changed(pending)
         reference, losses = self._reference.index_select(0, rows), []
         for kind in kinds:
             before = self._before(kind)
@@ -348,6 +381,33 @@ class Scorer:
             inside = before.inside + (moved * reference).sum()
             losses.append(before.score - score_of(kind, inside, before.total + moved.sum(), self._size))
         return torch.stack(losses)
+
+    def _effect(self, pending: _Pending, groups: Tensor | None, count: int) -> Tensor:
+        """Total, local, added and the loss of each group; see `XAICLIPLib.scoring.effect.Effect`."""
+        rows, logits = self._changed(pending)
+        before, reference = self._before(self.kind), self._reference.index_select(0, rows)
+        moved = self._values(self.kind, logits) - before.values.index_select(0, rows)
+        shares = -moved * share_of(self.kind, reference, before.score, before.total + moved.sum(), self._size)
+        hidden = self._hidden(pending, rows)
+        added = shares[(moved > 0) & ~reference].sum()
+        numbers = [shares.sum(), shares[hidden].sum(), added]
+        if groups is None:
+            return torch.stack(numbers)
+        landed = torch.zeros(count, dtype=shares.dtype, device=shares.device)
+        return torch.cat([torch.stack(numbers), landed.index_add(0, groups.index_select(0, rows), shares)])
+
+    def _hidden(self, pending: _Pending, rows: Tensor) -> Tensor:
+        """(rows,) bool: the target voxels whose own input the perturbation changes."""
+        assert pending.content is not None
+        here = (slice(None), *pending.box)
+        changed = (pending.content != self.volume[here]).any(0)
+        places = [axis.index_select(0, rows) - s.start for axis, s in zip(self._voxels, pending.box, strict=True)]
+        inside = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+        for place, size in zip(places, changed.shape, strict=True):
+            inside &= (place >= 0) & (place < size)
+        hidden = torch.zeros_like(inside)
+        hidden[inside] = changed[tuple(place[inside] for place in places)]
+        return hidden
 
     def _try_reduced(self) -> None:
         """Turn to half precision where it says of the most important perturbation what full precision says."""

@@ -52,6 +52,30 @@ def score_of(kind: Score, inside: Tensor, total: Tensor, size: Tensor | int) -> 
     return inside / size
 
 
+def share_of(kind: Score, reference: Tensor, score: float, total: Tensor, size: int) -> Tensor:
+    """What of a score each voxel's value carries, so that a loss is a sum over voxels.
+
+    A score lost is exactly the sum over the voxels of (value before - value after) times this; see
+    `XAICLIPLib.scoring.effect.Effect`.
+
+    Parameters
+    ----------
+    kind
+        The score.
+    reference
+        (n) bool.
+    score
+        Before the change.
+    total
+        Sum of all values after it.
+    size
+        Of the reference.
+    """
+    if kind in ("soft dice", "hard dice"):
+        return (2 * reference.to(total.dtype) - score) / (total + size)
+    return reference.to(total.dtype) / size
+
+
 def target_score(
     kind: Score, logits: Tensor, reference: Tensor, label: int | tuple[int, ...], activation: Activation
 ) -> Tensor:
