@@ -483,7 +483,7 @@ def summary(explanation: Explanation) -> str:
         lines += ["Checked:"] + [
             f"           {'passed' if not flag['raised'] else 'FAILED'}: {flag['sentence']}"
             for flag in record["reliability"]
-            if flag["name"] in ("like the null", "unstable")
+            if flag["name"] in ("like the null", "no more than the outline", "unstable")
         ]
     work = f"{sum(record['timings_s'].values()):.0f} s on {record['parameters']['device']}"
     work += f", {found['perturbations']} {captions.counted}"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from XAICLIPLib.errors import Cancelled
-from XAICLIPLib.evaluation.controls import centre_map, edge_map, random_map
+from XAICLIPLib.evaluation.controls import GRAIN_MM, OUTLINE, centre_map, edge_map, outline_maps, random_map
 from XAICLIPLib.evaluation.curves import DIRECTIONS, Curves, Faithfulness, removal_curves
 from XAICLIPLib.evaluation.metrics import Share, outside_share
 from XAICLIPLib.evaluation.reliability import Evidence
@@ -27,8 +27,9 @@ from XAICLIPLib.localization.region import Agreement
 POINTS = 5
 """Of each curve: from a thousandth of the region to all of it, each step removes 5.6 times what the one before did."""
 
-ORDERS = 4
-"""The map, chance, and two maps that know nothing of the network: the depth in the region, and edges of the scan."""
+ORDERS = 7
+"""The map, chance, and maps that know nothing of the network: what it draws (mask, depth and border), the middle of the
+region, and edges of the scan."""
 
 SURE = 2.0
 """Standard errors beyond which a value counts as an effect."""
@@ -43,7 +44,8 @@ class Checked:
     Attributes
     ----------
     faithfulness
-        Curves of the map beside those of chance, ``centre`` and ``edges``, over the voxels that were tried.
+        Curves of the map beside those of chance and of maps that know nothing, over the voxels that were tried; cubes
+        of 12 mm are removed as wholes, so that no map wins by scatter.
     stability
         Under noise in the input, from one noisy explanation.
     """
@@ -162,20 +164,21 @@ def _curves(
     spacing, shape = setting.spacing_mm, tuple(saliency.shape)
     where = last.probed().cpu() & setting.changeable.cpu()
     where = where if bool(where.any()) else setting.changeable.cpu()
-    orders: list[Callable[[], Tensor]] = [
-        lambda: saliency,
-        lambda: random_map(shape, spacing, seed),
-        lambda: centre_map(where, spacing),
-        lambda: edge_map(setting.volume, spacing),
-    ]
-    found: list[Curves] = []
-    for order in orders:
-        advance(PERTURBATIONS * len(found) // ORDERS)
+    controls = {
+        **outline_maps(setting.scorer.target.reference, spacing),
+        "centre": centre_map(where, spacing),
+        "edges": edge_map(setting.volume, spacing),
+    }
+    orders = {"map": saliency, "random": random_map(shape, spacing, seed), **controls}
+    curves: dict[str, Curves] = {}
+    for name, order in orders.items():
+        advance(PERTURBATIONS * len(curves) // ORDERS)
         if cancelled():
             raise Cancelled("The check was cancelled.")
-        found.append(removal_curves(setting.scorer, order(), spacing, where=where, count=POINTS, seed=seed))
-    own, random, centre, edges = found
-    return Faithfulness(own, (random,), {"centre": centre, "edges": edges})
+        curves[name] = removal_curves(
+            setting.scorer, order, spacing, where=where, count=POINTS, seed=seed, grain_mm=GRAIN_MM
+        )
+    return Faithfulness(curves["map"], (curves["random"],), {name: curves[name] for name in controls})
 
 
 def faithfulness_record(faithfulness: Faithfulness | None) -> dict[str, Any] | None:
@@ -190,6 +193,7 @@ def faithfulness_record(faithfulness: Faithfulness | None) -> dict[str, Any] | N
         "map": _curves_record(faithfulness.saliency),
         "controls": {name: _curves_record(curves) for name, curves in named.items()},
         "lead": {way: faithfulness.lead(way) for way in DIRECTIONS},
+        "lead_over_outline": {way: faithfulness.lead(way, controls=OUTLINE) for way in DIRECTIONS},
     }
 
 

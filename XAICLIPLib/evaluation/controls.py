@@ -22,6 +22,11 @@ from XAICLIPLib.errors import InputError
 Control = Literal["random", "smooth noise", "centre", "edges"]
 CONTROLS: tuple[Control, ...] = get_args(Control)
 
+OUTLINE = ("mask", "depth", "border", "centre")
+"""Controls made of outlines: of what the network draws (see `outline_maps`), and of the region (``centre``).
+
+To hide an organ removes it, and the whole score with it: a map that leads noise may still say no more than these."""
+
 GRAIN_MM = 12.0
 """Edge of the cubes that the random order removes, and how smooth the noise is.
 
@@ -93,6 +98,26 @@ def _to_border(inside: NDArray[np.bool_], spacing_mm: Spacing) -> NDArray[np.flo
     """Distance to the end of the volume, where all of it is inside."""
     padded: NDArray[np.float64] = distance_transform_edt(np.pad(inside, 1), sampling=spacing_mm)
     return padded[1:-1, 1:-1, 1:-1]
+
+
+def outline_maps(target: Tensor, spacing_mm: Spacing) -> dict[str, Tensor]:
+    """Maps made of the outline that everybody sees already, by name; see `OUTLINE`.
+
+    Parameters
+    ----------
+    target
+        (X, Y, Z) bool: what the network draws.
+    spacing_mm
+        Voxel size along X, Y and Z.
+
+    Returns
+    -------
+    dict
+        ``mask``: 1 inside; ``depth``: how deep a voxel lies inside, in mm, negative outside; ``border``: how near it
+        lies to the border. (X, Y, Z), float32.
+    """
+    depth = centre_map(target, spacing_mm)
+    return {"mask": target.cpu().float(), "depth": depth, "border": -depth.abs()}
 
 
 def edge_map(volume: Tensor, spacing_mm: Spacing, sigma_mm: float = EDGE_MM) -> Tensor:

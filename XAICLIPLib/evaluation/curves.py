@@ -12,7 +12,7 @@ W. Samek et al. "Evaluating the Visualization of What a Deep Neural Network Has 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -131,10 +131,16 @@ class Faithfulness:
             return None
         return (curve.area - chance) / span
 
-    def lead(self, direction: Direction, score: Score = "soft dice") -> float | None:
-        """The map's normalized area less that of the best control; at or below 0 the map is as good as none."""
+    def lead(
+        self, direction: Direction, score: Score = "soft dice", controls: Collection[str] | None = None
+    ) -> float | None:
+        """The map's normalized area less that of the best control; at or below 0 the map is as good as none.
+
+        ``controls`` names those that count; by default all do.
+        """
         own = self.normalized_area(direction, score)
-        others = [self.normalized_area(direction, score, name) for name in self.controls]
+        names = [name for name in self.controls if controls is None or name in controls]
+        others = [self.normalized_area(direction, score, name) for name in names]
         known = [value for value in others if value is not None]
         return None if own is None or len(known) < len(others) else own - max([0.0, *known])
 
@@ -151,6 +157,7 @@ def faithfulness(
     first_mm3: float = FIRST_MM3,
     random_orders: int = RANDOM_ORDERS,
     seed: int = 0,
+    grain_mm: float = 0.0,
 ) -> Faithfulness:
     """Deletion and insertion curves of a map, of random orders, and of other maps.
 
@@ -158,7 +165,7 @@ def faithfulness(
 
     Parameters
     ----------
-    scorer, saliency, spacing_mm, where, count, steps, first_mm3, seed
+    scorer, saliency, spacing_mm, where, count, steps, first_mm3, seed, grain_mm
         As in `removal_curves`.
     controls
         Maps that know nothing of the network, by name: see `XAICLIPLib.evaluation.controls`.
@@ -170,7 +177,15 @@ def faithfulness(
 
     def curves(order: Tensor) -> Curves:
         return removal_curves(
-            scorer, order, spacing_mm, where=where, count=count, steps=steps, first_mm3=first_mm3, seed=seed
+            scorer,
+            order,
+            spacing_mm,
+            where=where,
+            count=count,
+            steps=steps,
+            first_mm3=first_mm3,
+            seed=seed,
+            grain_mm=grain_mm,
         )
 
     shape = tuple(saliency.shape)
@@ -189,6 +204,7 @@ def removal_curves(
     first_mm3: float = FIRST_MM3,
     seed: int = 0,
     scores: Sequence[Score] = SCORES,
+    grain_mm: float = 0.0,
 ) -> Curves:
     """Deletion and insertion curves in the order of a map, the highest values first.
 
@@ -218,15 +234,23 @@ def removal_curves(
         Of how ties are broken.
     scores
         By what the target is scored.
+    grain_mm
+        Edge of the cubes that are removed as wholes, in the order of the map's mean over each; 0 removes voxel by
+        voxel. Scattered single voxels are an adversarial pattern, salt noise, which ruins a network long before a hole
+        of the same volume does: maps of different grain can be compared only at one grain.
 
     Raises
     ------
     InputError
         The map is not on the scorer's grid, or not finite, or nothing can be removed, or there is no step.
     """
-    ranks, order = removal_order(saliency, tuple(scorer.volume.shape[1:]), where, seed)
+    shape = tuple(scorer.volume.shape[1:])
+    cubes = cube_numbers(shape, spacing_mm, grain_mm) if grain_mm else None
+    ranks, order = removal_order(saliency, shape, where, seed, cubes)
     voxel_mm3 = math.prod(spacing_mm)
     amounts = step_sizes(len(order), count, steps, round(first_mm3 / voxel_mm3))
+    if cubes is not None:
+        amounts = whole_cubes(cubes.ravel()[order], amounts)
     known = _extents(order, ranks.shape, amounts)
     everything = len(order)
     device = scorer.volume.device
@@ -262,10 +286,31 @@ def removal_curves(
     )
 
 
+def cube_numbers(shape: tuple[int, ...], spacing_mm: Spacing, edge_mm: float) -> NDArray[np.int64]:
+    """(X, Y, Z): the number of the cube that each voxel lies in; the grid of cubes begins at the volume's corner."""
+    edges = [max(1, round(edge_mm / s)) for s in spacing_mm]
+    counts = [-(-n // e) for n, e in zip(shape, edges, strict=True)]
+    axes = np.ix_(*[np.arange(n) // e for n, e in zip(shape, edges, strict=True)])
+    return np.asarray((axes[0] * counts[1] + axes[1]) * counts[2] + axes[2], np.int64)
+
+
+def whole_cubes(cubes: NDArray[np.int64], amounts: Sequence[int]) -> list[int]:
+    """The amounts moved on to the end of the cube that each ends in; ``cubes`` has the cube of each voxel in order."""
+    ends = np.append(np.flatnonzero(np.diff(cubes)) + 1, len(cubes))
+    moved: list[int] = np.unique(ends[np.searchsorted(ends, amounts)]).tolist()
+    return moved
+
+
 def removal_order(
-    saliency: Tensor, shape: tuple[int, ...], where: Tensor | None = None, seed: int = 0
+    saliency: Tensor,
+    shape: tuple[int, ...],
+    where: Tensor | None = None,
+    seed: int = 0,
+    cubes: NDArray[np.int64] | None = None,
 ) -> tuple[Tensor, NDArray[np.int64]]:
     """In which order a map removes voxels: by falling value, ties by chance.
+
+    With ``cubes`` (X, Y, Z), the cube of each voxel, cubes go as wholes, by the mean of the map over their voxels.
 
     Returns
     -------
@@ -286,7 +331,16 @@ def removal_order(
     shuffled = np.random.default_rng(seed).permutation(allowed)
     if not np.isfinite(values[shuffled]).all():
         raise InputError("The saliency holds values that are not finite: no order follows from them.")
-    order = shuffled[np.argsort(-values[shuffled], kind="stable")]
+    keys = values[shuffled]
+    if cubes is not None:
+        numbers = cubes.ravel()[shuffled]
+        sums, sizes = np.bincount(numbers, keys.astype(np.float64)), np.bincount(numbers)
+        chance = np.random.default_rng(seed).permutation(len(sums))  # cubes of one value go one after the other
+        best = np.lexsort((chance, -sums / np.maximum(sizes, 1)))
+        place = np.empty(len(best), np.int64)
+        place[best] = np.arange(len(best))
+        keys = -place[numbers]
+    order = shuffled[np.argsort(-keys, kind="stable")]
     ranks = np.full(values.size, -1, np.int32)
     ranks[order] = np.arange(len(order), dtype=np.int32)
     return torch.from_numpy(ranks.reshape(shape)), order

@@ -13,6 +13,7 @@ FlagName = Literal[
     "mostly padding",
     "region disagrees",
     "like the null",
+    "no more than the outline",
     "not converged",
     "unstable",
     "leans outside",

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from XAICLIPLib.errors import InputError
+from XAICLIPLib.evaluation.controls import OUTLINE
 from XAICLIPLib.evaluation.curves import DIRECTIONS, Faithfulness
 from XAICLIPLib.evaluation.flags import Flag, FlagName, ordered
 from XAICLIPLib.evaluation.metrics import Share
@@ -40,6 +41,9 @@ LEAD = 0.1
 Noise of other seeds gets areas that scatter by a standard deviation of 0.05 to 0.15 in the planted-truth study
 (Testing/benchmarks/planted.py), where occlusion leads by 0.2 to 0.4; the best of several controls lies above chance
 already, and by that scatter once more a map could lead by luck."""
+
+OUTLINE_LEAD = 0.02
+"""Share of the way from random to ideal order by which a map must lead the best map made of the outline."""
 
 UNFAMILIAR = 0.5
 """Share of the body's voxels outside the network's intensity range: lungs, bowel gas and bone may lie outside it in any
@@ -120,6 +124,7 @@ def checks(evidence: Evidence) -> tuple[Flag, ...]:
         unfamiliar_spacing,
         region_disagrees,
         like_the_null,
+        no_more_than_the_outline,
         not_converged,
         unstable,
         leans_outside,
@@ -192,26 +197,63 @@ def not_converged(evidence: Evidence) -> Flag | None:
 
 
 def like_the_null(evidence: Evidence) -> Flag | None:
-    """Whether removing voxels in the map's order does hardly better than in that of a map that knows nothing.
+    """Whether removing tissue in the map's order does hardly better than in the order of noise or of edges.
 
     The value is the mean lead in deletion and insertion, by soft Dice.
     """
-    if evidence.faithfulness is None or not evidence.faithfulness.controls:
+    lead = _mean_lead(evidence, outline=False)
+    if lead is None:
         return None
-    leads = [lead for way in DIRECTIONS if (lead := evidence.faithfulness.lead(way)) is not None]
-    if not leads:
-        return None
-    lead = float(np.mean(leads))
     return _flag(
         "like the null",
         lead,
         LEAD,
         lead <= LEAD,
         f"The map explains the {evidence.name} no better than a picture that knows nothing of the network "
-        "(noise, edges or the middle of the region): do not read it.",
+        "(noise, or edges of the scan): do not read it.",
         f"Hiding what the map marks first destroys the {evidence.name} sooner, and showing it first restores it "
         "sooner, than in the order of pictures that know nothing of the network.",
     )
+
+
+def no_more_than_the_outline(evidence: Evidence) -> Flag | None:
+    """Whether the map leads what everybody sees already: what the network draws, its depth, its border, the region.
+
+    The value is the mean lead in deletion and insertion, by soft Dice. Where region and prediction disagree the map was
+    made elsewhere, and is not compared: `region_disagrees` says so.
+    """
+    lead = _mean_lead(evidence, outline=True)
+    if lead is None or (evidence.agreement is not None and evidence.agreement.recall < REGION_RECALL):
+        return None
+    if lead <= 0:
+        bad = (
+            f"The map says no more than the outline of the {evidence.name}: removing tissue in the order of the "
+            f"outline alone does better, by {-lead:.0%} of the way from chance to an ideal order."
+        )
+    else:
+        bad = (
+            f"The map says hardly more than the outline of the {evidence.name}: it leads the outline by {lead:.0%} of "
+            "the way from chance to an ideal order, which may be luck."
+        )
+    return _flag(
+        "no more than the outline",
+        lead,
+        OUTLINE_LEAD,
+        lead <= OUTLINE_LEAD,
+        bad,
+        f"The map says more than the outline of the {evidence.name}: it leads the best order made of the outline by "
+        f"{lead:.0%} of the way from chance to an ideal order.",
+    )
+
+
+def _mean_lead(evidence: Evidence, outline: bool) -> float | None:
+    """Mean lead in deletion and insertion over the controls that are made of outlines, or over the others."""
+    compared = evidence.faithfulness
+    if compared is None:
+        return None
+    names = [name for name in compared.controls if (name in OUTLINE) == outline]
+    leads = [lead for way in DIRECTIONS if (lead := compared.lead(way, controls=names)) is not None]
+    return float(np.mean(leads)) if names and leads else None
 
 
 def unstable(evidence: Evidence) -> Flag | None:

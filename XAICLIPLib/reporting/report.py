@@ -38,6 +38,7 @@ TITLES: Mapping[FlagName, str] = {
     "mostly padding": "Field of view",
     "region disagrees": "Region and drawing",
     "like the null": "Against maps that know nothing",
+    "no more than the outline": "Against the outline",
     "not converged": "Settled",
     "unstable": "Noise in the scan",
     "leans outside": "Place of the effect",

@@ -63,7 +63,7 @@ def test_a_map_of_nothing_is_found_out(known: dict[str, Any]) -> None:
 
 def test_the_record_holds_curves_areas_and_controls(known: dict[str, Any]) -> None:
     found = known["result"].record["faithfulness"]
-    assert set(found["controls"]) == {"random", "centre", "edges"}
+    assert set(found["controls"]) == {"random", "mask", "depth", "border", "centre", "edges"}
     assert len(found["volumes_mm3"]) == assessment.POINTS == len(found["map"]["deletion"]["scores"])
     assert found["map"]["deletion"]["area"] < found["controls"]["random"]["deletion"]["area"]
     assert found["map"]["deletion"]["scores"][-1] == pytest.approx(0, abs=0.05), "all is hidden"

@@ -15,10 +15,12 @@ from XAICLIPLib.errors import InputError
 from XAICLIPLib.evaluation.curves import (
     Curve,
     Steps,
+    cube_numbers,
     faithfulness,
     removal_curves,
     removal_order,
     step_sizes,
+    whole_cubes,
 )
 from XAICLIPLib.scoring.scorer import Scorer
 from XAICLIPLib.scoring.scores import target_score
@@ -174,3 +176,42 @@ def test_unusable_input_is_named(case: Case, saliency: Tensor) -> None:
         removal_curves(scorer, saliency, SPACING, count=1)
     with pytest.raises(InputError, match="random_orders"):
         faithfulness(scorer, saliency, SPACING, random_orders=0)
+
+
+def test_cubes_go_as_wholes_by_the_mean_of_the_map() -> None:
+    rng = np.random.default_rng(0)
+    values = torch.from_numpy(rng.random((13, 10, 8)).astype(np.float32))
+    inside = torch.ones(values.shape, dtype=torch.bool)
+    inside[:3] = False
+    cubes = cube_numbers(tuple(values.shape), (3.0, 2.0, 4.0), 12.0)  # 4 × 6 × 3 voxels
+    assert cubes.max() + 1 == 4 * 2 * 3
+    ranks, order = removal_order(values, tuple(values.shape), inside, 0, cubes)
+    assert bool((ranks[~inside] == -1).all())
+    gone = cubes.ravel()[order]
+    first = np.flatnonzero(np.diff(gone, prepend=-1))
+    assert len(first) == len(np.unique(gone)), "each cube goes as one"
+    means = [float(values[inside & torch.from_numpy(cubes == number)].mean()) for number in gone[first]]
+    assert means == sorted(means, reverse=True)
+    amounts = whole_cubes(gone, [1, 5, 100, len(order)])
+    assert set(amounts) <= {*first[1:].tolist(), len(order)}
+    assert amounts[0] == first[1] and amounts[-1] == len(order)
+
+
+def test_scatter_wins_nothing_where_cubes_go_as_wholes(case: Case) -> None:
+    """The same values, shuffled within each cube, give the same curves."""
+    scorer = case.scorer()
+    shape = SHAPE
+    values = torch.from_numpy(np.random.default_rng(1).random(shape).astype(np.float32))
+    cubes = cube_numbers(shape, (1.0, 1.0, 1.0), 4.0)
+    shuffled = values.numpy().copy().ravel()
+    for number in np.unique(cubes):
+        places = np.flatnonzero(cubes.ravel() == number)
+        shuffled[places] = np.random.default_rng(int(number)).permutation(shuffled[places])
+    told = {"count": 4, "first_mm3": 64.0}
+    both = [
+        removal_curves(scorer, order, (1.0, 1.0, 1.0), grain_mm=4.0, **told)  # type: ignore[arg-type]
+        for order in (values, torch.from_numpy(shuffled.reshape(shape)))
+    ]
+    assert both[0].gap() == pytest.approx(both[1].gap(), abs=1e-6)
+    fine = removal_curves(scorer, torch.from_numpy(shuffled.reshape(shape)), (1.0, 1.0, 1.0), **told)  # type: ignore[arg-type]
+    assert fine.gap() != pytest.approx(both[0].gap(), abs=1e-6)

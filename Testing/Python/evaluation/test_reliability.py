@@ -26,8 +26,9 @@ def curves(height: float) -> Curves:
     return Curves({"soft dice": deletion}, {"soft dice": insertion})
 
 
-def compared(own: float, null: float) -> Faithfulness:
-    return Faithfulness(curves(own), (curves(0.8),), {"edges": curves(null), "centre": curves(0.9)})
+def compared(own: float, null: float, outline: float = 0.9) -> Faithfulness:
+    controls = {"edges": curves(null), "centre": curves(0.9), "mask": curves(outline), "depth": curves(outline + 0.02)}
+    return Faithfulness(curves(own), (curves(0.8),), controls)
 
 
 GOOD = Evidence(
@@ -47,6 +48,7 @@ BAD: dict[FlagName, tuple[dict[str, Any], float]] = {
     "region disagrees": ({"agreement": Agreement(0.1, 0.2, 90.0)}, 0.2),
     "leans outside": ({"outside": Share(0.8, 0.9)}, 0.8),
     "not converged": ({"standard_error": np.full(3, 0.9)}, 0.9 / np.sqrt(0.75)),
+    "no more than the outline": ({"faithfulness": compared(0.3, 0.6, outline=0.2)}, -0.1 / 0.7),
     "like the null": ({"faithfulness": compared(0.58, 0.6)}, 0.02 / 0.7),
     "unstable": ({"stability": Stability(0.7, 0.5, 0.6, 4)}, 0.7),
     "unfamiliar intensities": ({"body_intensities": np.linspace(0, 1000, 101)}, 0.75),
@@ -78,7 +80,8 @@ def test_what_is_not_known_is_not_flagged() -> None:
 
 def test_all_flags_come_in_one_order() -> None:
     worst = dataclasses.replace(GOOD, **{key: value for changed, _ in BAD.values() for key, value in changed.items()})
-    assert {flag.name for flag in flags(worst)} == set(BAD)
+    # Where the region lies elsewhere the map is not compared with the outline.
+    assert {flag.name for flag in flags(worst)} == set(BAD) - {"no more than the outline"}
     assert flags(worst)[0].name == "unfamiliar intensities"
 
 
@@ -117,3 +120,24 @@ def test_a_check_that_passes_says_so_with_its_number() -> None:
     said = next(flag for flag in made if flag.name == "region disagrees")
     assert (said.value, said.threshold) == (0.97, 0.5) and "97%" in said.sentence
     assert checks(Evidence("liver")) == ()
+
+
+def test_the_outline_is_told_by_how_much_it_is_ahead_or_behind() -> None:
+    def sentence(own: float, outline: float, **changed: Any) -> tuple[str, bool]:
+        evidence = dataclasses.replace(GOOD, faithfulness=compared(own, 0.6, outline), **changed)
+        (flag,) = [f for f in checks(evidence) if f.name == "no more than the outline"]
+        return flag.sentence, flag.raised
+
+    behind, raised = sentence(0.37, 0.3)
+    assert raised and "no more than the outline" in behind and "10%" in behind
+    close, raised = sentence(0.3, 0.307)
+    assert raised and "hardly more" in close
+    ahead, raised = sentence(0.3, 0.37)
+    assert not raised and "leads the best order made of the outline by 10%" in ahead
+    apart = dataclasses.replace(GOOD, agreement=Agreement(0.0, 0.1, 80.0))
+    assert {"no more than the outline", "region disagrees"} & {f.name for f in checks(apart)} == {"region disagrees"}
+
+
+def test_a_map_that_leads_noise_and_not_the_outline_fails_that_check_alone() -> None:
+    evidence = dataclasses.replace(GOOD, faithfulness=compared(0.3, 0.6, outline=0.25))
+    assert [flag.name for flag in flags(evidence)] == ["no more than the outline"]
