@@ -46,27 +46,42 @@ class Subject:
     image: sitk.Image
     prediction: Prediction
     name: str
-    reference: Tensor
-    region: Tensor
-    changeable: Tensor
-    scorer: Scorer
+    setting: Setting
     volume_ml: float
+
+    @property
+    def scorer(self) -> Scorer:
+        """Of perturbations."""
+        return self.setting.scorer
+
+    @property
+    def reference(self) -> Tensor:
+        """(X, Y, Z) bool: the structure as predicted."""
+        return self.scorer.target.reference
+
+    @property
+    def region(self) -> Tensor:
+        """(X, Y, Z) bool: where perturbations are made."""
+        return self.setting.region
+
+    @property
+    def changeable(self) -> Tensor:
+        """(X, Y, Z) bool: the voxels that they can change."""
+        return self.setting.changeable
 
     @classmethod
     def of(cls, image: sitk.Image, prediction: Prediction, name: str, guided: bool = True) -> Subject:
         """The structure as the shipped network draws it, in the region that the shipped localizer finds."""
         segmenter, structure, prepared = prediction.segmenter, anatomy.structure(name), prediction.prepared
         target = make_target(name, tuple(anatomy.match_label(structure, segmenter.labels)), None, prediction)
-        reference = target.reference
-        mask = imaging.resample_labels(prepared.as_image(reference), image)
+        mask = imaging.resample_labels(prepared.as_image(target.reference), image)
         region = None
         if guided:
             localizer = catalogue.load_localizer(None, CPU)
             probability = localizer.locate(image, structure, imaging.guess_modality(image))
             region = guided_region(image, probability, mask, name, threshold=localizer.threshold).mask
         setting = Setting.of(prediction, prediction.decision(), target, image, region)
-        volume_ml = imaging.volume_ml(mask)
-        return cls(image, prediction, name, reference, setting.region, setting.changeable, setting.scorer, volume_ml)
+        return cls(image, prediction, name, setting, imaging.volume_ml(mask))
 
 
 def shipped_prediction(image: sitk.Image) -> Prediction:

@@ -20,6 +20,7 @@ FILES = (
     "rise",
     "lime",
     "structures",
+    "owen_gradients",
     "integrated_gradients",
     "seg_grad_cam",
 )

@@ -1,0 +1,105 @@
+"""Owen gradients: they add up, credit what is known to count, and nothing where nothing counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from planted import CUE, SHAPE, Blind, Planted, planted_scorer
+from torch import Tensor, nn
+
+from Testing.Python.scoring.test_scorer import make_case, segresnet
+from XAICLIPLib.errors import InputError
+from XAICLIPLib.explainers.base import Estimate, final
+from XAICLIPLib.explainers.owen_gradients import owen_gradients
+from XAICLIPLib.scoring.scorer import Scorer
+
+SPACING = (1.0, 1.0, 1.0)
+
+
+def explained(scorer: Scorer, **options: Any) -> Estimate:
+    everywhere = torch.ones(scorer.volume.shape[1:], dtype=torch.bool)
+    told: dict[str, Any] = {"detail_mm": 1.0, "steps": 12, **options}
+    return final(owen_gradients(scorer, scorer.target.reference, everywhere, SPACING, **told))
+
+
+def test_organ_and_context_get_their_owen_values() -> None:
+    """Each union gets the mean of what it adds alone and what it adds to the other: by scores, without gradients."""
+    scorer = make_case(segresnet, (30, 26, 21), (12.0, 12.0, 10.0)).scorer()
+    organ = scorer.target.reference
+    baseline = scorer.baseline
+    assert isinstance(baseline, Tensor)
+
+    def score(shown: Tensor) -> float:
+        return scorer.differentiable_score(torch.where(shown, scorer.volume, baseline))
+
+    both, nothing = score(torch.ones_like(organ)), score(torch.zeros_like(organ))
+    expected = (both - score(~organ) + score(organ) - nothing) / 2, (both - score(organ) + score(~organ) - nothing) / 2
+    findings = explained(scorer, steps=24).findings()
+    assert (findings["credit_of_organ"], findings["credit_of_context"]) == pytest.approx(expected, abs=2e-3)
+    assert findings["completeness_gap"] < 2e-3
+    assert findings["score_change"] == pytest.approx(both - nothing, abs=1e-6)
+    assert min(abs(value) for value in expected) > 0.01, "both count, or the comparison says nothing"
+
+
+def test_with_a_detail_of_one_voxel_the_map_adds_up() -> None:
+    estimate = explained(make_case(segresnet, (24, 22, 18), (12.0, 11.0, 9.0)).scorer())
+    findings = estimate.findings()
+    total = findings["credit_of_organ"] + findings["credit_of_context"]
+    assert float(estimate.saliency().sum(dtype=torch.float64)) == pytest.approx(total, abs=1e-5)
+
+
+def test_a_distant_cue_gets_all_the_credit() -> None:
+    """The network draws by a cue beside the target alone: what is in the organ earns little, the cue most."""
+    estimate = explained(planted_scorer(Planted()), detail_mm=3.0)
+    saliency, cue = estimate.saliency(), torch.zeros(SHAPE, dtype=torch.bool)
+    cue[CUE] = True
+    best = np.unravel_index(int(saliency.argmax()), SHAPE)
+    near = [s.start - 1 <= i <= s.stop for s, i in zip(CUE, best, strict=True)]
+    assert all(near)
+    findings = estimate.findings()
+    assert findings["credit_of_context"] > 10 * abs(findings["credit_of_organ"])
+
+
+def test_a_network_that_ignores_its_input_gets_no_map() -> None:
+    estimate = explained(planted_scorer(Blind()))
+    assert float(estimate.saliency().abs().max()) == 0
+    assert estimate.findings()["score_change"] == 0
+
+
+class OneVoxel(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv3d(1, 2, 1)
+        self.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = 4 * self.layer(x)
+        return logits
+
+
+def test_a_network_that_looks_at_single_voxels_credits_the_scored_ones_alone() -> None:
+    case = make_case(OneVoxel, (24, 22, 18), (12.0, 11.0, 9.0))
+    saliency = explained(case.scorer()).saliency()
+    assert float(saliency[~case.target.voxels].abs().max()) == 0
+    assert float(saliency[case.target.voxels].abs().max()) > 0
+
+
+def test_running_estimates_are_on_the_scale_of_the_last() -> None:
+    scorer = make_case(segresnet, (24, 22, 18), (12.0, 11.0, 9.0)).scorer()
+    everywhere = torch.ones(scorer.volume.shape[1:], dtype=torch.bool)
+    sizes = [
+        float(estimate.saliency().abs().sum())
+        for estimate in owen_gradients(scorer, scorer.target.reference, everywhere, SPACING, detail_mm=4.0, steps=6)
+    ]
+    assert len(sizes) == 24
+    assert 0.3 < sizes[3] / sizes[-1] < 3
+
+
+def test_a_baseline_for_each_place_is_refused() -> None:
+    scorer = planted_scorer(Planted())
+    scorer.baseline = lambda box, strength: torch.zeros(1)
+    with pytest.raises(InputError, match="choose the baseline air, mean or blur"):
+        explained(scorer)

@@ -1,0 +1,190 @@
+"""Which map says more than the outline: every method on real organs, beside the controls, at one anatomical scale.
+
+Cubes of 12 mm are removed (deletion) and shown (insertion) as wholes, in the order of each map: everywhere (``whole``),
+within what the network draws (``within``: which part of the organ carries it?), and outside it (``outside``: which
+context?). The figure is the area of insertion less that of deletion, over the logarithm of the volume; high is good.
+The outline's controls stand beside the methods, and the lead is that over the better one of mask and depth.
+
+Choices are made on the subjects 18 and 19 (``--subjects 18,19``); the table in ``EXPLAINERS.md`` is of 20 to 23 and of
+the CT of another source. Results are kept in ``--work`` and the program goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from setting import CPU, Subject, arguments
+from torch import Tensor
+
+from XAICLIPLib import imaging
+from XAICLIPLib.errors import InputError
+from XAICLIPLib.evaluation.controls import GRAIN_MM, centre_map, outline_maps, random_map
+from XAICLIPLib.evaluation.curves import removal_curves
+from XAICLIPLib.explainers import methods
+from XAICLIPLib.explainers.base import final
+from XAICLIPLib.explainers.setting import Setting
+from XAICLIPLib.models import catalogue
+from XAICLIPLib.segmentation.prediction import predict
+
+ORGANS = ("spleen", "left kidney", "right kidney", "liver", "pancreas")
+POINTS = 8
+DOMAINS = ("whole", "within", "outside")
+OUTLINE = ("mask", "depth")
+
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "occlusion": ("occlusion", {}),
+    "owen-gradients": ("owen-gradients", {}),
+    "integrated-gradients": ("integrated-gradients", {"steps": 16}),
+}
+"""Named as in the table: method and parameters."""
+
+
+def scans(data: Path, subjects: str) -> Iterator[tuple[str, Path]]:
+    """Name and file of each scan."""
+    for subject in subjects.split(","):
+        if subject == "totalseg":
+            yield "totalseg", data / "totalseg" / "example_ct.nii.gz"
+        else:
+            yield subject, data / "abdomen_ct" / f"abdomen_{subject}_image.nii.gz"
+
+
+def controls(setting: Setting, domain: str, where: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """Maps that know nothing of the network's reasons."""
+    spacing, shape = setting.spacing_mm, tuple(where.shape)
+    maps: dict[str, Callable[[], Tensor]] = {"random": lambda: random_map(shape, spacing, 7)}
+    outline = outline_maps(setting.scorer.target.reference, spacing)
+    maps["depth"] = lambda: outline["depth"]  # outside: how near to the organ
+    maps["border"] = lambda: outline["border"]
+    if domain == "whole":
+        maps["mask"] = lambda: outline["mask"]
+    if domain == "within":
+        maps["middle"] = lambda: centre_map(where, spacing)
+    return maps
+
+
+def main() -> int:
+    """Measure what is missing, and print the table."""
+    parser = arguments(__doc__)
+    parser.add_argument("--subjects", default="20,21,22,23,totalseg")
+    parser.add_argument("--organs", default="spleen,left kidney")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--domains", default=",".join(DOMAINS))
+    parser.add_argument("--model", help="another network than the one that ships")
+    parser.add_argument("--work", type=Path, default=Path("results/leaderboard"))
+    parser.add_argument("--table", action="store_true", help="print the table of what is there, and measure nothing")
+    options = parser.parse_args()
+    torch.set_flush_denormal(True)
+    options.work.mkdir(parents=True, exist_ok=True)
+    if not options.table:
+        for name, path in scans(options.data, options.subjects):
+            if not path.is_file():
+                print(f"Skipped: {path} is not here.", file=sys.stderr)
+                continue
+            measure_scan(name, path, options)
+    print(table(options.work))
+    return 0
+
+
+def measure_scan(scan: str, path: Path, options: Any) -> None:
+    """Measure all organs of a scan, each map into a file of its own."""
+    image = imaging.read_volume(path)
+    segmenter = catalogue.load_segmenter(options.model, CPU)
+    prediction = predict(segmenter, image, CPU)
+    for organ in options.organs.split(","):
+        try:
+            subject = Subject.of(image, prediction, organ)
+        except InputError as error:
+            print(f"{scan}, {organ}: {error}", file=sys.stderr)
+            continue
+        setting = subject.setting
+        reference = setting.scorer.target.reference & setting.changeable
+        fields = {"whole": setting.changeable, "within": reference, "outside": setting.changeable & ~reference}
+        maps = dict.fromkeys(options.methods.split(","))
+        kept: dict[str, Tensor] = {}
+        for domain in options.domains.split(","):
+            makers = controls(setting, domain, fields[domain])
+            for name in [*makers, *maps]:
+                file = options.work / f"{segmenter.name}_{scan}_{organ.replace(' ', '-')}_{domain}_{name}.json"
+                if file.is_file():
+                    continue
+                cost: dict[str, float] = {}
+                if name in makers:
+                    values = makers[name]()
+                else:
+                    values, cost = saliency_of(name, setting, subject.volume_ml, kept)
+                began = time.perf_counter()
+                curves = removal_curves(
+                    setting.scorer,
+                    values,
+                    setting.spacing_mm,
+                    where=fields[domain],
+                    count=POINTS,
+                    grain_mm=GRAIN_MM,
+                    scores=("soft dice",),
+                )
+                row = {
+                    "network": segmenter.name,
+                    "scan": scan,
+                    "organ": organ,
+                    "domain": domain,
+                    "map": name,
+                    "gap": curves.gap(),
+                    "deletion": curves.deletion["soft dice"].area,
+                    "insertion": curves.insertion["soft dice"].area,
+                    "ideal": curves.insertion["soft dice"].ideal - curves.deletion["soft dice"].ideal,
+                    **cost,
+                }
+                file.write_text(json.dumps(row), encoding="utf-8")
+                print(f"{scan}, {organ}, {domain}, {name}: {row['gap']:+.3f} ({time.perf_counter() - began:.0f} s)")
+
+
+def saliency_of(
+    name: str, setting: Setting, volume_ml: float, kept: dict[str, Tensor]
+) -> tuple[Tensor, dict[str, float]]:
+    """The map of a method and what it cost; made once for all domains."""
+    if name in kept:
+        return kept[name], {}
+    method, parameters = METHODS[name]
+    before, began = setting.scorer.forwards, time.perf_counter()
+    last = final(methods.method(method, **parameters).sized_for(volume_ml).estimates(setting, 0))
+    kept[name] = last.saliency()
+    return kept[name], {
+        "seconds": round(time.perf_counter() - began, 1),
+        "patches": setting.scorer.forwards - before,
+        "gradients": last.done if "gradients" in name else 0,
+    }
+
+
+def table(work: Path) -> str:
+    """The rows as Markdown: the mean over cases of each map, and its lead over the better of mask and depth."""
+    rows = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(work.glob("*.json"))]
+    lines = []
+    for domain in DOMAINS:
+        here = [row for row in rows if row["domain"] == domain]
+        cases = sorted({(r["network"], r["organ"], r["scan"]) for r in here})
+        by = {(r["network"], r["organ"], r["scan"], r["map"]): r["gap"] for r in here}
+        if not cases:
+            continue
+        names = sorted({r["map"] for r in here})
+        best = {case: max(by.get((*case, name), -9.0) for name in OUTLINE) for case in cases}
+        lines += [f"\n**{domain}**: insertion less deletion, and lead over the better of mask and depth\n"]
+        lines += ["| map | " + " | ".join(f"{o}, {s}" for _, o, s in cases) + " | mean lead | wins |"]
+        lines += ["| --- |" + " ---: |" * (len(cases) + 2)]
+        for name in names:
+            values = [by.get((*case, name)) for case in cases]
+            leads = [v - best[c] for v, c in zip(values, cases, strict=True) if v is not None]
+            shown = [" " if v is None else f"{v:+.3f}" for v in values]
+            wins = f"{sum(lead > 0 for lead in leads)} of {len(leads)}"
+            lines.append(f"| {name} | " + " | ".join(shown) + f" | {np.mean(leads):+.3f} | {wins} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
