@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import pickle
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,12 +18,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from XAICLIPLib.errors import InputError
+from XAICLIPLib.errors import InputError, reason
+from XAICLIPLib.localization.tokenizer import CONFIGURATION as TOKENIZER_CONFIGURATION
+from XAICLIPLib.localization.tokenizer import FILES, read_tokenizer
+from XAICLIPLib.localization.towers import (
+    CONFIGURATION,
+    checked_model,
+    checked_preprocessing,
+    read_configuration,
+    read_text_tower,
+    refuse_code,
+    repository,
+)
 from XAICLIPLib.system.checksums import sha256
 from XAICLIPLib.system.torchvision_operators import import_without_operators
+from XAICLIPLib.system.weights import read_plain
 
 PROMPTS_FILE = "prompts.safetensors"
 """In a localizer's folder: its learned prompts, which are then used without being asked for."""
+
+HUB = "hf-hub:"
+"""Before the id of a model that is downloaded from the Hugging Face hub on first use."""
 
 
 def import_open_clip() -> ModuleType:
@@ -86,54 +104,22 @@ def load_model(source: str | Path, device: torch.device) -> ImageTextModel:
     """
     open_clip = import_open_clip()
     text = name = str(source)
-    tag: str | None = None
     folder: Path | None = None
-    weights: Path | None = None
-    config: dict[str, Any] = {}
-    if text.startswith("hf-hub:"):
-        identifier = text
-    elif text.startswith("local-dir:") or Path(text).is_dir():
+    if text.startswith("local-dir:") or (Path(text).is_dir() and not text.startswith(HUB)):
         folder = Path(text.removeprefix("local-dir:"))
-        name, identifier = folder.resolve().name, f"local-dir:{folder}"
-        config, weights = _check_folder(folder)
+        name, files = folder.resolve().name, _in_folder(folder)
     else:
-        identifier, _, tag = text.partition(":")
-        if identifier not in open_clip.list_models():
-            raise InputError(
-                f"There is no localizer {text}: give a folder with open_clip_config.json and its weights, "
-                "hf-hub:OWNER/NAME, or a name of `xaiclip models`."
-            )
-        if tag not in open_clip.list_pretrained_tags_by_model(identifier):
-            known = ", ".join(open_clip.list_pretrained_tags_by_model(identifier))
-            if not known:
-                raise InputError(f"open_clip has no weights for {identifier}: choose another localizer.")
-            raise InputError(
-                f"The localizer {identifier} needs the name of its weights after a colon, one of: {known}."
-            )
+        files = _from_hub(open_clip, text) if text.startswith(HUB) else _of_list(open_clip, text)
     try:
         with _quiet():
-            if weights is None:
-                _refuse_code_of_hub(open_clip, identifier)
-                model = open_clip.create_model(identifier, pretrained=tag, device=device, require_pretrained=True)
-            else:
-                # In two steps, so that it is this file that is loaded (and its checksum that is recorded).
-                assert folder is not None
-                model = open_clip.create_model(
-                    identifier,
-                    device=device,
-                    load_weights=False,
-                    pretrained_text=False,
-                    text_cfg=local_text_config(folder, config),
-                )
-                open_clip.load_checkpoint(model, str(weights), strict=True, weights_only=True)
-            tokenize = (
-                _tokenizer(open_clip, identifier) if folder is None else _local_tokenizer(open_clip, folder, config)
-            )
-        side, mean, std = _preprocessing(model)
+            model = _build(open_clip, files).to(device)
+            _load_weights(open_clip, model, files.weights)
+            tokenize = _tokenizer(open_clip, files)
+        side, mean, std = _preprocessing(model, files.preprocessing)
     except InputError:
         raise
     except Exception as error:  # open_clip, huggingface_hub, safetensors and timm each raise their own
-        raise InputError(f"The localizer {text} does not load: {_reason(error, weights)}") from error
+        raise InputError(f"The localizer {text} does not load: {_reason(error, files.weights)}") from error
     return ImageTextModel(
         name=name,
         model=model.eval(),
@@ -142,7 +128,7 @@ def load_model(source: str | Path, device: torch.device) -> ImageTextModel:
         mean=mean,
         std=std,
         device=device,
-        checksum=sha256(weights) if weights else "",
+        checksum=sha256(files.weights) if folder is not None else "",
         folder=folder,
     )
 
@@ -170,36 +156,215 @@ def _quiet() -> Iterator[None]:
         root.removeFilter(other)
 
 
-def _reason(error: Exception, weights: Path | None) -> str:
-    """Why a model does not load, and the way out where it is the network or a file that is not to be trusted."""
-    told = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, pickle.UnpicklingError) and weights:  # PyTorch's own advice is to trust the file
+def _reason(error: Exception, weights: Path) -> str:
+    """Why a model does not load, and the way out where it is a file that is not to be trusted."""
+    if isinstance(error, pickle.UnpicklingError):  # PyTorch's own advice is to trust the file
         return f"{weights.name} is damaged or holds more than tensors; convert it to .safetensors."
-    if "Failed to download" in told or "Required pretrained weights" in told:
-        return (
-            "its files are not on this machine and cannot be downloaded. Check the name and the connection, or give a "
-            "folder with open_clip_config.json and weights."
+    return reason(error, 300)
+
+
+# --- where a model's files are
+
+
+@dataclass(frozen=True)
+class _Files:
+    """What a model is made of, whether it came as a folder, from the hub or from open_clip's list.
+
+    Attributes
+    ----------
+    called
+        What messages call it.
+    model, preprocessing
+        Its configuration, checked.
+    weights
+        The file.
+    beside
+        From the name of a repository and of a file in it to where that lies; None where it is not there.
+    in_folder
+        Whether all of it must be in a folder of this machine.
+    """
+
+    called: str
+    model: dict[str, Any]
+    preprocessing: dict[str, Any]
+    weights: Path
+    beside: Callable[[str, str], Path | None]
+    in_folder: bool = False
+
+    def name_of(self, repository: str, place: Path) -> str:
+        """What a message calls a file: the hub's cache is nothing that a person knows."""
+        return str(place) if self.in_folder else f"{place.name} of {repository}"
+
+
+def _in_folder(folder: Path) -> _Files:
+    """A model's folder, with all that it needs."""
+    model, preprocessing = read_configuration(folder / CONFIGURATION, str(folder))
+    weights = _weights(folder)
+    if weights is None:
+        raise InputError(
+            f"The localizer {folder} has no weights: put a .safetensors, .bin or .pth file beside {CONFIGURATION}."
         )
-    return f"{told[:300]}{'...' if len(told) > 300 else ''}"
+
+    def beside(repository: str, file: str) -> Path | None:
+        # In a folder of that name, or in the model's own.
+        return next((place / file for place in (folder / repository, folder) if (place / file).is_file()), None)
+
+    return _Files(str(folder), model, preprocessing, weights, beside, in_folder=True)
 
 
-def _tokenizer(open_clip: ModuleType, identifier: str) -> Callable[[list[str]], Tensor]:
-    """The model's tokenizer, without any code that its configuration asks `transformers` to trust."""
-    config = open_clip.get_model_config(identifier) or {}
-    from_hub = bool(config.get("text_cfg", {}).get("hf_tokenizer_name"))
-    kwargs = {"trust_remote_code": False} if from_hub else {}
-    tokenize: Callable[[list[str]], Tensor] = open_clip.get_tokenizer(identifier, **kwargs)
-    return tokenize
+def _from_hub(open_clip: ModuleType, text: str) -> _Files:
+    """A model of the Hugging Face hub."""
+    try:
+        identifier = repository(text.removeprefix(HUB))
+    except ValueError:
+        raise InputError(f"There is no localizer {text}: give {HUB}OWNER/NAME.") from None
+    place = _fetched(lambda: open_clip.pretrained.download_pretrained_from_hf(identifier, filename=CONFIGURATION), text)
+    model, preprocessing = read_configuration(place, text)
+    weights = _fetched(lambda: open_clip.pretrained.download_pretrained_from_hf(identifier), text)
+    return _Files(text, model, preprocessing, weights, partial(_beside_on_hub, text))
 
 
-def _preprocessing(model: Any) -> tuple[int, tuple[float, float, float], tuple[float, float, float]]:
+def _of_list(open_clip: ModuleType, text: str) -> _Files:
+    """A pair of open_clip's own list, ``NAME:TAG``."""
+    name, _, tag = text.partition(":")
+    if name not in open_clip.list_models():
+        raise InputError(
+            f"There is no localizer {text}: give a folder with {CONFIGURATION} and its weights, "
+            f"{HUB}OWNER/NAME, or a name of `xaiclip models`."
+        )
+    known = ", ".join(open_clip.list_pretrained_tags_by_model(name))
+    if not known:
+        raise InputError(f"open_clip has no weights for {name}: choose another localizer.")
+    listed = open_clip.get_pretrained_cfg(name, tag) if tag else None
+    if not listed:
+        raise InputError(f"The localizer {name} needs the name of its weights after a colon, one of: {known}.")
+    model = checked_model(open_clip.get_model_config(name), text)
+    preprocessing = checked_preprocessing({key: listed[key] for key in ("mean", "std") if listed.get(key)}, text)
+    weights = _fetched(lambda: open_clip.pretrained.download_pretrained(listed), text)
+    return _Files(text, model, preprocessing, weights, partial(_beside_on_hub, text))
+
+
+def _fetched(fetch: Callable[[], Any], text: str) -> Path:
+    """A file that a library downloads on first use."""
+    try:
+        with _quiet():
+            return Path(fetch())
+    except Exception as error:  # each library raises its own
+        raise _not_here(text) from error
+
+
+def _not_here(text: str) -> InputError:
+    return InputError(
+        f"The localizer {text} does not load: its files are not on this machine and cannot be downloaded. Check the "
+        f"name and the connection, or give a folder with {CONFIGURATION} and weights."
+    )
+
+
+def _beside_on_hub(text: str, repository: str, file: str) -> Path | None:
+    """A file of a repository of the hub; None where that has none of this name."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(repository, file))
+    except EntryNotFoundError:  # of the hub, or of what is on this machine where the hub cannot be asked
+        return None
+    except Exception as error:  # no such repository, no right to read it
+        raise _not_here(text) from error
+
+
+# --- what is made of them
+
+
+def _build(open_clip: ModuleType, files: _Files) -> Any:
+    """The network, of which the weights are still random."""
+    model = deepcopy(files.model)  # open_clip takes it apart
+    text = model["text_cfg"]
+    of_transformers = "hf_model_name" in text
+    custom = model.pop("custom_text", False) or of_transformers
+    kind = open_clip.CLIP if not custom else open_clip.CoCa if "multimodal_cfg" in model else open_clip.CustomTextCLIP
+    if not text.get("hf_model_name"):
+        return kind(**model)
+    place = files.beside(text["hf_model_name"], "config.json")
+    if place is None:
+        raise _lacking(files, "architecture of its text", text["hf_model_name"], "config.json")
+    with tempfile.TemporaryDirectory(prefix="xaiclip-tower-") as made:
+        # Only what was read and checked: open_clip hands transformers a folder, which may hold much else.
+        tower = read_text_tower(place, files.called, files.name_of(text["hf_model_name"], place))
+        (Path(made) / "config.json").write_text(json.dumps(tower), encoding="utf-8")
+        text["hf_model_name"] = made
+        return kind(**model)
+
+
+def _load_weights(open_clip: ModuleType, model: Any, path: Path) -> None:
+    """Give a network the weights of a file, as open_clip's ``load_checkpoint`` does, but read by our own reader."""
+    state = read_plain(path)
+    if isinstance(state, dict) and "state_dict" in state:
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path.name} holds no weights.")
+    state = {str(name).removeprefix("module."): value for name, value in state.items()}
+    factory = open_clip.factory
+    state = factory.convert_state_dict(model, state)
+    if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
+        state = factory.convert_to_custom_text_state_dict(state)
+    for name in ("logit_scale", "logit_bias"):
+        own = getattr(model, name, None)
+        if name in state and own is not None:
+            state[name] = state[name].reshape(own.shape)
+    if "logit_bias" not in state and getattr(model, "logit_bias", None) is not None:
+        state["logit_bias"] = torch.zeros_like(model.logit_bias)
+    state.pop("text.transformer.embeddings.position_ids", None)  # of an older transformers
+    factory.resize_pos_embed(state, model)
+    factory.resize_text_pos_embed(state, model)
+    model.load_state_dict(state, strict=True)
+
+
+def _tokenizer(open_clip: ModuleType, files: _Files) -> Callable[[list[str]], Tensor]:
+    """The tokenizer, from files of data alone."""
+    text = files.model["text_cfg"]
+    named = text.get("tokenizer_kwargs") or {}
+    length = text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH)
+    repository = text.get("hf_tokenizer_name")
+    if not repository:
+        if "strip_sep_token" in named:
+            raise ValueError(f"{CONFIGURATION} gives its tokenizer strip_sep_token, which it does not know.")
+        tokenize: Callable[[list[str]], Tensor] = open_clip.tokenizer.SimpleTokenizer(context_length=length, **named)
+        return tokenize
+    if "additional_special_tokens" in named:
+        raise ValueError(f"{CONFIGURATION} gives its tokenizer additional_special_tokens, which it does not know.")
+
+    def file(name: str) -> Path | None:
+        place = files.beside(repository, name)
+        if place is not None and name == TOKENIZER_CONFIGURATION:
+            refuse_code(place, files.name_of(repository, place))
+        return place
+
+    if all(file(name) is None for name in FILES):
+        raise _lacking(files, "tokenizer", repository, FILES[0])
+    clean = open_clip.tokenizer.get_clean_fn(named.get("clean", "whitespace"))
+    return read_tokenizer(file, length, clean, named.get("strip_sep_token", False), files.called)
+
+
+def _lacking(files: _Files, what: str, repository: str, file: str) -> InputError:
+    if not files.in_folder:
+        return _not_here(f"{files.called} ({what}: {repository})")
+    return InputError(
+        f"The localizer {files.called} lacks the {what} ({repository}): put its {file} beside {CONFIGURATION}."
+    )
+
+
+def _preprocessing(
+    model: Any, given: Mapping[str, Any]
+) -> tuple[int, tuple[float, float, float], tuple[float, float, float]]:
     """Side of the images in pixels, mean and standard deviation of their three channels."""
-    preprocess = model.visual.preprocess_cfg
-    size = preprocess["size"]
+    size = model.visual.image_size
     sides = {size} if isinstance(size, int) else set(size)
     if len(sides) != 1:
         raise ValueError(f"it takes images of {size[0]} x {size[1]} pixels, only square ones are used here.")
-    mean, std = ([float(value) for value in preprocess[key]] for key in ("mean", "std"))
+    constants = import_open_clip()
+    mean = given.get("mean", constants.OPENAI_DATASET_MEAN)
+    std = given.get("std", constants.OPENAI_DATASET_STD)
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise ValueError(f"its mean {mean} and std {std} are not of three channels.")
     return int(sides.pop()), (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
@@ -224,106 +389,3 @@ def _weights(folder: Path) -> Path | None:
     other = [p for pattern in ("*.safetensors", "*.bin", "*.pth") for p in sorted(folder.glob(pattern))]
     other = [path for path in other if path.name != PROMPTS_FILE]
     return next(iter([*named, *other]), None)
-
-
-def local_text_config(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """The ``text_cfg`` of a model's folder with the names of Hugging Face replaced by folders on this machine.
-
-    open_clip would ask the hub for the architecture of the text tower even where all lies in the folder.
-
-    Raises
-    ------
-    InputError
-        The folder does not hold what the names stand for.
-    """
-    _refuse_code(folder)
-    text = dict(config["text_cfg"])
-    if text.get("hf_model_name"):
-        # All weights come from the model's own file: of the tower only the architecture is needed.
-        text["hf_model_name"] = str(_local(folder, text["hf_model_name"], ("config.json",), "architecture of its text"))
-        text["hf_model_pretrained"] = False
-    if text.get("hf_tokenizer_name"):
-        text["hf_tokenizer_name"] = str(_local(folder, text["hf_tokenizer_name"], TOKENIZER_FILES, "tokenizer"))
-    return text
-
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "spiece.model", "tokenizer.model")
-
-
-def _local(folder: Path, name: Any, files: tuple[str, ...], what: str) -> Path:
-    """Where files lie that a configuration names: in a folder of that name, or in the model's own."""
-    for place in (folder / str(name), folder):
-        if any((place / file).is_file() for file in files):
-            _refuse_code(place)
-            return place.resolve()
-    raise InputError(
-        f"The localizer {folder} lacks the {what} ({name}): put its {files[0]} beside open_clip_config.json."
-    )
-
-
-_LEADS_TO_CODE = ("auto_map", "configuration_files")
-"""Keys of a configuration by which `transformers` finds code, or another configuration, which could name code."""
-
-
-def _refuse_code(place: Path) -> None:
-    """Refuse configurations that name code: `transformers` would ask on the terminal whether to run it."""
-    # Whatever the case of the name, which some file systems do not tell apart.
-    for path in sorted(p for p in place.iterdir() if "config" in p.name.lower() and p.name.lower().endswith(".json")):
-        _refuse_code_in(path, str(path))
-
-
-def _refuse_code_of_hub(open_clip: ModuleType, identifier: str) -> None:
-    """The same for the text tower of a model that is downloaded; its tokenizer is told not to trust any code."""
-    config = open_clip.get_model_config(identifier) or {}
-    if name := (config.get("text_cfg") or {}).get("hf_model_name"):
-        hub = import_without_operators("transformers.utils.hub")
-        _refuse_code_in(Path(hub.cached_file(name, "config.json")), f"config.json of {name}")
-
-
-def _refuse_code_in(path: Path, called: str) -> None:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return  # transformers says what is wrong with it, if it is needed
-    if isinstance(content, dict) and (key := next((key for key in _LEADS_TO_CODE if key in content), None)):
-        raise InputError(
-            f"The localizer's {called} has {key}, which leads to code of its own, and none is run: choose a localizer "
-            "without, or remove that key where the model needs no code."
-        )
-
-
-def _local_tokenizer(open_clip: ModuleType, folder: Path, config: dict[str, Any]) -> Callable[[list[str]], Tensor]:
-    """The tokenizer of a model's folder, from files on this machine alone and without code that they bring."""
-    text = local_text_config(folder, config)
-    length = {"context_length": text["context_length"]} if "context_length" in text else {}
-    named = {**(text.get("tokenizer_kwargs") or {}), **length}
-    tokenize: Callable[[list[str]], Tensor]
-    if not text.get("hf_tokenizer_name"):
-        tokenize = open_clip.tokenizer.SimpleTokenizer(**named)
-        return tokenize
-    named |= {"tokenizer_mode": text.get("tokenizer_mode"), "local_files_only": True, "trust_remote_code": False}
-    tokenize = open_clip.tokenizer.HFTokenizer(text["hf_tokenizer_name"], **named)
-    return tokenize
-
-
-def _check_folder(folder: Path) -> tuple[dict[str, Any], Path]:
-    """Configuration and weights of a folder; refuses what open_clip fills at random, downloads or fails on."""
-    path = folder / "open_clip_config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder} is no open_clip model: {path.name} is missing or damaged.") from error
-    if not isinstance(config, dict) or not isinstance(config.get("model_cfg"), dict):
-        raise InputError(f"{folder} is no open_clip model: {path.name} has no model_cfg.")
-    model = config["model_cfg"]
-    if not all(isinstance(model.get(part), dict) for part in ("vision_cfg", "text_cfg")):
-        raise InputError(f"The localizer {folder} does not load: {path.name} does not describe its two towers.")
-    trunk = str(model["vision_cfg"].get("timm_model_name", ""))
-    if ":" in trunk:  # timm would fetch the architecture from there
-        raise InputError(f"The localizer {folder} names {trunk} as its image tower: name an architecture of timm.")
-    weights = _weights(folder)
-    if weights is None:
-        raise InputError(
-            f"The localizer {folder} has no weights: put a .safetensors, .bin or .pth file beside {path.name}."
-        )
-    return model, weights

@@ -1,6 +1,6 @@
-"""What a value in a message of `XAICLIPLib.worker.protocol` must be.
+"""What a value must be that others wrote: in a message of `XAICLIPLib.worker.protocol`, or in a configuration of a model.
 
-Each check takes what JSON gave and returns it as a message holds it; its ValueError says what to give instead.
+Each check takes what JSON gave and returns it as its reader holds it; its ValueError says what to give instead.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 LARGEST = 2**53 - 1
 """Beyond it a JSON reader that keeps numbers as doubles would change a whole number."""
@@ -81,6 +81,58 @@ def choice(*names: str) -> Check:
         if not isinstance(value, str) or value not in names:
             raise ValueError(f"one of {', '.join(names)}")
         return value
+
+    return check
+
+
+def optional(check: Check) -> Check:
+    """A check for nothing at all, or for what another check allows."""
+    return lambda value: None if value is None else check(value)
+
+
+def either(first: Check, second: Check) -> Check:
+    """A check for what one of two checks allows."""
+
+    def check(value: Any) -> Any:
+        try:
+            return first(value)
+        except ValueError as error:
+            try:
+                return second(value)
+            except ValueError as other:
+                raise ValueError(f"{error}, or {other}") from None
+
+    return check
+
+
+def several(item: Check, least: int, most: int) -> Check:
+    """A check for a list of between ``least`` and ``most`` values, each of which another check allows."""
+
+    def check(value: Any) -> list[Any]:
+        if not isinstance(value, (list, tuple)) or not least <= len(value) <= most:
+            raise ValueError(f"a list of {least}" if least == most else f"a list of {least} to {most}")
+        return [item(inner) for inner in value]
+
+    return check
+
+
+def keys(allowed: Mapping[str, Check], others: Literal["refused", "left out"] = "refused") -> Check:
+    """A check for an object of which each key has a check of its own.
+
+    The ValueError names the key, and for an object within an object the way to it.
+    """
+
+    def check(value: Any) -> dict[str, Any]:
+        given = mapping(value)
+        if others == "refused" and (unknown := sorted(set(given) - set(allowed))):
+            raise ValueError(f"nothing under {unknown[0][:40]!r}, which is not known here")
+        kept = {}
+        for key in allowed.keys() & given.keys():
+            try:
+                kept[key] = allowed[key](given[key])
+            except ValueError as error:
+                raise ValueError(f"under {key} {str(error).removeprefix('under ')}") from None
+        return kept
 
     return check
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import os
 import socket
 import sys
 from pathlib import Path
@@ -286,7 +287,7 @@ def names_code(path: Path, key: str, proof: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["auto_map", "configuration_files"])
-@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "words/tokenizer_config.json"])
+@pytest.mark.parametrize("name", ["config.json", "words/tokenizer_config.json"])
 def test_a_configuration_that_names_code_is_refused_and_nothing_is_asked(
     tmp_path: Path, terminal: list[str], name: str, key: str
 ) -> None:
@@ -299,17 +300,112 @@ def test_a_configuration_that_names_code_is_refused_and_nothing_is_asked(
     assert "\n" not in str(told.value) and terminal == [] and not (tmp_path / "proof").exists()
 
 
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that stands for the hub: OWNER/NAME/FILE."""
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError
+
+    def download(repo_id: str, filename: str, **_named: Any) -> str:
+        if not (tmp_path / "hub" / repo_id / filename).is_file():
+            raise EntryNotFoundError(f"no {filename} in {repo_id}")
+        return str(tmp_path / "hub" / repo_id / filename)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(importlib.import_module("open_clip.pretrained"), "hf_hub_download", download)
+    return tmp_path / "hub"
+
+
+@pytest.mark.parametrize("tokenizer", ["tokenizer.json", "vocab.txt"])
+def test_a_model_of_the_hub_and_what_it_names_there_are_loaded(hub: Path, tmp_path: Path, tokenizer: str) -> None:
+    """As BiomedCLIP: the text tower's repository is another one, and holds the words of its tokenizer alone."""
+    expected = load_model(biomedclip(tmp_path / "folder"), CPU)
+    hub.joinpath("some").mkdir(parents=True)
+    (tmp_path / "folder").rename(hub / "some" / "clip")
+    bert = hub / "microsoft" / "BiomedNLP-BiomedBERT-base-uncased-abstract"
+    bert.mkdir(parents=True)
+    for name in ("config.json", tokenizer):
+        (hub / "some" / "clip" / name).rename(bert / name)
+    found = load_model("hf-hub:some/clip", CPU)
+    texts = ["the liver", "An X-shaped kidney, right"]
+    assert torch.equal(found.tokenize(texts), expected.tokenize(texts))
+    assert all(torch.equal(a, b) for a, b in zip(found.model.parameters(), expected.model.parameters(), strict=True))
+    assert (found.side, found.mean, found.std, found.folder) == (expected.side, expected.mean, expected.std, None)
+
+
 def test_a_text_tower_of_the_hub_that_names_code_is_refused_and_nothing_is_asked(
-    tmp_path: Path, terminal: list[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, terminal: list[str], hub: Path
 ) -> None:
-    """The tower lies on this machine, where the hub's would be after a download."""
-    tower = tmp_path / "tower"
-    write_bert(tower)
+    hub.joinpath("nobody").mkdir(parents=True)
+    biomedclip(tmp_path / "evil").rename(hub / "nobody" / "evil")
+    tower = hub / "microsoft" / "BiomedNLP-BiomedBERT-base-uncased-abstract"
+    tower.mkdir(parents=True)
+    (hub / "nobody" / "evil" / "config.json").rename(tower / "config.json")
     names_code(tower / "config.json", "auto_map", tmp_path / "proof")
-    text = {"hf_model_name": str(tower), "context_length": 32}
-    config = {"embed_dim": 24, "vision_cfg": {"timm_model_name": "test_vit", "image_size": 160}, "text_cfg": text}
-    factory = importlib.import_module("open_clip.factory")
-    monkeypatch.setattr(factory, "_get_hf_config", lambda *_args, **_named: {"model_cfg": config})
-    with pytest.raises(InputError, match=r"config\.json of .*tower has auto_map") as told:
+    with pytest.raises(InputError, match=r"config\.json of microsoft/.* has auto_map") as told:
         load_model("hf-hub:nobody/evil", CPU)
     assert "\n" not in str(told.value) and terminal == [] and not (tmp_path / "proof").exists()
+
+
+# --- what a stranger's configuration may not say
+
+
+class Runs:
+    """A pickle that makes a folder when it is read."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = str(proof)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (self.proof,)
+
+
+@pytest.mark.parametrize("by", ["keywords of open_clip", "its own configuration"])
+def test_a_tokenizer_that_is_a_network_unpickles_nothing(tmp_path: Path, by: str) -> None:
+    """``tokenizer_class`` may name any class of transformers: a network's reads its weights."""
+    made, proof = openai(tmp_path / "model"), tmp_path / "proof"
+    config = json.loads((made / "open_clip_config.json").read_text())
+    text = config["model_cfg"]["text_cfg"]
+    text["hf_tokenizer_name"] = "tok"
+    unsafe = {"weights_only": False, "use_safetensors": False}
+    if by == "keywords of open_clip":
+        text["tokenizer_kwargs"] = unsafe
+    (made / "open_clip_config.json").write_text(json.dumps(config))
+    write_bert(made / "tok")
+    own = {"tokenizer_class": "BertModel"} | (unsafe if by == "its own configuration" else {})
+    (made / "tok" / "tokenizer_config.json").write_text(json.dumps(own))
+    torch.save({"x": Runs(proof)}, made / "tok" / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"open_clip_config\.json should have|lacks the tokenizer") as told:
+        load_model(made, CPU)
+    assert "\n" not in str(told.value) and not proof.exists()
+
+
+@pytest.mark.parametrize("name", ["../tok", "/etc", "\\\\server\\share", "C:\\tok", "a/../../tok", "a/b/c", "..", ""])
+def test_a_name_that_leads_out_of_the_folder_is_refused_untouched(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Windows a look at a path of another machine already tells that machine who looks."""
+    made = biomedclip(tmp_path / "model")
+    config = json.loads((made / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"]["hf_model_name"] = name
+    (made / "open_clip_config.json").write_text(json.dumps(config))
+    asked: list[str] = []
+    there = Path.is_file
+    monkeypatch.setattr(Path, "is_file", lambda path: (asked.append(str(path)), there(path))[1])
+    with pytest.raises(InputError, match="under text_cfg hf_model_name the name of a repository"):
+        load_model(made, CPU)
+    assert [path for path in asked if not path.startswith(str(made))] == []
+
+
+def test_of_a_text_tower_only_known_values_reach_transformers(tmp_path: Path) -> None:
+    """Its kernels may be fetched by name, and so may its weights."""
+    made = biomedclip(tmp_path / "model")
+    config = json.loads((made / "config.json").read_text())
+    code = {"_attn_implementation": "kernels-community/evil", "attn_implementation": "some/evil", "use_kernels": True}
+    code |= {"quantization_config": {"quant_method": "gptq"}, "_name_or_path": "some/evil"}
+    (made / "config.json").write_text(json.dumps(config | code))
+    tower = load_model(made, CPU).model.text.transformer.config
+    assert tower._attn_implementation in ("sdpa", "eager") and not hasattr(tower, "quantization_config")
+    (made / "config.json").write_text(json.dumps(config | {"model_type": "timm_wrapper"}))
+    with pytest.raises(InputError, match=r"its config\.json should have under model_type one of bert"):
+        load_model(made, CPU)

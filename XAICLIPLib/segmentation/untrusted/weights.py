@@ -56,7 +56,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         The file is damaged, holds more than weights, or no state of a network.
     """
     try:
-        state = _read(path)
+        state = read_plain(path)
     except pickle.UnpicklingError as error:  # its own message advises to load without safety
         raise InputError(f"The weights {path} are damaged or hold more than weights: get the file again.") from error
     except Exception as error:  # a damaged or hostile file fails in many ways
@@ -73,7 +73,14 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return named
 
 
-def _read(path: Path) -> Any:
+def read_plain(path: Path) -> Any:
+    """What a file of weights holds, by its ending: tensors of safetensors, or what `load_plain` takes.
+
+    Raises
+    ------
+    Exception
+        Of any kind: a damaged or hostile file fails in many ways.
+    """
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 

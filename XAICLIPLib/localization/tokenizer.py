@@ -1,0 +1,205 @@
+"""Texts to tokens by the plain files of a tokenizer: ``tokenizer.json``, or the words of a BERT in ``vocab.txt``.
+
+transformers would make whatever class a configuration names, with whatever keywords it gives. Here the file of the
+tokenizers library is read, which holds data alone, and of the configuration beside it only a few typed values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from XAICLIPLib.checks import Check, choice, flag, keys, optional, text
+from XAICLIPLib.errors import InputError, reason
+from XAICLIPLib.segmentation.mappings import read_mapping
+
+WHOLE, WORDS, CONFIGURATION, SPECIAL = "tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json"
+FILES = (WHOLE, WORDS)
+"""Either is enough; the other files only add to them."""
+
+LARGEST_FILE = 64 << 20
+"""Bytes: the tokenizer of a vocabulary of 250,000 pieces has 17 million."""
+
+_PADDING = ("[PAD]", "<pad>", "<|endoftext|>")
+"""What pads where no file says so: BERT's token, that of T5 and RoBERTa, that of CLIP."""
+
+
+def _token(value: Any) -> str:
+    """A special token: its text, or an object that holds it."""
+    return text(value.get("content") if isinstance(value, Mapping) else value)
+
+
+_SIDE = choice("left", "right")
+_SPECIAL: dict[str, Check] = {
+    f"{name}_token": optional(_token) for name in ("pad", "sep", "cls", "unk", "mask", "bos", "eos")
+}
+_KNOWN = keys(
+    {
+        **_SPECIAL,
+        "padding_side": _SIDE,
+        "truncation_side": _SIDE,
+        "do_lower_case": flag,
+        "strip_accents": optional(flag),
+        "tokenize_chinese_chars": flag,
+    },
+    others="left out",
+)
+
+
+@dataclass(frozen=True)
+class FileTokenizer:
+    """A tokenizer as open_clip calls one.
+
+    Attributes
+    ----------
+    encoder
+        Of the library tokenizers, set to cut and pad to ``context_length``.
+    context_length
+        Tokens of each text.
+    clean
+        What is done to a text first.
+    cleared
+        A token that becomes 0, or None.
+    """
+
+    encoder: Any
+    context_length: int
+    clean: Callable[[str], str]
+    cleared: int | None = None
+
+    def __call__(self, texts: str | list[str], context_length: int | None = None) -> Tensor:
+        """Texts to token ids (N, context length), int64."""
+        if context_length not in (None, self.context_length):
+            raise ValueError(f"this tokenizer gives {self.context_length} tokens, not {context_length}")
+        cleaned = [self.clean(words) for words in ([texts] if isinstance(texts, str) else texts)]
+        ids = torch.tensor([encoding.ids for encoding in self.encoder.encode_batch(cleaned)], dtype=torch.int64)
+        return ids if self.cleared is None else torch.where(ids == self.cleared, torch.zeros_like(ids), ids)
+
+
+def read_tokenizer(
+    files: Callable[[str], Path | None],
+    context_length: int,
+    clean: Callable[[str], str],
+    strip_separator: bool = False,
+    name: str = "the model",
+) -> FileTokenizer:
+    """The tokenizer of some files.
+
+    Parameters
+    ----------
+    files
+        From the name of a file to where it lies; None where it is not there.
+    context_length
+        Tokens of each text: longer ones are cut, shorter ones padded.
+    clean
+        What is done to a text before it is cut into tokens.
+    strip_separator
+        Whether the token behind a text becomes 0.
+    name
+        What a message calls the model.
+
+    Raises
+    ------
+    InputError
+        The files are missing or damaged, or the library tokenizers is.
+    """
+    whole_file, words = files(WHOLE), files(WORDS)
+    if whole_file is None and words is None:
+        raise InputError(
+            f"The localizer {name} has no {WHOLE}: write it with transformers (AutoTokenizer.from_pretrained of a name "
+            "that you trust, then save_pretrained), and put it beside open_clip_config.json."
+        )
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise InputError(
+            f"The tokenizer of the localizer {name} needs the package tokenizers ({reason(error)}): pip install "
+            "tokenizers."
+        ) from error
+    try:
+        said = _said(files)
+        encoder = _whole(tokenizers, whole_file) if whole_file is not None else _bert(tokenizers, words, said)
+        _adapt(tokenizers, encoder, said)
+        names = [said["pad_token"]] if said.get("pad_token") else _PADDING
+        pads = [(token, encoder.token_to_id(token)) for token in names if encoder.token_to_id(token) is not None]
+        if not pads:
+            raise ValueError(f"no token that pads is among its words ({', '.join(names)[:100]})")
+        encoder.enable_truncation(context_length, direction=said.get("truncation_side", "right"))
+        encoder.enable_padding(
+            direction=said.get("padding_side", "right"), pad_id=pads[0][1], pad_token=pads[0][0], length=context_length
+        )
+        separator = encoder.token_to_id(said.get("sep_token") or "[SEP]") if strip_separator else None
+        if strip_separator and separator is None:  # of those that name none, what ends a text
+            separator = encoder.token_to_id(said.get("eos_token") or "</s>")
+        made = FileTokenizer(encoder, context_length, clean, separator)
+        made([""])  # what it lacks shows here
+    except InputError:
+        raise
+    except BaseException as error:  # the library raises of its own kinds, and its panics are not among Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise InputError(
+            f"The tokenizer of the localizer {name} does not load ({reason(error)}): get its files again."
+        ) from error
+    return made
+
+
+def _said(files: Callable[[str], Path | None]) -> dict[str, Any]:
+    """The typed values of the configuration, and special tokens that are named beside it alone."""
+    said: dict[str, Any] = {}
+    for name, known in ((SPECIAL, keys(_SPECIAL, others="left out")), (CONFIGURATION, _KNOWN)):
+        place = files(name)
+        if place is not None:
+            try:
+                said |= known(read_mapping(place, LARGEST_FILE))
+            except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+                raise ValueError(f"{name} should have {reason(error)}") from error
+    return said
+
+
+def _whole(tokenizers: Any, path: Path) -> Any:
+    if path.stat().st_size > LARGEST_FILE:
+        raise ValueError(f"{path.name} is longer than {LARGEST_FILE >> 20} MB")
+    return tokenizers.Tokenizer.from_file(str(path))
+
+
+def _bert(tokenizers: Any, path: Path | None, said: Mapping[str, Any]) -> Any:
+    """BERT's tokenizer, of which only the words differ from one to the next."""
+    assert path is not None
+    if path.stat().st_size > LARGEST_FILE:
+        raise ValueError(f"{path.name} is longer than {LARGEST_FILE >> 20} MB")
+    lines = path.read_text(encoding="utf-8").split("\n")
+    words = {word.rstrip("\r"): number for number, word in enumerate(lines) if word or number + 1 < len(lines)}
+    special = {name: said.get(f"{name}_token") or f"[{name.upper()}]" for name in ("unk", "sep", "cls", "pad", "mask")}
+    encoder = tokenizers.Tokenizer(tokenizers.models.WordPiece(words, unk_token=special["unk"]))
+    encoder.normalizer = tokenizers.normalizers.BertNormalizer(
+        lowercase=said.get("do_lower_case", True),
+        strip_accents=said.get("strip_accents"),
+        handle_chinese_chars=said.get("tokenize_chinese_chars", True),
+    )
+    encoder.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    encoder.add_special_tokens([token for token in special.values() if token in words])
+    encoder.post_processor = tokenizers.processors.BertProcessing(
+        *((special[name], words[special[name]]) for name in ("sep", "cls"))
+    )
+    return encoder
+
+
+def _adapt(tokenizers: Any, encoder: Any, said: Mapping[str, Any]) -> None:
+    """What transformers changes in BERT's tokenizer by its configuration; of others the file says all."""
+    normal = encoder.normalizer
+    if isinstance(normal, tokenizers.normalizers.BertNormalizer):
+        for ours, theirs in (
+            ("do_lower_case", "lowercase"),
+            ("strip_accents", "strip_accents"),
+            ("tokenize_chinese_chars", "handle_chinese_chars"),
+        ):
+            if ours in said:
+                setattr(normal, theirs, said[ours])
+        encoder.normalizer = normal
