@@ -29,9 +29,11 @@ from XAICLIPLib import imaging
 from XAICLIPLib.errors import InputError, reason
 from XAICLIPLib.segmentation.segmenter import Activation, Prepared
 from XAICLIPLib.segmentation.sliding_window import Tiling
-from XAICLIPLib.segmentation.untrusted.mappings import read_mapping
 from XAICLIPLib.system.checksums import sha256
+from XAICLIPLib.system.json_values import choice, flag, keys, number, optional, several, whole
+from XAICLIPLib.system.mappings import read_mapping
 from XAICLIPLib.system.torchvision_operators import import_without_operators
+from XAICLIPLib.system.weights import read_state
 
 HUB = "hf-hub:"
 """Before the id of a model that is downloaded from the Hugging Face hub on first use."""
@@ -53,6 +55,51 @@ NOTHING = -20.0
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _INTERPOLATION = {2: "bilinear", 3: "bicubic"}
+
+
+_SIZE, _WIDTH, _LAYERS, _SMALL = whole(1, 1 << 13), whole(1, 1 << 14), whole(1, 256), number(0, 1)
+_ACTIVATION = choice("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "swish")
+_SETTINGS = keys(
+    {
+        "vision_config": keys(
+            {
+                **dict.fromkeys(("hidden_size", "output_channels", "num_pos_feats"), _WIDTH),
+                **dict.fromkeys(("num_attention_heads", "num_channels", "image_size", "patch_size"), _SIZE),
+                "num_hidden_layers": _LAYERS,
+                "hidden_act": _ACTIVATION,
+                **dict.fromkeys(("layer_norm_eps", "attention_dropout"), _SMALL),
+                **dict.fromkeys(("qkv_bias", "use_abs_pos", "use_rel_pos"), flag),
+                "mlp_ratio": number(0, 64),
+                "mlp_dim": optional(_WIDTH),
+                "window_size": whole(0, 1 << 13),
+                "global_attn_indexes": several(whole(0, 255), 0, 256),
+            },
+            others="left out",
+        ),
+        "prompt_encoder_config": keys(
+            {
+                "hidden_size": _WIDTH,
+                **dict.fromkeys(("image_size", "patch_size", "mask_input_channels", "num_point_embeddings"), _SIZE),
+                "hidden_act": _ACTIVATION,
+                "layer_norm_eps": _SMALL,
+            },
+            others="left out",
+        ),
+        "mask_decoder_config": keys(
+            {
+                **dict.fromkeys(("hidden_size", "mlp_dim", "iou_head_hidden_dim"), _WIDTH),
+                **dict.fromkeys(("num_hidden_layers", "iou_head_depth"), _LAYERS),
+                **dict.fromkeys(("num_attention_heads", "attention_downsample_rate", "num_multimask_outputs"), _SIZE),
+                "hidden_act": _ACTIVATION,
+                "layer_norm_eps": _SMALL,
+            },
+            others="left out",
+        ),
+    },
+    others="left out",
+)
+"""What of a ``config.json`` reaches transformers: what the architecture depends on, as plain values. By other keys it
+fetches kernels and adapters."""
 
 
 def is_sam(path: Path) -> bool:
@@ -392,35 +439,29 @@ def _transformers(module: str) -> Any:
 
 def _network(folder: Path, weights: Path) -> Any:
     """The network of a folder, with all its weights; from safetensors, or pickles that hold tensors alone."""
-    if "quantization_config" in read_mapping(folder / "config.json"):
+    content = read_mapping(folder / "config.json")
+    if "quantization_config" in content:
         raise InputError(f"The SAM {folder} is quantised, which is not supported: give it in full precision.")
-    model = _transformers("models.sam.modeling_sam").SamModel
-    logging = _transformers("utils.logging")
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # what is missing is told below
-    logging.disable_progress_bar()
+    configuration = _transformers("models.sam.configuration_sam").SamConfig
+    kind = _transformers("models.sam.modeling_sam").SamModel
     try:
-        network, told = model.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=weights.suffix == ".safetensors",
-            weights_only=True,
-            output_loading_info=True,
-            dtype=torch.float32,
-            attn_implementation="sdpa",  # whatever the folder says: it could name code to download
-        )
+        # Not by from_pretrained: it takes adapters, kernels and quantisers by what names the folder has for them.
+        network = kind(configuration(**_SETTINGS(content), attn_implementation="sdpa"))
+        state = read_state(weights)
     except Exception as error:  # a damaged or hostile file fails in many ways
         raise InputError(f"The SAM {folder} does not load ({reason(error)}): get its files again.") from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-    lacking = sorted(told["missing_keys"]) + sorted(str(key) for key in told["mismatched_keys"])
-    if lacking:  # transformers would leave them random
+    shared = ("prompt_encoder.shared_embedding.positional_embedding", "shared_image_embedding.positional_embedding")
+    for one, other in (shared, shared[::-1]):  # one tensor under two names, of which files may have just one
+        if one not in state and other in state:
+            state[one] = state[other]
+    own = network.state_dict()
+    lacking = sorted(name for name in own if getattr(state.get(name), "shape", None) != own[name].shape)
+    if lacking:  # they would stay random
         raise InputError(
             f"The weights {weights} are not those of the SAM that config.json describes ({len(lacking)} do not fit, "
             f"such as {lacking[0]}): get its files again."
         )
+    network.load_state_dict({name: state[name] for name in own})
     # Nothing is trained: without this, inference outside no_grad would keep every slice's graph in memory.
     return network.requires_grad_(False).eval()
 

@@ -491,6 +491,26 @@ def test_a_pickle_of_tensors_is_read_and_one_of_code_is_not(folder: Path, tiny: 
     assert not marker.exists()
 
 
+def test_of_a_configuration_only_known_values_reach_transformers(folder: Path, tmp_path: Path) -> None:
+    """By others it fetches kernels, adapters and quantisers, which are code."""
+    code = {"_attn_implementation": "kernels-community/evil", "attn_implementation": "some/evil"}
+    path = copy_of(folder, tmp_path / "code", auto_map={"AutoModel": "evil.Evil"}, **code)
+    config = json.loads((path / "config.json").read_text())
+    config["vision_config"] |= code | {"auto_map": {"AutoModel": "evil.Evil"}}
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "some/evil"}))
+    loaded = SamSegmenter(path, CPU).network
+    assert loaded.config._attn_implementation == loaded.vision_encoder.config._attn_implementation == "sdpa"
+    assert not hasattr(loaded.config.vision_config, "auto_map")
+
+
+@pytest.mark.parametrize("value", ["os.system", -1, {}, [3], 1e300, None])
+def test_a_value_of_the_wrong_type_is_refused_by_its_name(folder: Path, tmp_path: Path, value: Any) -> None:
+    path = copy_of(folder, tmp_path / "typed", vision_config={**VISION, "hidden_size": value})
+    with pytest.raises(InputError, match=r"does not load \(under vision_config hidden_size a whole number"):
+        SamSegmenter(path, CPU)
+
+
 class Touch:
     """Makes a file when it is unpickled."""
 
