@@ -53,14 +53,23 @@ def test_a_virtual_environment_is_named_by_its_folder(module_path: Path, scene: 
         assert not chosen.isSlicers
 
 
-def test_another_python_gets_nothing_of_slicers_and_finds_the_library(
+def test_another_python_gets_nothing_of_slicers_and_neither_looks_in_the_current_folder(
     module_path: Path, scene: Any, monkeypatch: Any
 ) -> None:
     monkeypatch.setenv("PYTHONHOME", "/opt/Slicer/lib/Python")
-    monkeypatch.setenv("PYTHONPATH", "/opt/Slicer/bin/Python")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", "/opt/Slicer/bin/Python", "."]))
     environment = choose(sys.executable).environment
     assert "PYTHONHOME" not in environment
-    assert environment["PYTHONPATH"] == str(module_path.parent)
+    assert "PYTHONPATH" not in environment
     own = choose("").environment
-    assert own["PYTHONPATH"].split(os.pathsep) == [str(module_path.parent), "/opt/Slicer/bin/Python"]
+    assert own["PYTHONPATH"] == "/opt/Slicer/bin/Python"
     assert own["PYTHONIOENCODING"] == "utf-8"
+
+
+def test_a_folder_to_start_in_is_empty_and_comes_back(module_path: Path, scene: Any) -> None:
+    from XAICLIPModule import interpreter
+
+    folder = Path(interpreter.emptyFolder())
+    assert folder.is_absolute() and list(folder.iterdir()) == [] and interpreter.emptyFolder() == str(folder)
+    folder.rmdir()
+    assert Path(interpreter.emptyFolder()).is_dir()

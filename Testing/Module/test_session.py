@@ -65,6 +65,24 @@ def test_the_worker_says_hello_and_goes_when_asked(made: Any) -> None:
     wait(lambda: not folder.exists())
 
 
+def test_the_worker_imports_nothing_of_the_folder_that_slicer_is_in(
+    made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor of its own, which is empty; and it runs the library that the module has."""
+    proof = tmp_path / "ran"
+    for name in ("json", "argparse", "torch", "XAICLIPLib"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(proof)!r}, 'w')\nraise SystemExit(9)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "")
+    session = made()
+    session.start()
+    wait(lambda: session.hello, 60)
+    assert not proof.exists()
+    place = os.readlink(f"/proc/{session._process.processId()}/cwd") if Path("/proc").is_dir() else ""
+    assert place not in (str(tmp_path), str(Path(__file__).parents[2]))
+    assert not place or os.listdir(place) == []
+
+
 def test_requests_before_hello_wait_for_it_and_errors_come_back(made: Any, tmp_path: Path) -> None:
     session, replies = made(), []
     session.start()

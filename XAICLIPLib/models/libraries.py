@@ -10,11 +10,13 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from XAICLIPLib import isolation
 from XAICLIPLib.errors import Cancelled
 
 LOOK_EVERY_S = 0.2
@@ -99,11 +101,15 @@ def fetch(
     Cancelled
         As asked.
     """
-    here = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
+    # In an empty folder of its own: neither the user's nor the one that fills with a stranger's files.
+    own = tempfile.TemporaryDirectory(prefix="xaiclip-download-", ignore_cleanup_errors=True)
     process = subprocess.Popen(
-        [sys.executable or "python3", "-m", "XAICLIPLib.models.libraries", way, what, str(folder)],
-        env=os.environ | {"PYTHONPATH": path},
+        [
+            sys.executable or "python3",
+            *isolation.arguments("XAICLIPLib.models.libraries", way, what, str(folder.resolve())),
+        ],
+        env=isolation.environment(os.environ),
+        cwd=own.name,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -118,6 +124,7 @@ def fetch(
         if process.poll() is None:
             process.kill()
         process.wait()
+        own.cleanup()
     if process.returncode == 0:
         return folder / (folder / PLACE).read_text(encoding="utf-8")
     kind, _, told = ("", "", "")

@@ -20,6 +20,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
+from XAICLIPLib import isolation
 from XAICLIPLib.errors import InputError
 from XAICLIPModule.worker import interpreter
 
@@ -267,10 +268,10 @@ class Examination:
             environment.insert(name, value)
         self._process = qt.QProcess()
         self._process.setProcessEnvironment(environment)
-        self._process.setWorkingDirectory(str(interpreter.LIBRARY))
+        self._process.setWorkingDirectory(interpreter.emptyFolder())
         self._process.finished.connect(self._onFinished)
         self._process.errorOccurred.connect(self._onError)
-        self._process.start(chosen.program, ["-m", "XAICLIPLib", "doctor", "--json"])
+        self._process.start(chosen.program, isolation.arguments("XAICLIPLib", "doctor", "--json"))
 
     def stop(self) -> None:
         """Give up, without a word."""

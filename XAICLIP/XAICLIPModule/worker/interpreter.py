@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +14,11 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-import XAICLIPLib
+from XAICLIPLib import isolation
 from XAICLIPLib.errors import InputError
 
 SETTING = "XAICLIP/PythonInterpreter"
 """QSettings key of the user's interpreter; empty for Slicer's own."""
-
-LIBRARY = Path(XAICLIPLib.__file__).resolve().parents[1]
-"""The folder that holds XAICLIPLib, in a checkout, the build tree and the install tree."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ def chosen() -> Interpreter:
     """
     wanted = str(qt.QSettings().value(SETTING) or "").strip()
     if not wanted:
-        return Interpreter(slicersPython(), _withLibrary(dict(os.environ)), True)
+        return Interpreter(slicersPython(), _forWorker(dict(os.environ)), True)
     program = executableIn(Path(wanted))
     if program is None:
         raise InputError(
@@ -65,7 +63,7 @@ def chosen() -> Interpreter:
     environment = {str(name): str(value) for name, value in slicer.util.startupEnvironment().items()}
     for name in ("PYTHONHOME", "PYTHONPATH"):
         environment.pop(name, None)
-    return Interpreter(str(program), _withLibrary(environment), False)
+    return Interpreter(str(program), _forWorker(environment), False)
 
 
 def executableIn(path: Path) -> Path | None:
@@ -99,10 +97,17 @@ def slicersPython() -> str:
     return found
 
 
-def _withLibrary(environment: dict[str, str]) -> dict[str, str]:
-    """The environment in which XAICLIPLib is found, and text is UTF-8 and not held back."""
-    paths = [str(LIBRARY), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
-    environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
-    environment["PYTHONIOENCODING"] = "utf-8"
-    environment["PYTHONUNBUFFERED"] = "1"
-    return environment
+def emptyFolder() -> str:
+    """Path of a folder with nothing in it, for a process that must not find anything where it starts."""
+    if not _empty or not os.path.isdir(_empty[0].name):  # the system may have tidied it away
+        _empty[:] = [tempfile.TemporaryDirectory(prefix="xaiclip-", ignore_cleanup_errors=True)]
+    return _empty[0].name
+
+
+_empty: list[tempfile.TemporaryDirectory[str]] = []
+"""Kept until this interpreter ends."""
+
+
+def _forWorker(environment: dict[str, str]) -> dict[str, str]:
+    """The environment in which nothing stands for the current folder, and text is UTF-8 and not held back."""
+    return isolation.environment(environment) | {"PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": "1"}

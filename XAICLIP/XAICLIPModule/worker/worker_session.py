@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Protocol
 import qt
 from slicer.i18n import tr as _
 
+from XAICLIPLib.system import isolation
 from XAICLIPLib.worker import protocol
 from XAICLIPModule.worker import interpreter
 from XAICLIPModule.worker.signals import Signal
@@ -128,14 +129,13 @@ class WorkerSession:
             environment.insert(name, value)
         process = qt.QProcess()
         process.setProcessEnvironment(environment)
-        # ``-m`` puts the working directory first on sys.path, so it must hold nothing but the library.
-        process.setWorkingDirectory(str(interpreter.LIBRARY))
+        process.setWorkingDirectory(interpreter.emptyFolder())
         process.readyReadStandardOutput.connect(self._onOutput)
         process.readyReadStandardError.connect(self._onErrorOutput)
         process.finished.connect(self._onFinished)
         process.errorOccurred.connect(self._onProcessError)
         self._process = process
-        process.start(chosen.program, ["-m", "XAICLIPLib.worker"])
+        process.start(chosen.program, isolation.arguments("XAICLIPLib.worker"))
         if self._process is not None:  # a program that cannot be started may have ended already
             self._send(protocol.Hello(id=self._nextId(), protocol=protocol.PROTOCOL))
             qt.QTimer.singleShot(HELLO_TIMEOUT_MS, lambda: self._onHelloTimeout(process))
