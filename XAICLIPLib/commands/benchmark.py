@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from XAICLIPLib.commands.terminal import Interrupt, say
+from XAICLIPLib.commands.terminal import Interrupt, say, tell
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.explainers import methods
 from XAICLIPLib.scoring import options
@@ -147,7 +147,7 @@ def _benchmark(options: argparse.Namespace) -> int:
             cancelled=interrupt,
         )
     write(outcome, plan, dataset, options.output)
-    print((options.output / "report.md").read_text(encoding="utf-8"))
+    tell((options.output / "report.md").read_text(encoding="utf-8"))
     if not outcome.complete:
         say("Interrupted; what was measured is kept. The same command goes on.")
         return 130

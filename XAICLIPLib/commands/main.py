@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import XAICLIPLib
 from XAICLIPLib.commands import benchmark, tune_prompts
 from XAICLIPLib.commands.models import add_commands
-from XAICLIPLib.commands.terminal import Bars, Interrupt, drop_output, say
+from XAICLIPLib.commands.terminal import Bars, Interrupt, drop_output, say, tell, tell_json
+from XAICLIPLib.displaytext import one_line
 from XAICLIPLib.errors import Cancelled, InputError, first_line
 from XAICLIPLib.explainers import methods
 from XAICLIPLib.scoring import options
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if sys.stdout is not None:
                 sys.stdout.flush()  # here, where a closed pipe or a full disk can still be told
     except InputError as error:
-        say(f"xaiclip: {error}")
+        say(f"xaiclip: {one_line(error)}")
         return 1
     except Cancelled:
         say("xaiclip: interrupted before there was a result, so nothing was written.")
@@ -351,11 +352,11 @@ def _explain(options: argparse.Namespace) -> int:
         if options.json:
             # Read back: the file has null where the numbers are not finite, which JSON could not hold.
             record = json.loads(written["explanation"].read_text(encoding="utf-8"))
-            print(json.dumps(record | {"files": {n: str(p.resolve()) for n, p in written.items()}}, indent=2))
+            tell_json(record | {"files": {n: str(p.resolve()) for n, p in written.items()}})
         else:
-            print(summary(explanation))
+            tell(summary(explanation))
             what = "Written" if explanation.complete else "Interrupted; the partial result was written"
-            print(f"{what} to {folder}: {', '.join(path.name for path in written.values())}")
+            tell(f"{what} to {folder}: {', '.join(path.name for path in written.values())}")
     return 0 if explanation.complete else 130
 
 
@@ -380,7 +381,7 @@ def _run(
             explanation = explain(volume, prompt, on_progress=bars.show, cancelled=interrupt, **options)
         written = explanation.save(folder)
     for warning in explanation.warnings:
-        say(f"Warning: {warning}")
+        say(f"Warning: {one_line(warning)}")
     return explanation, written
 
 
@@ -432,7 +433,7 @@ def new_folder(parent: Path, prompt: str) -> Path:
 
 def summary(explanation: Explanation) -> str:
     """An explanation in a few lines for a person."""
-    found, region, name = explanation.measurements, explanation.region, explanation.target["name"]
+    found, region, name = explanation.measurements, explanation.region, one_line(explanation.target["name"])
     drawn = "the mask given" if explanation.target["voxels"] == "given" else "what the network drew"
     where = {
         "guided": "the region found for the prompt",
@@ -461,11 +462,10 @@ def summary(explanation: Explanation) -> str:
     else:
         lines.append("Tried:     nothing was hidden: gradients over all that the network sees around the target")
     for row in found.get("structures", [])[:5]:
-        lines.append(
-            f"           without {row['structure']}: {row['score_lost']:+.3f} lost ({row['volume_ml']:.0f} ml)"
-        )
+        without = f"           without {one_line(row['structure'])}"
+        lines.append(f"{without}: {row['score_lost']:+.3f} lost ({row['volume_ml']:.0f} ml)")
     if found.get("not_removed"):
-        lines.append(f"           not removed, as they lie outside: {', '.join(found['not_removed'])}")
+        lines.append(f"           not removed, as they lie outside: {', '.join(map(one_line, found['not_removed']))}")
     if found["effect_inside_target"] is None:
         lines.append("           nothing made any difference")
     elif "structures" in found:
@@ -499,7 +499,7 @@ def _report(options: argparse.Namespace) -> int:
     from XAICLIPLib.reporting.report import save_report
 
     for path in save_report(options.folder, options.output, volume=options.volume, pdf=options.pdf).values():
-        print(f"Written: {path}")
+        tell(f"Written: {path}")
     return 0
 
 
@@ -509,17 +509,17 @@ def _doctor(options: argparse.Namespace) -> int:
     checks = examine()
     broken = [check for check in checks if not check.ok and not check.optional]
     if options.json:
-        print(json.dumps([vars(check) for check in checks], indent=2))
+        tell_json([vars(check) for check in checks])
         return 1 if broken else 0
     for check in checks:
         mark = "-   " if not check.here else "ok  " if check.ok else "note" if check.optional else "NO  "
-        print(f"{mark} {check.name:<16} {check.found}")
+        tell(f"{mark} {check.name:<16} {check.found}")
         if not check.ok and check.remedy:
-            print(f"     {'':<16} -> {check.remedy}")
+            tell(f"     {'':<16} -> {check.remedy}")
     if broken:
-        print(f"\nXAI-CLIP cannot run properly here. To mend: {', '.join(check.name for check in broken)}.")
+        tell(f"\nXAI-CLIP cannot run properly here. To mend: {', '.join(check.name for check in broken)}.")
     else:
-        print("\nAll that is needed is here.")
+        tell("\nAll that is needed is here.")
     return 1 if broken else 0
 
 
@@ -527,7 +527,7 @@ def _demo(options: argparse.Namespace) -> int:
     from XAICLIPLib.imaging.phantom import write_phantom
 
     with _results(options.output / "phantom", "") as folder:
-        print("Making a synthetic torso ...", flush=True)
+        tell("Making a synthetic torso ...")
         scan, _ = write_phantom(folder)
     runs = [("the synthetic torso", scan, options.output / "phantom-liver")]
     real = options.data / "totalseg" / "example_ct.nii.gz"
@@ -536,20 +536,20 @@ def _demo(options: argparse.Namespace) -> int:
     pictures = []
     with Interrupt() as interrupt:
         for what, volume, wanted in runs:
-            print(f"Explaining the liver of {what} ({volume}) ...", flush=True)
+            tell(f"Explaining the liver of {what} ({volume}) ...")
             with _results(wanted, "liver") as folder:
                 explanation, written = _run(volume, "liver", folder, interrupt)
-            print(summary(explanation) + "\n", flush=True)
+            tell(summary(explanation) + "\n")
             pictures.append(written["figure"])
             if interrupt.asked:
                 break
     if len(runs) == 1:
-        print(f"A real CT would be explained too, were there one at {real}.")
-    print("Interrupted; what there is:" if interrupt.asked else "Done. Look at:")
+        tell(f"A real CT would be explained too, were there one at {real}.")
+    tell("Interrupted; what there is:" if interrupt.asked else "Done. Look at:")
     for picture in pictures:
-        print(f"  {picture}")
+        tell(f"  {picture}")
     command = sys.argv[0] if Path(sys.argv[0]).stem == "xaiclip" else "xaiclip"
-    print(f'Your own scan: {command} explain SCAN.nii.gz --prompt "left kidney"')
+    tell(f'Your own scan: {command} explain SCAN.nii.gz --prompt "left kidney"')
     return 130 if interrupt.asked else 0
 
 

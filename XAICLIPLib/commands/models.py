@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 import textwrap
@@ -12,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from XAICLIPLib.commands.terminal import Interrupt, say
+from XAICLIPLib.commands.terminal import Interrupt, say, tell, tell_json
+from XAICLIPLib.displaytext import one_line
 from XAICLIPLib.errors import Cancelled, InputError
 
 if TYPE_CHECKING:
@@ -92,18 +92,18 @@ def _list(options: argparse.Namespace) -> int:
     listed = entries()
     defaults = {entry.kind: entry.name for entry in reversed(listed)}
     if options.json:
-        print(json.dumps([described(entry, defaults[entry.kind] == entry.name) for entry in listed], indent=2))
+        tell_json([described(entry, defaults[entry.kind] == entry.name) for entry in listed])
         return 0
     for kind, heading, own in (
         ("segmenter", "Segmentation networks (--model)", "its folder, or the zip file of a MONAI bundle"),
         ("localizer", "Localizers, which find the prompt in the scan (--localizer)", "any open_clip model"),
     ):
-        print(heading)
+        tell(heading)
         for entry in listed:
             if entry.kind == kind:
-                print(f"\n  {entry.name}{' (default)' if defaults[kind] == entry.name else ''}")
+                tell(f"\n  {entry.name}{' (default)' if defaults[kind] == entry.name else ''}")
                 _print_lines(entry, LISTED_STRUCTURES)
-        print(f"\n  or a model of your own: {own}\n")
+        tell(f"\n  or a model of your own: {own}\n")
     return 0
 
 
@@ -115,14 +115,14 @@ def _info(options: argparse.Namespace) -> int:
     if options.json:
         place = entry.folder
         more = {"folder": None if place is None else str(place), "files": dict(entry.files)}
-        print(json.dumps(described(entry, default) | more, indent=2))
+        tell_json(described(entry, default) | more)
         return 0
-    print(f"{entry.name}{' (default)' if default else ''}")
+    tell(f"{entry.name}{' (default)' if default else ''}")
     _print_lines(entry, None)
     if entry.citation:
         _print_wrapped(f"Cite: {entry.citation}")
     if entry.folder is not None:
-        print(f"    Files: {entry.folder}")
+        tell(f"    Files: {entry.folder}")
     if entry.trust:
         _print_wrapped("Its code was reviewed and runs without --trust, so long as its files are unchanged.")
     return 0
@@ -158,7 +158,7 @@ def _source(entry: Any) -> str:
 def _print_wrapped(text: str, hanging: str = "") -> None:
     width = min(max(shutil.get_terminal_size().columns, 60), 100)
     lines = textwrap.wrap(text, width - 4, subsequent_indent=hanging, break_on_hyphens=False, break_long_words=False)
-    print(textwrap.indent("\n".join(lines), " " * 4))
+    tell(textwrap.indent("\n".join(lines), " " * 4))
 
 
 def _download(options: argparse.Namespace) -> int:
@@ -167,11 +167,11 @@ def _download(options: argparse.Namespace) -> int:
 
     entry = find(options.name)
     if options.given is not None:
-        print(f"Installed in {acquisition.install(entry, options.given)}")
+        tell(f"Installed in {acquisition.install(entry, options.given)}")
         return 0
     if entry.installed:
         entry.check()
-        print(f"The model {entry.name} is on this machine already.")
+        tell(f"The model {entry.name} is on this machine already.")
         return 0
     try:
         with Interrupt("Stopping; what came so far is kept. Ctrl-C again ends at once.") as interrupt, _Bar() as bar:
@@ -179,7 +179,7 @@ def _download(options: argparse.Namespace) -> int:
     except Cancelled as error:
         say(f"xaiclip: {error}")
         return 130
-    print(f"Installed in {place}. Licence: {entry.licence}.")
+    tell(f"Installed in {place}. Licence: {one_line(entry.licence)}.")
     return 0
 
 
@@ -188,7 +188,7 @@ def _remove(options: argparse.Namespace) -> int:
     from XAICLIPLib.models.user_entries import remove
 
     deleted = remove(find(options.name))
-    print(f"Deleted {', '.join(map(str, deleted))}." if deleted else f"The model {options.name} is forgotten.")
+    tell(f"Deleted {', '.join(map(str, deleted))}." if deleted else f"The model {options.name} is forgotten.")
     return 0
 
 
@@ -202,7 +202,7 @@ def _add(options: argparse.Namespace) -> int:
         option = "--localizer" if entry.kind == "localizer" else "--model"
         if entry.kind == "segmenter" and isinstance(entry.source, Path):
             _try(entry, options.trust)
-        print(f"Added. To use it: {option} {entry.name}")
+        tell(f"Added. To use it: {option} {entry.name}")
     return 0
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
+
+from XAICLIPLib.displaytext import for_terminal
 
 if TYPE_CHECKING:
     from XAICLIPLib.progress import Progress
@@ -24,9 +27,19 @@ LINE_EVERY_S = 10.0
 
 
 def say(text: str) -> None:
-    """Tell the user something that is not the command's output."""
+    """Tell the user something that is not the command's output; nothing in it commands the terminal."""
     if sys.stderr is not None:
-        print(text, file=sys.stderr, flush=True)
+        print(for_terminal(text), file=sys.stderr, flush=True)
+
+
+def tell(text: str = "") -> None:
+    """Write a part of the command's output, for a person; nothing in it commands the terminal."""
+    print(for_terminal(text), flush=True)
+
+
+def tell_json(value: Any) -> None:
+    """Write the command's output for a program: JSON, which has an escape for whatever commands a terminal."""
+    print(json.dumps(value, indent=2).replace("\x7f", "\\u007f"), flush=True)
 
 
 def drop_output() -> None:

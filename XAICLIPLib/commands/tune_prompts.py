@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from XAICLIPLib.commands.terminal import say
+from XAICLIPLib.commands.terminal import say, tell
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.system.files import try_folder
 
@@ -100,13 +100,13 @@ def _tune(options: argparse.Namespace) -> int:
         tell=say,
     )
     written = context.save(tuned.contexts, localizer.model, options.output)
-    print(f"Regions and labels of {len(validation)} held-out scans, without the margin:\n")
-    print(prompts.table(tuned.before, tuned.after))
+    tell(f"Regions and labels of {len(validation)} held-out scans, without the margin:\n")
+    tell(prompts.table(tuned.before, tuned.after))
     if tuned.absent:
         say(f"Warning: No training label has the {', '.join(tuned.absent)}: nothing was learned for them.")
     if not tuned.better:
         say("Warning: On the held-out scans these prompts are no better than the hand-written ones.")
-    print(f"\nWritten to {written}, the best of all after {tuned.step} steps.")
+    tell(f"\nWritten to {written}, the best of all after {tuned.step} steps.")
     return 0
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from XAICLIPLib.displaytext import for_csv
 from XAICLIPLib.experiment.benchmark import Outcome, Plan, parameters_of
 from XAICLIPLib.experiment.comparison import Gains, Interval, gains, mean_over_cases
 from XAICLIPLib.experiment.measured import COLUMNS, REGIONS, Measured
@@ -338,4 +339,4 @@ def _plural(word: str, count: int) -> str:
 
 
 def _cell(value: object) -> object:
-    return f"{value:.6g}" if isinstance(value, float) else value
+    return f"{value:.6g}" if isinstance(value, float) else for_csv(value)

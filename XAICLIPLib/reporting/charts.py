@@ -14,6 +14,7 @@ from matplotlib.figure import Figure  # not pyplot: its state is shared between 
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
+from XAICLIPLib.displaytext import for_matplotlib
 from XAICLIPLib.imaging import body_mask
 from XAICLIPLib.reporting import figure
 from XAICLIPLib.reporting.figure import FAINT, FONT, INK, PREDICTION, REGION, VIEWS, Grid, Plane, Scale, Style
@@ -96,7 +97,7 @@ def montage(
         axes.set_title(figure.position_text(2, z), size=10, color=INK, pad=4, **FONT)
         _letters(axes)
     handles = [
-        Line2D([], [], linewidth=1.6, color=PREDICTION, label=target_label),
+        Line2D([], [], linewidth=1.6, color=PREDICTION, label=for_matplotlib(target_label)),
         Line2D([], [], linewidth=1.6, color=REGION, linestyle=(0, (4, 2.5)), label="Region of interest"),
     ]
     sheet.legend(
@@ -171,7 +172,7 @@ def _colour_bar(sheet: Figure, scale: Scale, label: str, wide: float) -> None:
     else:
         axes.set_yticks([])
     axes.tick_params(axis="y", color=INK)
-    shown = label if scale.limit else "no effect"
+    shown = for_matplotlib(label) if scale.limit else "no effect"
     sheet.text(1 - 0.16 / wide, 0.5, shown, rotation=90, ha="center", va="center", size=9, color=FAINT, **FONT)
 
 
@@ -183,11 +184,13 @@ def structures(rows: Sequence[Mapping[str, Any]], target: str, count: int = 15) 
     axes = sheet.add_subplot()
     values = [row["score_lost"] for row in shown]
     colours = [ORANGE if row["structure"] == target else MAP if row["score_lost"] >= 0 else BLUE for row in shown]
-    bars = axes.barh([textwrap.shorten(row["structure"], 40, placeholder=" …") for row in shown], values, color=colours)
+    names = [for_matplotlib(textwrap.shorten(row["structure"], 40, placeholder=" …")) for row in shown]
+    bars = axes.barh(range(len(shown)), values, color=colours)
+    axes.set_yticks(range(len(shown)), names)
     axes.bar_label(bars, [f"{value:+.3f}".replace("-", "−") for value in values], padding=4, size=9)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.margins(x=0.16)
-    axes.set_xlabel(f"score of the {target} lost when the structure is removed", size=10)
+    axes.set_xlabel(f"score of the {for_matplotlib(target)} lost when the structure is removed", size=10)
     axes.spines[["top", "right"]].set_visible(False)
     return _png(sheet)
 
@@ -210,7 +213,7 @@ def curves(found: Mapping[str, Any], target: str) -> bytes:
     }
     for axes, (way, title) in zip(sheet.subplots(1, 2, sharey=True), titles.items(), strict=True):
         for name, lines in found["controls"].items():
-            colour, dashes, said = CONTROL_LOOKS.get(name, (GREY, "-", name))
+            colour, dashes, said = CONTROL_LOOKS.get(name, (GREY, "-", for_matplotlib(name)))
             axes.plot(volumes, lines[way]["scores"], dashes, color=colour, linewidth=1.6, marker=".", label=said)
         own = found["map"][way]["scores"]
         axes.plot(volumes, own, color=MAP, linewidth=2.6, marker="o", markersize=4, label="this map")
@@ -221,7 +224,7 @@ def curves(found: Mapping[str, Any], target: str) -> bytes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_ylim(-0.03, 1.03)
     first = sheet.axes[0]
-    first.set_ylabel(f"overlap with the {target} as it was drawn (Dice)", size=9)
+    first.set_ylabel(f"overlap with the {for_matplotlib(target)} as it was drawn (Dice)", size=9)
     handles, labels = first.get_legend_handles_labels()
     sheet.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return _png(sheet)

@@ -29,6 +29,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy import ndimage
 from skimage.measure import find_contours
 
+from XAICLIPLib.displaytext import for_matplotlib
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.imaging import body_mask, same_geometry
 
@@ -502,7 +503,7 @@ def save_figure(
                 axes.imshow(colours, **placed)
             for _, part, style in outlines:
                 draw_contour(axes, plane, part, linewidth=thick, **style)
-    handles = [Line2D([], [], linewidth=2, label=name, **style) for name, _, style in outlines]
+    handles = [Line2D([], [], linewidth=2, label=for_matplotlib(name), **style) for name, _, style in outlines]
     arrow: Style = {"linestyle": "", "marker": "v", "color": INK}
     handles.append(Line2D([], [], label="where the other planes cut", **arrow))
     at = (LEFT - 6) / WIDTH, 1 - sheet.foot / sheet.total

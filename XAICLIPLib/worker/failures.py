@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from XAICLIPLib.displaytext import for_terminal
 from XAICLIPLib.errors import Cancelled, InputError, first_line
 from XAICLIPLib.worker import protocol
 from XAICLIPLib.worker.protocol import Mask, Request
@@ -69,7 +70,7 @@ def _log(error: BaseException, request: Request | None, verbose: bool) -> None:
     with suppress(OSError, ValueError, AttributeError):  # no stderr is no reason to end
         while True:
             said = str(error) if verbose else _harmless(error, request)
-            print(f"{type(error).__qualname__}{': ' + said if said else ''}", file=sys.stderr)
+            print(for_terminal(f"{type(error).__qualname__}{': ' + said if said else ''}"), file=sys.stderr)
             print("".join(traceback.format_tb(error.__traceback__)), file=sys.stderr, flush=True)
             before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
             if before is None:

@@ -12,6 +12,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from XAICLIPLib import imaging
+from XAICLIPLib.displaytext import for_csv
 from XAICLIPLib.errors import InputError
 from XAICLIPModule.scene import export, results
 from XAICLIPModule.scene.results import ExplanationNodes
@@ -70,7 +71,7 @@ def _saveTable(tableNode: object, path: Path) -> Path:
     columns = [table.GetColumn(i) for i in range(table.GetNumberOfColumns())]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(column.GetName() for column in columns)
+        writer.writerow(for_csv(column.GetName()) for column in columns)
         for row in range(table.GetNumberOfRows()):
-            writer.writerow(column.GetValue(row) for column in columns)
+            writer.writerow(for_csv(column.GetValue(row)) for column in columns)
     return path
