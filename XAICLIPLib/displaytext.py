@@ -26,6 +26,11 @@ def for_terminal(text: object) -> str:
     return "".join(c if c in "\n\t" or not _hidden(c) else _escape(c) for c in str(text))
 
 
+def in_line(text: object) -> str:
+    """The same with no end of line; the blanks in it stay, for they may be those of a path."""
+    return for_terminal(re.sub(r"[\n\t\r]+", " ", str(text)))
+
+
 def one_line(text: object) -> str:
     """The same on one line, for a name or a sentence that stands within a line of ours."""
     return for_terminal(" ".join(str(text).split()))

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from XAICLIPLib.displaytext import in_line
+
 
 class InputError(ValueError):
-    """An input that cannot be used: its message is one sentence that names it and the way out."""
+    """An input that cannot be used: its message is one sentence that names it and the way out.
+
+    Names and values in it may be a stranger's: whatever they hold, it stays one line that commands no terminal.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(in_line(message))
 
 
 class Cancelled(RuntimeError):

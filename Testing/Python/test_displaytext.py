@@ -92,6 +92,10 @@ def test_commands_write_through_one_door() -> None:
     assert {path.name for path in library if prints(path.read_text(encoding="utf-8"))} == {"terminal.py", "failures.py"}
 
 
+def test_a_sentence_stays_one_line_whatever_a_name_in_it_holds() -> None:
+    assert str(InputError("/a  b/c has no label x\ny\x1b[2J: do.")) == "/a  b/c has no label x y\\x1b[2J: do."
+
+
 # --- spreadsheets
 
 FORMULAS = ["=cmd|'/c calc'!A1", "+1+cmd", "-2+3+cmd|' /C calc'!A0", "@SUM(1)", "\tx", "\r=1", " =1", '"=1', "＝1", "-"]

@@ -28,6 +28,14 @@ def in_folder(folder: Path) -> Callable[[str], Path | None]:
     return lambda name: folder / name if (folder / name).is_file() else None
 
 
+UNEXPLAINED = (
+    '{"model": {"type": "WordPiece", "vocab": {"[PAD]": 0, "[UNK]": 1}, "unk_token": "[UNK]"}, '
+    '"post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "x", "type_id": 0}}], '
+    '"pair": [], "special_tokens": {}}}'
+)
+"""Of which the library tokenizers panics."""
+
+
 def read(folder: Path, length: int = 16, **named: Any) -> FileTokenizer:
     return read_tokenizer(in_folder(folder), length, lambda words: words, name="test", **named)
 
@@ -106,6 +114,7 @@ def test_a_text_alone_is_a_batch_of_one_and_another_length_is_refused(tmp_path: 
         ("tokenizer.json", "[" * 100_000),
         ("tokenizer.json", '{"model": {"type": "BPE", "vocab": {}, "merges": [["a", "b"]]}}'),
         ("tokenizer.json", '{"version": "1.0", "added_tokens": [], "model": {"type": "Evil"}}'),
+        ("tokenizer.json", UNEXPLAINED),
         ("tokenizer_config.json", "{"),
         ("tokenizer_config.json", '{"pad_token": 3}'),
         ("tokenizer_config.json", '{"pad_token": "nowhere"}'),
@@ -113,12 +122,14 @@ def test_a_text_alone_is_a_batch_of_one_and_another_length_is_refused(tmp_path: 
         ("special_tokens_map.json", '{"pad_token": {"content": []}}'),
     ],
 )
-def test_damaged_files_end_in_a_sentence(tmp_path: Path, file: str, content: str) -> None:
+def test_damaged_files_end_in_a_sentence(
+    tmp_path: Path, file: str, content: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     bert(tmp_path)
     (tmp_path / file).write_text(content, encoding="utf-8")
     with pytest.raises(InputError, match="The tokenizer of the localizer test does not load") as told:
         read(tmp_path)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(told.value) and capfd.readouterr() == ("", "")
 
 
 def test_pieces_of_sentencepiece_alone_are_refused_with_a_way_out(tmp_path: Path) -> None:

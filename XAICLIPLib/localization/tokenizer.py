@@ -166,7 +166,21 @@ def _said(files: Callable[[str], Path | None]) -> dict[str, Any]:
 def _whole(tokenizers: Any, path: Path) -> Any:
     if path.stat().st_size > LARGEST_FILE:
         raise ValueError(f"{path.name} is longer than {LARGEST_FILE >> 20} MB")
+    _check_templates(read_mapping(path, LARGEST_FILE).get("post_processor"))
     return tokenizers.Tokenizer.from_file(str(path))
+
+
+def _check_templates(processor: Any) -> None:
+    """Refuse what begins or ends a text with a token that it does not explain: the library would panic, and print."""
+    if not isinstance(processor, Mapping):
+        return
+    for inner in processor.get("processors") or []:
+        _check_templates(inner)
+    pieces = [*(processor.get("single") or []), *(processor.get("pair") or [])]
+    named = [piece.get("SpecialToken") for piece in pieces if isinstance(piece, Mapping)]
+    known = processor.get("special_tokens") or {}
+    if any(token.get("id") not in known for token in named if isinstance(token, Mapping)):
+        raise ValueError(f"{WHOLE} begins or ends texts with a token that it does not explain")
 
 
 def _bert(tokenizers: Any, path: Path | None, said: Mapping[str, Any]) -> Any:

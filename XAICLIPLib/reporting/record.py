@@ -167,7 +167,7 @@ def _check_record(kept: dict[str, Any]) -> None:
         json_values.text(kept["parameters"][key])
     for key in ("volume_ml", "share_of_body"):
         json_values.number(0)(kept["region"][key])
-    for key, value in (kept["region"].get("agreement_with_prediction") or {}).items():
+    for key, value in json_values.mapping(kept["region"].get("agreement_with_prediction") or {}).items():
         json_values.text(key), json_values.number(0)(value)
     for flag in json_values.objects(kept.setdefault("reliability", [])):
         json_values.text(flag["sentence"]), json_values.flag(flag["raised"])

@@ -93,7 +93,16 @@ class BundleSegmenter:
         self.weights = self._find_weights(configuration, ConfigParser(deepcopy(content)) if trust else None)
         self.network = self._load_weights(self._build(make, network_key)).eval().to(device)
         self._transform = _without_reading(self._build(make, preprocessing_key))
-        self._window = self._sliding_window(self._build(make, "inferer") if "inferer" in content else None)
+        inferer = self._build(make, "inferer") if "inferer" in content else None
+        try:
+            self._window = self._sliding_window(inferer)
+        except (TypeError, ValueError, OverflowError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"The bundle {self.folder} has a sliding window that cannot be moved ({_reason(error)}): correct "
+                "roi_size, overlap, sigma_scale and cval of its inferer."
+            ) from error
 
     @property
     def name(self) -> str:
@@ -209,7 +218,7 @@ class BundleSegmenter:
             if not 1 <= count <= 1000:
                 raise ValueError(f"num_channels is {count}")
             modality = image.get("modality")
-        except (AttributeError, TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError, OverflowError) as error:
             raise InputError(
                 f"The bundle {self.folder} does not describe its input and output as MONAI asks: "
                 f"correct network_data_format in configs/metadata.json ({_reason(error)})."

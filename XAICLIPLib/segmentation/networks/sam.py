@@ -166,7 +166,7 @@ class Preprocessing:
             )
             if not usable or min(found.std) <= 0 or not (said.get("do_resize", True) and said.get("do_pad", True)):
                 raise ValueError("no square image of three channels comes of it")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (OSError, ArithmeticError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(
                 f"The preprocessing of the SAM {folder} is not one that is known here ({reason(error)}): restore its "
                 "preprocessor_config.json."
