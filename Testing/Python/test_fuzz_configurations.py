@@ -32,7 +32,7 @@ def test_nothing_runs_nothing_is_fetched_and_all_ends_in_a_sentence(
         with capsys.disabled():
             print(f"\n{outcome}")
     assert not outcome.failures, "\n".join(outcome.failures)
-    assert len(outcome.keys) >= 10 and sum(outcome.keys.values()) > 2000
+    assert len(outcome.keys) >= 10 and sum(outcome.keys.values()) > 500 and outcome.cases > 20_000
     assert all(sum(ended.values()) for ended in outcome.ended.values()), "a kind had no turn"
 
 

@@ -32,6 +32,9 @@ from XAICLIPLib.segmentation.untrusted.weights import NUMBERS, load_plain
 
 _HOMES = ("dynamic_network_architectures", "nnunetv2", "torch.nn")
 
+_LAYERS = ("dynamic_network_architectures.architectures", "dynamic_network_architectures.building_blocks", "torch.nn")
+"""Where networks and layers are: other modules of these packages are not even imported because a file names them."""
+
 _TRAINING_ALONE = frozenset(
     (
         "nnUNetTrainer",
@@ -252,7 +255,7 @@ def _is_layer(name: Any) -> bool:
     if not isinstance(name, str):
         return False
     module, _, last = name.rpartition(".")
-    if not _at_home(module):
+    if not _at_home(module, _LAYERS):
         return False
     try:
         with quiet():
@@ -273,8 +276,8 @@ def _moved(last: str) -> Any:
     return recursive_find_python_class(place, last, "dynamic_network_architectures.architectures")
 
 
-def _at_home(module: str) -> bool:
-    return any(module == home or module.startswith(f"{home}.") for home in _HOMES)
+def _at_home(module: str, homes: tuple[str, ...] = _HOMES) -> bool:
+    return any(module == home or module.startswith(f"{home}.") for home in homes)
 
 
 def _refusal(folder: TrainedFolder, name: Any) -> InputError:

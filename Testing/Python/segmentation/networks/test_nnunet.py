@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -400,6 +401,16 @@ def test_plans_that_name_foreign_code_are_refused(name: str, trained: dict[str, 
     with pytest.raises(InputError, match="--trust") as refused:
         load(folder)
     assert words in str(refused.value)
+
+
+def test_no_other_module_is_imported_because_plans_name_it(trained: dict[str, Path], tmp_path: Path) -> None:
+    """Some of nnU-Net's own are programs."""
+    folder, module = copied(trained["plain"], tmp_path), "nnunetv2.dataset_conversion.generate_dataset_json"
+    sys.modules.pop(module, None)
+    change(folder / "plans.json", argument(norm_op=f"{module}.Path"))
+    with pytest.raises(InputError, match="--trust"):
+        load(folder)
+    assert module not in sys.modules
 
 
 @pytest.mark.parametrize("name", ["MyTrainer", "os"])
