@@ -263,7 +263,7 @@ def _segmenter(path: Path, prepares: bool = False) -> Callable[[], Any]:
     import numpy as np
     import SimpleITK as sitk
 
-    from XAICLIPLib.segmentation import formats
+    from XAICLIPLib.segmentation.networks import formats
 
     scan = sitk.GetImageFromArray(np.linspace(-1000, 1000, 12**3, dtype=np.float32).reshape(12, 12, 12))
 
@@ -279,7 +279,7 @@ def _segmenter(path: Path, prepares: bool = False) -> Callable[[], Any]:
 
 
 def _localizers(folder: Path) -> list[Kind]:
-    from test_openclip_layouts import LAYOUTS
+    from localization.test_openclip_layouts import LAYOUTS
 
     from XAICLIPLib.localization.openclip import load_model
 
@@ -331,7 +331,7 @@ def _bundle(folder: Path) -> list[Kind]:
 
 
 def _nnunet(folder: Path) -> list[Kind]:
-    from XAICLIPLib.segmentation.nnunet_folder import import_nnunet
+    from XAICLIPLib.segmentation.networks.nnunet_folder import import_nnunet
 
     try:
         import_nnunet()
@@ -407,7 +407,7 @@ def _nnunet(folder: Path) -> list[Kind]:
 
 
 def _sam(folder: Path) -> list[Kind]:
-    from test_sam import save_tiny
+    from segmentation.networks.test_sam import save_tiny
 
     place = save_tiny(folder / "sam")
     files = tuple(name for name in ("config.json", "preprocessor_config.json") if (place / name).is_file())
@@ -415,7 +415,7 @@ def _sam(folder: Path) -> list[Kind]:
 
 
 def _meshnet(folder: Path) -> list[Kind]:
-    from test_layers_model import write_model
+    from segmentation.networks.test_layers_model import write_model
 
     write_model(folder / "meshnet")
     (folder / "meshnet" / "colormap.json").write_text(json.dumps({"labels": ["Unknown", "Brain"]}))
@@ -457,7 +457,7 @@ def _torchscript(folder: Path) -> list[Kind]:
 
 
 def _record(folder: Path) -> list[Kind]:
-    from XAICLIPLib import record
+    from XAICLIPLib.reporting import record
 
     (folder / "record").mkdir()
     line = {way: {"scores": [1.0, 0.5], "area": 0.7} for way in ("deletion", "insertion")}
@@ -501,7 +501,7 @@ def _record(folder: Path) -> list[Kind]:
 
 
 def _catalogue(folder: Path) -> list[Kind]:
-    from XAICLIPLib.models.catalogfile import read_catalogue
+    from XAICLIPLib.models.catalogue_file import read_catalogue
 
     (folder / "catalogue").mkdir()
     file = {"url": "https://models.example/net.zip", "sha256": "0" * 64, "size": 1000}

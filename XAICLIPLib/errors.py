@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from XAICLIPLib.displaytext import in_line
+import re
+import unicodedata
+
+_UNSEEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
+"""Unicode's categories of what is no visible character: controls, marks of direction, halves of characters, private
+ones, breaks of lines."""
+
+_JOINERS = "\u200c\u200d"
+"""Of the category of marks, but parts of words in some scripts, and harmless."""
 
 
 class InputError(ValueError):
@@ -28,3 +36,22 @@ def reason(error: BaseException, most: int = 200) -> str:
     """All that an error says, on one line of ``most`` characters; its class where it says nothing."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= most else text[:most] + "…"
+
+
+def visible(text: object) -> str:
+    """Text in which all can be seen but ends of lines and tabs: what else is hidden is written as its escape."""
+    return "".join(c if c in "\n\t" or not _hidden(c) else _escape(c) for c in str(text))
+
+
+def in_line(text: object) -> str:
+    """The same with no end of line; the blanks in it stay, for they may be those of a path."""
+    return visible(re.sub(r"[\n\t\r]+", " ", str(text)))
+
+
+def _hidden(character: str) -> bool:
+    return unicodedata.category(character) in _UNSEEN and character not in _JOINERS
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

@@ -19,7 +19,6 @@ ROOT = Path(__file__).resolve().parents[2]
 # higher ones nor from its neighbours on the same floor. A new folder gets its line here. "__init__" stands for the
 # public names of the package, which anything above the pipeline may use.
 FLOORS = {
-    "displaytext": -1,
     "errors": 0,
     "resources": 0,
     "system": 1,
@@ -62,13 +61,13 @@ ONE_DOOR = {
 
 # XAICLIP/, the Slicer module, talks to the library through the worker's messages and these alone.
 MODULE_MAY_IMPORT = {
-    "displaytext",
     "errors",
     "resources",
     "imaging",
     "imaging.phantom",
     "explainers.methods",
     "scoring.options",
+    "system.displaytext",
     "system.isolation",
     "worker.protocol",
 }

@@ -18,10 +18,10 @@ import XAICLIPLib
 from XAICLIPLib.commands import benchmark, tune_prompts
 from XAICLIPLib.commands.models import add_commands
 from XAICLIPLib.commands.terminal import Bars, Interrupt, drop_output, say, tell, tell_json
-from XAICLIPLib.displaytext import one_line
 from XAICLIPLib.errors import Cancelled, InputError, first_line
 from XAICLIPLib.explainers import methods
 from XAICLIPLib.scoring import options
+from XAICLIPLib.system.displaytext import one_line
 from XAICLIPLib.system.files import check_there, try_folder
 from XAICLIPLib.system.packages import packages_quiet
 

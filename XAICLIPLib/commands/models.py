@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from XAICLIPLib.commands.terminal import Interrupt, say, tell, tell_json
-from XAICLIPLib.displaytext import one_line
 from XAICLIPLib.errors import Cancelled, InputError
+from XAICLIPLib.system.displaytext import one_line
 
 if TYPE_CHECKING:
     from XAICLIPLib.models.entry import Entry

@@ -11,7 +11,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from XAICLIPLib.displaytext import for_terminal
+from XAICLIPLib.system.displaytext import for_terminal
 
 if TYPE_CHECKING:
     from XAICLIPLib.progress import Progress

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from XAICLIPLib.displaytext import for_csv
 from XAICLIPLib.experiment.benchmark import Outcome, Plan, parameters_of
 from XAICLIPLib.experiment.comparison import Gains, Interval, gains, mean_over_cases
 from XAICLIPLib.experiment.measured import COLUMNS, REGIONS, Measured
+from XAICLIPLib.system.displaytext import for_csv
 from XAICLIPLib.system.files import whole_file
 
 PAPER_TIME, PAPER_DICE, PAPER_IOU = -0.60, 0.446, 0.967

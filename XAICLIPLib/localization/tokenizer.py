@@ -15,9 +15,9 @@ import torch
 import yaml
 from torch import Tensor
 
-from XAICLIPLib.checks import Check, choice, flag, keys, optional, text
 from XAICLIPLib.errors import InputError, reason
-from XAICLIPLib.segmentation.mappings import read_mapping
+from XAICLIPLib.system.json_values import Check, choice, flag, keys, optional, text
+from XAICLIPLib.system.mappings import read_mapping
 
 WHOLE, WORDS, CONFIGURATION, SPECIAL = "tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json"
 FILES = (WHOLE, WORDS)

@@ -14,10 +14,10 @@ from typing import Any
 
 import yaml
 
-from XAICLIPLib.checks import Check, choice, either, flag, keys, number, optional, several, text, whole
 from XAICLIPLib.errors import InputError, reason
-from XAICLIPLib.segmentation.mappings import read_mapping
-from XAICLIPLib.torchvision_operators import import_without_operators
+from XAICLIPLib.system.json_values import Check, choice, either, flag, keys, number, optional, several, text, whole
+from XAICLIPLib.system.mappings import read_mapping
+from XAICLIPLib.system.torchvision_operators import import_without_operators
 
 CONFIGURATION = "open_clip_config.json"
 

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from XAICLIPLib import isolation
 from XAICLIPLib.errors import Cancelled
+from XAICLIPLib.system import isolation
 
 LOOK_EVERY_S = 0.2
 

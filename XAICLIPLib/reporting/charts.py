@@ -14,10 +14,10 @@ from matplotlib.figure import Figure  # not pyplot: its state is shared between 
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from XAICLIPLib.displaytext import for_matplotlib
 from XAICLIPLib.imaging import body_mask
 from XAICLIPLib.reporting import figure
 from XAICLIPLib.reporting.figure import FAINT, FONT, INK, PREDICTION, REGION, VIEWS, Grid, Plane, Scale, Style
+from XAICLIPLib.system.displaytext import for_matplotlib
 
 DPI = 130
 TILES = 9

@@ -29,9 +29,9 @@ from matplotlib.ticker import MaxNLocator
 from scipy import ndimage
 from skimage.measure import find_contours
 
-from XAICLIPLib.displaytext import for_matplotlib
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.imaging import body_mask, same_geometry
+from XAICLIPLib.system.displaytext import for_matplotlib
 
 Array = npt.NDArray[np.float32]
 Point = npt.NDArray[np.float64]

@@ -1,4 +1,4 @@
-"""What a value must be that others wrote: in a message of `XAICLIPLib.worker.protocol`, or in a configuration of a model.
+"""What a value must be that others wrote: in a message of `XAICLIPLib.worker.protocol`, or in a model's configuration.
 
 Each check takes what JSON gave and returns it as its reader holds it; its ValueError says what to give instead.
 """

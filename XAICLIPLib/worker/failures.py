@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from XAICLIPLib.displaytext import for_terminal
 from XAICLIPLib.errors import Cancelled, InputError, first_line
+from XAICLIPLib.system.displaytext import for_terminal
 from XAICLIPLib.worker import protocol
 from XAICLIPLib.worker.protocol import Mask, Request
 

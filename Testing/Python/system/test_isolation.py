@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from XAICLIPLib import cli, isolation
+from XAICLIPLib.commands import main as cli
 from XAICLIPLib.models import libraries
+from XAICLIPLib.system import isolation
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 SHADOWED = ("huggingface_hub", "monai", "torch", "json", "runpy", "sitecustomize")
 """Modules that an attacker puts into a folder under the names of those that are imported."""
@@ -127,7 +128,7 @@ def starts(source: str) -> Iterator[int]:
 
 def test_only_isolated_children_are_started() -> None:
     """The library and the module have one way to start a Python: pip apart, which is none of the library."""
-    assert list(starts('run([sys.executable, "-m", "XAICLIPLib.cli"])')) == [1]
+    assert list(starts('run([sys.executable, "-m", "XAICLIPLib"])')) == [1]
     places = [path for folder in ("XAICLIPLib", "XAICLIP") for path in sorted((ROOT / folder).rglob("*.py"))]
     found = {path.relative_to(ROOT).as_posix() for path in places if list(starts(path.read_text(encoding="utf-8")))}
-    assert found == {"XAICLIPLib/isolation.py"}
+    assert found == {"XAICLIPLib/system/isolation.py"}

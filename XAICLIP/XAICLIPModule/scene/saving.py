@@ -12,8 +12,8 @@ import slicer
 from slicer.i18n import tr as _
 
 from XAICLIPLib import imaging
-from XAICLIPLib.displaytext import for_csv
 from XAICLIPLib.errors import InputError
+from XAICLIPLib.system.displaytext import for_csv
 from XAICLIPModule.scene import export, results
 from XAICLIPModule.scene.results import ExplanationNodes
 

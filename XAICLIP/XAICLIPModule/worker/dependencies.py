@@ -20,8 +20,8 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from XAICLIPLib import isolation
 from XAICLIPLib.errors import InputError
+from XAICLIPLib.system import isolation
 from XAICLIPModule.worker import interpreter
 
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "Resources" / "XAICLIPRequirements.txt"

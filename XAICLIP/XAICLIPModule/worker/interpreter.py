@@ -14,8 +14,8 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from XAICLIPLib import isolation
 from XAICLIPLib.errors import InputError
+from XAICLIPLib.system import isolation
 
 SETTING = "XAICLIP/PythonInterpreter"
 """QSettings key of the user's interpreter; empty for Slicer's own."""

@@ -32,9 +32,9 @@ from XAICLIPLib.errors import InputError, reason
 from XAICLIPLib.segmentation.segmenter import Activation, Prepared
 from XAICLIPLib.segmentation.sliding_window import SlidingWindow
 from XAICLIPLib.segmentation.untrusted.configuration import READING, Configuration
-from XAICLIPLib.segmentation.untrusted.mappings import read_mapping
-from XAICLIPLib.segmentation.untrusted.weights import ARRAYS, load_into, load_plain
 from XAICLIPLib.system.checksums import sha256
+from XAICLIPLib.system.mappings import read_mapping
+from XAICLIPLib.system.weights import ARRAYS, load_into, load_plain
 
 if TYPE_CHECKING:
     import SimpleITK as sitk

@@ -25,8 +25,8 @@ from XAICLIPLib.segmentation.segmenter import Activation, Prepared
 from XAICLIPLib.segmentation.sliding_window import SlidingWindow
 from XAICLIPLib.segmentation.untrusted.configuration import Configuration
 from XAICLIPLib.segmentation.untrusted.torchscript import is_torchscript, read_torchscript
-from XAICLIPLib.segmentation.untrusted.weights import load_into
 from XAICLIPLib.system.checksums import sha256
+from XAICLIPLib.system.weights import load_into
 
 if TYPE_CHECKING:
     import SimpleITK as sitk

@@ -33,7 +33,7 @@ import yaml
 from XAICLIPLib.errors import InputError, reason
 from XAICLIPLib.segmentation.segmenter import Activation
 from XAICLIPLib.segmentation.sliding_window import SlidingWindow
-from XAICLIPLib.segmentation.untrusted.mappings import read_mapping
+from XAICLIPLib.system.mappings import read_mapping
 
 Scaling = Literal["range", "percentiles", "z-score", "nonzero z-score", "none"]
 

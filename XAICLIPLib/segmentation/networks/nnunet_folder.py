@@ -28,7 +28,7 @@ from XAICLIPLib.errors import InputError, reason
 from XAICLIPLib.segmentation.networks.trained_folders import CHECKPOINTS
 from XAICLIPLib.segmentation.networks.trained_folders import checkpoint as checkpoint_of
 from XAICLIPLib.segmentation.networks.trained_folders import folds as folds_of
-from XAICLIPLib.segmentation.untrusted.weights import NUMBERS, load_plain
+from XAICLIPLib.system.weights import NUMBERS, load_plain
 
 _HOMES = ("dynamic_network_architectures", "nnunetv2", "torch.nn")
 

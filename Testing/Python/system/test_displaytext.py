@@ -12,12 +12,14 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from XAICLIPLib import charts, cli, terminal
-from XAICLIPLib.displaytext import for_csv, for_matplotlib, for_terminal, one_line
+from XAICLIPLib.commands import main as cli
+from XAICLIPLib.commands import terminal
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.evaluation import benchmark_report
+from XAICLIPLib.experiment import report as benchmark_report
+from XAICLIPLib.reporting import charts
+from XAICLIPLib.system.displaytext import for_csv, for_matplotlib, for_terminal, one_line
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 ESCAPES = {
     "\x1b]0;title\x07": "\\x1b]0;title\\x07",
@@ -62,7 +64,7 @@ def test_messages_and_output_of_commands_are_made_fit(
     def fails(_options: object) -> int:
         raise InputError("The network has no \x1b]0;x\x07 label\nxaiclip: done.")
 
-    monkeypatch.setattr("XAICLIPLib.cli._doctor", fails)
+    monkeypatch.setattr("XAICLIPLib.commands.main._doctor", fails)
     assert cli.main(["doctor"]) == 1
     assert capsys.readouterr().err == "xaiclip: The network has no \\x1b]0;x\\x07 label xaiclip: done.\n"
 

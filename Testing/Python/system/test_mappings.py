@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from XAICLIPLib.segmentation.untrusted.configuration import Configuration
-from XAICLIPLib.segmentation.untrusted.mappings import read_mapping
+from XAICLIPLib.system.mappings import read_mapping
 
 
 @pytest.mark.parametrize(("name", "text"), [("a.json", '{"a": [1, "*b"]}'), ("a.yaml", "a: [1, '*b']")])

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.segmentation.untrusted.weights import load_into, read_state
+from XAICLIPLib.system.weights import load_into, read_state
 
 STATE = {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.ones(2)}
 
