@@ -67,7 +67,7 @@ def test_another_python_gets_nothing_of_slicers_and_neither_looks_in_the_current
 
 
 def test_a_folder_to_start_in_is_empty_and_comes_back(module_path: Path, scene: Any) -> None:
-    from XAICLIPModule import interpreter
+    from XAICLIPModule.worker import interpreter
 
     folder = Path(interpreter.emptyFolder())
     assert folder.is_absolute() and list(folder.iterdir()) == [] and interpreter.emptyFolder() == str(folder)
