@@ -31,8 +31,8 @@ from torch import Tensor
 from XAICLIPLib.explainers.base import Estimate, in_voxels, size_for
 from XAICLIPLib.explainers.methods import METHODS
 from XAICLIPLib.explainers.occlusion import Windows, occlusion, window_grid
+from XAICLIPLib.explainers.pieces.supervoxels import supervoxels
 from XAICLIPLib.explainers.running import rise as rise_module
-from XAICLIPLib.explainers.supervoxels import supervoxels
 from XAICLIPLib.scoring.perturbation import Perturbation
 from XAICLIPLib.segmentation.batching import run_batch
 

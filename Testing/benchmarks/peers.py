@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from XAICLIPLib.explainers.base import size_for
 from XAICLIPLib.explainers.lime import lime
 from XAICLIPLib.explainers.occlusion import Windows, window_grid
-from XAICLIPLib.explainers.supervoxels import supervoxels
+from XAICLIPLib.explainers.pieces.supervoxels import supervoxels
 from XAICLIPLib.scoring.scores import target_score
 
 

@@ -27,8 +27,8 @@ from XAICLIPLib.evaluation.metrics import outside_share, overlap, pointing_game,
 from XAICLIPLib.experiment.datasets.case import Case
 from XAICLIPLib.experiment.measured import Measured, RegionName
 from XAICLIPLib.explainers.lime import Lime
+from XAICLIPLib.explainers.pieces.supervoxels import supervoxels
 from XAICLIPLib.explainers.setting import Setting
-from XAICLIPLib.explainers.supervoxels import supervoxels
 from XAICLIPLib.localization.localizer import Localizer
 from XAICLIPLib.localization.plugins import checked_probability
 from XAICLIPLib.localization.region import Region, guided_region

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from XAICLIPLib.explainers.coalitions import Coalitions
-    from XAICLIPLib.explainers.pieces import Pieces
+    from XAICLIPLib.explainers.pieces.coalitions import Coalitions
+    from XAICLIPLib.explainers.pieces.pieces import Pieces
     from XAICLIPLib.explainers.setting import Setting
 else:
     np = lazy("numpy")
@@ -69,7 +69,7 @@ class Lime(Method):
 
     def estimates(self, setting: Setting, seed: int) -> Iterator[Estimate]:
         """See `lime`; the pieces are supervoxels of the region."""
-        from XAICLIPLib.explainers.supervoxels import supervoxels
+        from XAICLIPLib.explainers.pieces.supervoxels import supervoxels
 
         assert self.size_mm is not None
         region = setting.region & setting.changeable
@@ -90,7 +90,7 @@ def lime(
         What scores the perturbations, usually a `XAICLIPLib.scoring.scorer.Scorer`.
     pieces
         (X, Y, Z) whole numbers on the segmenter's grid: 1 ... M, each with a voxel; 0 outside. Usually
-        `XAICLIPLib.explainers.supervoxels.supervoxels`.
+        `XAICLIPLib.explainers.pieces.supervoxels.supervoxels`.
     samples
         Sets to remove besides all pieces at once; by default `EACH` for each piece and at least `FEWEST`. There are
         never more than there are sets.
@@ -114,7 +114,7 @@ def lime(
     from adding up to that). The standard error is that of chance in the choice of the sets: the sandwich estimate of
     weighted least squares.
     """
-    from XAICLIPLib.explainers.pieces import Pieces
+    from XAICLIPLib.explainers.pieces.pieces import Pieces
 
     cut = Pieces(pieces)
     count = len(cut.sizes) - 1
@@ -189,7 +189,7 @@ class _LimeMap(RunningMap):
 
 def _sets(count: int, samples: int | None, kernel: Kernel, rng: np.random.Generator) -> Coalitions:
     """The sets to evaluate, if they are enough to tell the pieces apart."""
-    from XAICLIPLib.explainers.coalitions import all_sets, exponential, shapley
+    from XAICLIPLib.explainers.pieces.coalitions import all_sets, exponential, shapley
 
     number = max(FEWEST, EACH * count) if samples is None else samples
     if number < min(2 * count, all_sets(count) - 1):

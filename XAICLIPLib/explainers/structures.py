@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from XAICLIPLib.explainers.pieces import Pieces
+    from XAICLIPLib.explainers.pieces.pieces import Pieces
     from XAICLIPLib.explainers.setting import Setting
 else:
     torch = lazy("torch")
@@ -94,7 +94,7 @@ def structures(
     their losses one by one: positive where either can stand in for the other, negative where each needs the other.
     ``not_removed`` names the structures that were found but lie outside the region.
     """
-    from XAICLIPLib.explainers.pieces import Pieces
+    from XAICLIPLib.explainers.pieces.pieces import Pieces
 
     pieces = Pieces(labels)
     there = pieces.sizes if region is None else pieces.labels[region.cpu()].bincount(minlength=1).tolist()

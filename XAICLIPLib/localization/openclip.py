@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from XAICLIPLib.errors import InputError, reason
+from XAICLIPLib.localization import PROMPTS_FILE
 from XAICLIPLib.localization.tokenizer import CONFIGURATION as TOKENIZER_CONFIGURATION
 from XAICLIPLib.localization.tokenizer import FILES, read_tokenizer
 from XAICLIPLib.localization.towers import (
@@ -33,9 +34,6 @@ from XAICLIPLib.localization.towers import (
 from XAICLIPLib.system.checksums import sha256
 from XAICLIPLib.system.torchvision_operators import import_without_operators
 from XAICLIPLib.system.weights import read_plain
-
-PROMPTS_FILE = "prompts.safetensors"
-"""In a localizer's folder: its learned prompts, which are then used without being asked for."""
 
 HUB = "hf-hub:"
 """Before the id of a model that is downloaded from the Hugging Face hub on first use."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.localization.openclip import PROMPTS_FILE
+from XAICLIPLib.localization import PROMPTS_FILE
 from XAICLIPLib.models.archives import is_archive, only_folder, unpack
 from XAICLIPLib.models.catalogue_file import read_catalogue
 from XAICLIPLib.models.entry import OPEN_CLIP_WEIGHTS, Entry, Kind

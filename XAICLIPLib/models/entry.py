@@ -12,7 +12,7 @@ from typing import Literal, get_args
 from urllib.parse import urlsplit
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.localization.openclip import PROMPTS_FILE
+from XAICLIPLib.localization import PROMPTS_FILE
 from XAICLIPLib.models.folder import downloaded, hub_snapshot, read_lock
 from XAICLIPLib.resources import resource_path
 from XAICLIPLib.segmentation.networks.trained_folders import trained_datasets

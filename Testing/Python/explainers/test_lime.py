@@ -16,8 +16,8 @@ from planted import CUE, SHAPE, Blind, Planted, Rule, blocks, last, planted_scor
 from torch import Tensor
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.explainers.coalitions import exponential_weight
 from XAICLIPLib.explainers.lime import Kernel, lime
+from XAICLIPLib.explainers.pieces.coalitions import exponential_weight
 from XAICLIPLib.scoring.perturbation import Perturbation
 
 KERNELS: tuple[Kernel, ...] = ("exponential", "shap")

@@ -17,10 +17,10 @@ from torch.nn import functional
 from XAICLIPLib import anatomy
 from XAICLIPLib.anatomy import structure
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.localization import context
+from XAICLIPLib.localization import PROMPTS_FILE, context
 from XAICLIPLib.localization.context import BACKGROUND, PLACEHOLDER, Contexts
 from XAICLIPLib.localization.localizer import ClipLocalizer, Settings
-from XAICLIPLib.localization.openclip import PROMPTS_FILE, ImageTextModel, import_open_clip, load_model
+from XAICLIPLib.localization.openclip import ImageTextModel, import_open_clip, load_model
 from XAICLIPLib.models import catalogue
 
 CPU = torch.device("cpu")

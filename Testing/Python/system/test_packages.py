@@ -6,7 +6,7 @@ import numpy as np
 
 from XAICLIPLib import __version__
 from XAICLIPLib.reporting import record
-from XAICLIPLib.system.versions import installed, versions
+from XAICLIPLib.system.packages import installed, versions
 
 
 def test_versions_are_those_of_what_runs() -> None:

@@ -9,7 +9,7 @@ from skimage.measure import label as connected_components
 from torch import Tensor
 
 from XAICLIPLib.explainers.lime import Supervoxels
-from XAICLIPLib.explainers.supervoxels import FRAGMENT, supervoxels
+from XAICLIPLib.explainers.pieces.supervoxels import FRAGMENT, supervoxels
 
 KINDS: tuple[Supervoxels, ...] = ("slic", "felzenszwalb")
 SPACING = (2.0, 2.0, 4.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from XAICLIPLib.explainers.pieces import Pieces
+from XAICLIPLib.explainers.pieces.pieces import Pieces
 
 LABELS = torch.randint(0, 6, (7, 6, 5), generator=torch.Generator().manual_seed(0))
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ import torch
 from captum.attr._core.lime import get_exp_kernel_similarity_function
 from numpy.typing import NDArray
 
-from XAICLIPLib.explainers.coalitions import CERTAIN, Coalitions, exponential, exponential_weight, shapley
+from XAICLIPLib.explainers.pieces.coalitions import CERTAIN, Coalitions, exponential, exponential_weight, shapley
 
 Draw = Callable[[int, int, np.random.Generator], Coalitions]
 

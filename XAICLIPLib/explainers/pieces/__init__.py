@@ -1,0 +1,1 @@
+"""A volume cut into pieces, and which sets of them are removed together."""
