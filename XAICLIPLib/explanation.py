@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import SimpleITK as sitk
 from XAICLIPLib import imaging
 from XAICLIPLib.explainers import methods
 from XAICLIPLib.localization.region import Region
-from XAICLIPLib.reporting import record
+from XAICLIPLib.reporting import output_folder, record
 
 _REGION_WORDS = {
     "guided": "guided ",
@@ -46,7 +45,10 @@ class Explanation:
     region
         Where perturbations were made.
     segmentation
-        The network's label map.
+        The network's label map; where its classes overlap, each set of classes that meet has a label of its own.
+    probed
+        uint8: 1 where the saliency is known, also where it is 0 because nothing was lost; 0 where nothing was tried, or
+        a cancelled run had not come to.
     prediction
         uint8: the target as it was explained, predicted or given.
     target
@@ -67,6 +69,7 @@ class Explanation:
     saliency: sitk.Image
     region: Region
     segmentation: sitk.Image
+    probed: sitk.Image
     prediction: sitk.Image
     target: Mapping[str, Any]
     labels: Mapping[int, str]
@@ -81,27 +84,31 @@ class Explanation:
         return list(self.record["warnings"])
 
     def save(self, folder: str | Path) -> dict[str, Path]:
-        """Write ``saliency.nrrd``, ``region.nrrd``, ``segmentation.nrrd``, ``explanation.json`` and ``figure.png``.
+        """Write volumes (``saliency.nrrd``, ``probed.nrrd``, ...), ``explanation.json`` and ``figure.png``.
 
         A random method writes ``standard_error.nrrd`` as well, and a target that was given or lies in a box
-        ``target.nrrd``. Returns the path of each by its name without the ending. Files of an earlier explanation are
-        replaced.
+        ``target.nrrd``. Returns the path of each by its name without the ending. The files of an earlier explanation
+        are replaced, all of them or none (`XAICLIPLib.reporting.output_folder`).
 
         Raises
         ------
         InputError
-            The folder cannot be written.
+            The folder cannot be written, another run writes to it, or it holds a file of one of these names that no
+            explanation wrote.
         """
+        folder = Path(folder)
+        with output_folder.replaced(folder) as new:
+            return {name: folder / path.name for name, path in self._write(new).items()}
+
+    def _write(self, folder: Path) -> dict[str, Path]:
+        """Write all files into an empty folder, the record last."""
         from XAICLIPLib.reporting.figure import save_figure  # matplotlib only when a picture is drawn
 
-        folder = Path(folder)
-        # The record is written last: whatever fails before, none of another map stays beside this one.
-        with suppress(OSError):
-            (folder / "explanation.json").unlink(missing_ok=True)
         written = {
             name: imaging.write_volume(volume, folder / f"{name}.nrrd")
             for name, volume in (
                 ("saliency", self.saliency),
+                ("probed", self.probed),
                 ("region", self.region.mask),
                 ("segmentation", self.segmentation),
                 ("standard_error", self.standard_error),
@@ -110,8 +117,6 @@ class Explanation:
             )
             if volume is not None
         }
-        for name in {"standard_error", "target"} - set(written):  # of an earlier explanation by another method
-            (folder / f"{name}.nrrd").unlink(missing_ok=True)
         parameters = self.record["parameters"]
         captions = methods.METHODS[parameters["method"]].captions
         written["figure"] = save_figure(
@@ -131,7 +136,8 @@ class Explanation:
             warnings=self.warnings,
             saliency_label=captions.label.format(score=parameters["score"].replace("dice", "Dice")),
         )
-        written["explanation"] = record.write(self.record, folder / "explanation.json")
+        kept = {**self.record, "written": output_folder.checksums(folder)}
+        written["explanation"] = record.write(kept, folder / "explanation.json")
         return written
 
     def report(self, path: str | Path, pdf: bool = False) -> dict[str, Path]:

@@ -9,7 +9,7 @@ what came of it; each step is a function below it, in that order.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from XAICLIPLib import imaging
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.evaluation import assessment, reliability, suitability
+from XAICLIPLib.evaluation import answering, assessment, reliability, suitability
 from XAICLIPLib.evaluation.flags import Flag, ordered
 from XAICLIPLib.explainers import methods
 from XAICLIPLib.explainers.base import Estimate, Method
@@ -47,7 +47,7 @@ from XAICLIPLib.reporting.measurements import cautions, measure
 from XAICLIPLib.scoring.options import BASELINES, PRECISIONS, SCORES, Baseline, Precision, Score
 from XAICLIPLib.scoring.target import RIM_MM, Target, class_of, make_target
 from XAICLIPLib.segmentation.networks.described import Predictor, from_object
-from XAICLIPLib.segmentation.prediction import Inference, label_values, predict
+from XAICLIPLib.segmentation.prediction import Inference, label_values, predict, values_of
 from XAICLIPLib.segmentation.segmenter import Promptable, Segmenter
 from XAICLIPLib.system.devices import choose_device
 
@@ -196,10 +196,23 @@ def explain(
             score=question.score,
             batch_size=question.batch_size,
             precision=question.precision,
+            shared=target_case.shared,
         )
+        answering_flags = answering.checks(setting.scorer)
         last, complete = run_explainer(question, setting, target_case, scan, run, on_estimate)
     return measured(
-        models, scan, question, target_case, search_area, setting, last, complete, check, run, model, torch_device
+        models,
+        scan,
+        question,
+        replace(target_case, suitability=[*target_case.suitability, *answering_flags]),
+        search_area,
+        setting,
+        last,
+        complete,
+        check,
+        run,
+        model,
+        torch_device,
     )
 
 
@@ -422,7 +435,9 @@ class TargetCase:
     mask
         uint8, in the scan's geometry: the target as it is explained, predicted or given.
     suitability
-        Whether the network was made for such a scan.
+        Whether the network was made for such a scan, and answers at all.
+    shared
+        The numbers that stand for several overlapping classes at once, with their channels.
     """
 
     inference: Inference
@@ -432,6 +447,7 @@ class TargetCase:
     labels: tuple[int, ...]
     mask: sitk.Image
     suitability: list[Flag]
+    shared: Mapping[int, tuple[int, ...]]
 
     def on_scan(self, values: Tensor, scan: Scan, interpolation: Literal["linear", "nearest"] = "linear") -> sitk.Image:
         """Values (X, Y, Z) of the network's grid in the geometry of the scan."""
@@ -458,6 +474,7 @@ def segment(models: Models, scan: Scan, question: Question, device: torch.device
         labels,
         mask,
         suitability.checks(scan.volume, scan.modality, segmenter, prediction.prepared),
+        prediction.shared,
     )
 
 
@@ -476,8 +493,7 @@ def find_region(
             probability = search.locate(models.localizer, volume, question.prompt, scan.modality, run)
         region = search.region(models.localizer, volume, probability, question.prompt, case.mask)
     elif question.around_prediction:
-        values = label_values(models.ready)
-        drawn = _mask_of(case.segmentation, [values[channel] for channel in case.labels])
+        drawn = _mask_of(case.segmentation, values_of(models.ready, case.shared, case.labels))
         region = prediction_region(volume, drawn, search.margin_mm)
     elif scan.region_mask is None:
         region = whole_region(volume)
@@ -539,9 +555,10 @@ def measured(
     evidence = assessment.evidence_of(name, question.method, setting, last, values, agreement)
     saliency = case.on_scan(values, scan)
     error = last.standard_error()
+    probed = case.on_scan(last.probed(), scan, "nearest")
     measurements = measure(
         saliency,
-        case.on_scan(last.probed(), scan, "nearest"),
+        probed,
         case.mask,
         scorer,
         last,
@@ -553,6 +570,7 @@ def measured(
         measurements["effect_inside_target_if_uniform"] = None if outside is None else 1 - outside.chance
     words = question.target if isinstance(question.target, str) and scan.target_mask is None else question.prompt
     bounded = question.score != "logit margin"
+    run.warnings += question.method.cautions(setting.spacing_mm)
     run.warnings += cautions(name, words, case.mask, region, scorer.full_score, bounded)
     checked = check_map(question, setting, last, values, run) if check and complete else assessment.Checked()
     evidence = replace(evidence, faithfulness=checked.faithfulness, stability=checked.stability)
@@ -561,24 +579,26 @@ def measured(
     if not complete:
         run.warnings.append(
             f"Cancelled after {last.done} of {last.planned} perturbations: the saliency is incomplete, and 0 also "
-            "where nothing was tried yet."
+            "where nothing was tried yet; probed.nrrd tells where something was."
         )
     numbers = label_values(models.ready)
     names = {numbers[channel]: structure for channel, structure in models.ready.labels.items()}
-    target_record = _target_record(question, scan, case, [numbers[channel] for channel in case.labels])
+    sets = {n: " + ".join(str(models.ready.labels.get(c, c)) for c in held) for n, held in case.shared.items()}
+    target_record = _target_record(question, scan, case, values_of(models.ready, case.shared, case.labels))
     return Explanation(
         image=scan.volume,
         saliency=saliency,
         region=region,
         segmentation=case.segmentation,
+        probed=probed,
         prediction=case.mask,
         target=target_record,
-        labels=names,
+        labels=names | sets,
         measurements=measurements,
         record=record.build(
             prompt=question.prompt,
             target=target_record,
-            labels=names,
+            labels=names | sets,
             image=scan.volume,
             modality=scan.modality,
             region=region,
@@ -587,7 +607,7 @@ def measured(
                 "segmenter": catalogue.provenance_of(model, models.ready.provenance),
                 "localizer": dict(models.localizer.provenance) if models.localizer is not None else None,
             },
-            parameters=_parameters_record(models, question, region, setting, device),
+            parameters=_parameters_record(models, question, region, setting, last, device),
             timings=run.timings,
             warnings=run.warnings,
             reliability=flags,
@@ -629,13 +649,13 @@ def _target_record(question: Question, scan: Scan, case: TargetCase, numbers: li
 
 
 def _parameters_record(
-    models: Models, question: Question, region: Region, setting: Setting, device: torch.device
+    models: Models, question: Question, region: Region, setting: Setting, last: Estimate, device: torch.device
 ) -> dict[str, Any]:
     """How it was explained, for the record."""
     search, around = question.search, question.guided or region.source == "prediction"
     return {
         "method": question.method.name,
-        "described": question.method.in_words(),
+        "described": question.method.in_words(last.findings()),
         **asdict(question.method),  # type: ignore[call-overload] # every method is a dataclass
         "region": region.source,
         "threshold": search.threshold_of(models.localizer),

@@ -198,6 +198,18 @@ def test_a_folder_that_cannot_be_written_is_told(panel: Any, run: Any) -> None:
     assert panel.panel.results.saveTo(Path("/proc/nowhere")) == []
 
 
+def test_a_file_of_the_users_own_is_not_overwritten(panel: Any, run: Any, tmp_path: Path) -> None:
+    run()
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "measurements.csv").write_text("mine")
+    assert panel.panel.results.saveTo(folder) == []
+    assert [path.name for path in folder.iterdir()] == ["measurements.csv"]
+    (folder / "measurements.csv").unlink()
+    assert panel.panel.results.saveTo(folder)
+    assert panel.panel.results.saveTo(folder), "an earlier result of the panel's own is replaced"
+
+
 def test_a_result_deleted_by_hand_leaves_an_empty_section(run: Any, ui: Any, scene: Any) -> None:
     node = run()
     scene.RemoveNode(node)

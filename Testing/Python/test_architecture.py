@@ -70,6 +70,8 @@ MODULE_MAY_IMPORT = {
     "system.displaytext",
     "system.isolation",
     "worker.protocol",
+    "reporting.output_folder",
+    "system.files",
 }
 
 

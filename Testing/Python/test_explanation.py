@@ -34,6 +34,7 @@ from XAICLIPLib.scoring.perturbation import Perturbation
 from XAICLIPLib.scoring.scorer import Scorer
 from XAICLIPLib.segmentation.segmenter import Activation, Prepared
 from XAICLIPLib.segmentation.sliding_window import SlidingWindow
+from XAICLIPLib.system.checksums import sha256
 
 LABELS = {0: "background", 1: "liver", 2: "left kidney", 3: "right kidney"}
 OBLIQUE = (np.reshape(sitk.Euler3DTransform((0, 0, 0), 0.3, -0.2, 0.4).GetMatrix(), (3, 3)) * (-1, 1, -1)).ravel()
@@ -551,9 +552,13 @@ def test_cancelling_while_perturbing_gives_what_is_known() -> None:
     assert 3 < done == seen[-1].done < planned == seen[-1].total
     assert not result.complete and not result.record["complete"]
     said = f"Cancelled after {done} of {planned} perturbations: the saliency is incomplete, and 0 also where nothing "
-    assert f"{said}was tried yet." in result.warnings
+    assert f"{said}was tried yet; probed.nrrd tells where something was." in result.warnings
     covered = values(result.saliency) != 0
     assert 0 < covered.mean() < 0.9, "what was not tried is not guessed"
+    reached, all_of_it = values(result.probed) == 1, values(run(window_mm=12.0, stride_mm=6.0).probed) == 1
+    assert not (covered & ~reached).any()
+    assert (reached & ~covered).any(), "a voxel that made no difference is known to make none"
+    assert 0 < reached.sum() < all_of_it.sum()
 
 
 def test_cancelling_at_the_last_perturbation_changes_nothing() -> None:
@@ -680,7 +685,8 @@ def test_nothing_that_is_written_names_the_patient(tmp_path: Path, from_file: bo
     result = run(**given, target=given["region"])
     written = result.save(folder / "result")
     assert {path.name for path in (folder / "result").iterdir()} == {
-        *("saliency.nrrd", "region.nrrd", "segmentation.nrrd", "target.nrrd", "explanation.json", "figure.png")
+        *("saliency.nrrd", "probed.nrrd", "region.nrrd", "segmentation.nrrd"),
+        *("target.nrrd", "explanation.json", "figure.png"),
     }
     for path in written.values():
         content = contents(path).lower()
@@ -694,14 +700,16 @@ def test_nothing_that_is_written_names_the_patient(tmp_path: Path, from_file: bo
 def test_save_replaces_what_was_there_and_reads_back(tmp_path: Path) -> None:
     image = scan((1.7, 2.3, 4.1), OBLIQUE)
     result = run(image, model=Network(grid_mm=3.0))
-    names = ("saliency.nrrd", "region.nrrd", "segmentation.nrrd", "explanation.json", "figure.png")
-    for name in names:
-        (tmp_path / name).write_text("old", encoding="utf-8")
+    names = ("saliency.nrrd", "probed.nrrd", "region.nrrd", "segmentation.nrrd", "explanation.json", "figure.png")
+    earlier = explain(scan(), "liver", model=Network(), region="whole", device="cpu", method="rise", samples=8)
+    earlier.save(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {*names, "standard_error.nrrd"}
     written = result.save(tmp_path)
     assert {key: path.name for key, path in written.items()} == {name.partition(".")[0]: name for name in names}
     assert {path.name for path in tmp_path.iterdir()} == set(names)
     for key, volume in (
         ("saliency", result.saliency),
+        ("probed", result.probed),
         ("region", result.region.mask),
         ("segmentation", result.segmentation),
     ):
@@ -709,7 +717,9 @@ def test_save_replaces_what_was_there_and_reads_back(tmp_path: Path) -> None:
         assert imaging.same_geometry(read, image)
         assert read.GetPixelID() == volume.GetPixelID()
         assert np.array_equal(values(read), values(volume))
-    assert json.loads(written["explanation"].read_text(encoding="utf-8")) == result.record
+    record = json.loads(written["explanation"].read_text(encoding="utf-8"))
+    assert record.pop("written") == {name: sha256(tmp_path / name) for name in names if name != "explanation.json"}
+    assert record == result.record
     assert written["figure"].read_bytes().startswith(b"\x89PNG")
 
 

@@ -138,7 +138,11 @@ def show(kind: Kind) -> str:
     predicting = time.perf_counter() - begun
     values = prediction.decision()[prediction.prepared.mask_from(region)]
     shift = segmenter.activation == "sigmoid"
-    counts = {c: int((values == c + shift).sum()) for c in segmenter.labels if c or shift}
+    counts = {
+        c: int(torch.isin(values, torch.tensor(prediction.values_of([c]))).sum())
+        for c in segmenter.labels
+        if c or shift
+    }
     channel = max(counts, key=lambda c: counts[c])
     if kind.target is not None:
         channel = next(c for c, name in segmenter.labels.items() if name == kind.target)

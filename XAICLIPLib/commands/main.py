@@ -20,13 +20,15 @@ from XAICLIPLib.commands.models import add_commands
 from XAICLIPLib.commands.terminal import Bars, Interrupt, drop_output, say, tell, tell_json
 from XAICLIPLib.errors import Cancelled, InputError, first_line
 from XAICLIPLib.explainers import methods
+from XAICLIPLib.reporting import output_folder
 from XAICLIPLib.scoring import options
 from XAICLIPLib.system.displaytext import one_line
-from XAICLIPLib.system.files import check_there, try_folder
+from XAICLIPLib.system.files import check_there
 from XAICLIPLib.system.packages import packages_quiet
 
 if TYPE_CHECKING:
     from XAICLIPLib.explanation import Explanation
+    from XAICLIPLib.progress import Progress
 
 LONGEST_NAME = 60
 """Characters of a prompt that a folder is named after: at most 240 bytes, and file systems take 255."""
@@ -92,8 +94,8 @@ def _parser() -> argparse.ArgumentParser:
         help="explain a scan",
         description="Explain why a segmentation network drew a structure where it did. Writes figure.png (look at it "
         "first), saliency.nrrd, region.nrrd, segmentation.nrrd and explanation.json. Nothing leaves this machine.",
-        epilog="Ctrl-C ends with what is known so far, a second Ctrl-C at once. Exit status: 0 done, 1 an input cannot "
-        "be used, 2 a wrong option, 130 interrupted.",
+        epilog="Once parts are hidden, Ctrl-C, SIGTERM and a lost terminal end with what is known so far, a second "
+        "Ctrl-C at once. Exit status: 0 done, 1 an input cannot be used, 2 a wrong option, 130 interrupted.",
     )
     explain.add_argument(
         "volume",
@@ -264,8 +266,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=_folder,
         metavar="FOLDER",
-        help="where to write; files of an earlier explanation there are replaced. Default: a new folder in results/, "
-        "named after the prompt",
+        help="where to write; an earlier explanation there is replaced, other files never are. Default: a new "
+        "folder in results/, named after the prompt",
     )
     parser.add_argument(
         "--json", action="store_true", help="print the contents of explanation.json on stdout, and nothing else there"
@@ -324,7 +326,12 @@ def _explain(options: argparse.Namespace) -> int:
     for volume in options.volume:  # before packages and models are loaded, which takes a while
         with contextlib.suppress(OSError):  # reading it will say why
             check_there(volume)
-    with Interrupt() as interrupt, _results(options.output, options.prompt) as folder:
+    inputs = [*options.volume, options.region, options.target, options.prompts]
+    with (
+        Interrupt(at_once=True) as interrupt,
+        _results(options.output, options.prompt, interrupt, inputs) as folder,
+        _until_there_is_a_result(interrupt),
+    ):
         explanation, written = _run(
             options.volume,
             options.prompt,
@@ -372,13 +379,19 @@ def _run(
 
     from XAICLIPLib.pipeline import explain
 
+    interrupt.at_once = True  # nothing is lost before the scan is perturbed
+
+    def show(progress: Progress) -> None:
+        interrupt.at_once = interrupt.at_once and progress.stage != "explain"
+        bars.show(progress)
+
     torch.set_flush_denormal(True)  # numbers next to zero would slow convolutions down
     with (
         open(os.devnull, "w", encoding="utf-8") as nowhere,
         contextlib.redirect_stdout(sys.stderr or nowhere),
     ):
         with Bars() as bars:
-            explanation = explain(volume, prompt, on_progress=bars.show, cancelled=interrupt, **options)
+            explanation = explain(volume, prompt, on_progress=show, cancelled=interrupt, **options)
         written = explanation.save(folder)
     for warning in explanation.warnings:
         say(f"Warning: {one_line(warning)}")
@@ -386,8 +399,21 @@ def _run(
 
 
 @contextlib.contextmanager
-def _results(wanted: Path | None, prompt: str) -> Iterator[Path]:
-    """The output folder: made and tried before the work, not after it; taken away again where nothing came of it."""
+def _until_there_is_a_result(interrupt: Interrupt) -> Iterator[None]:
+    """Say of a signal that ended at once that nothing was written."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not interrupt.at_once:
+            raise
+        raise Cancelled("Interrupted before there was a result.") from None
+
+
+@contextlib.contextmanager
+def _results(
+    wanted: Path | None, prompt: str, interrupt: Interrupt | None = None, inputs: Sequence[object] = ()
+) -> Iterator[Path]:
+    """The output folder: made, tried and claimed before the work, not after it; gone where nothing came of it."""
     parent = wanted or Path("results")
     made: list[Path] = []
     try:
@@ -396,15 +422,17 @@ def _results(wanted: Path | None, prompt: str) -> Iterator[Path]:
         folder = wanted or new_folder(parent, prompt)
         if wanted is None:
             made.insert(0, folder)
-        try_folder(folder)
     except OSError as error:
         _remove_empty(made)
         raise InputError(
             f"The results cannot be written to {parent} ({error.strerror or error}): choose another folder with "
             "--output."
         ) from error
+    if interrupt is not None:
+        interrupt.undo[:] = [lambda: output_folder.abandon(folder), lambda: _remove_empty(made)]
     try:
-        yield folder
+        with output_folder.claimed(folder, inputs):
+            yield folder
     except BaseException:
         _remove_empty(made)
         raise
@@ -534,10 +562,10 @@ def _demo(options: argparse.Namespace) -> int:
     if real.is_file():
         runs.append(("a real CT", real, options.output / "ct-liver"))
     pictures = []
-    with Interrupt() as interrupt:
+    with Interrupt(at_once=True) as interrupt:
         for what, volume, wanted in runs:
             tell(f"Explaining the liver of {what} ({volume}) ...")
-            with _results(wanted, "liver") as folder:
+            with _results(wanted, "liver", interrupt) as folder:
                 explanation, written = _run(volume, "liver", folder, interrupt)
             tell(summary(explanation) + "\n")
             pictures.append(written["figure"])

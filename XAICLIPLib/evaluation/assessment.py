@@ -87,10 +87,16 @@ def _outside(method: Method, setting: Setting, last: Estimate, saliency: Tensor)
     """Share of the effect outside the target; of structures by what each costs, not by how large each is."""
     rows = last.findings().get("structures")
     if rows is not None:
+        # What overlaps the target cannot be removed without a part of it, and says nothing of what lies outside.
+        parts = setting.parts
+        held = {part for number in setting.target_numbers for part in parts.get(number, (number,))}
         own = {setting.names.get(number) for number in setting.target_numbers}
+        across = {setting.names.get(number) for number, shared in parts.items() if held & set(shared)} - own
+        rows = [row for row in rows if row["structure"] not in across]
         others = [row["share"] for row in rows if row["structure"] not in own]
-        known = len(rows) > len(others) and any(row["share"] for row in rows)
-        return Share(float(sum(others)), len(others) / len(rows)) if known else None
+        total = sum(row["share"] for row in rows)
+        known = len(rows) > len(others) and total > 0
+        return Share(float(sum(others)) / total, len(others) / len(rows)) if known else None
     reference = setting.scorer.target.reference.cpu()
     if not bool((saliency != 0).any()) or not bool(reference.any()):
         return None

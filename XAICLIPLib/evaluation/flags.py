@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 FlagName = Literal[
+    "answers by chance",
+    "answers the same",
     "unfamiliar modality",
     "unfamiliar intensities",
     "unfamiliar spacing",

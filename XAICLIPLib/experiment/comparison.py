@@ -1,12 +1,12 @@
-"""Guided against unguided: means over cases, and relative gains with intervals from a paired bootstrap over cases.
+"""Guided against unguided: means over cases, and relative gains with intervals over cases, case by case in pairs.
 
 A patient is the unit of chance: the structures of one scan are averaged first, so that a case with many of them does
 not count as many cases, and the interval says what other patients might have given.
 
 References
 ----------
-B. Efron, R. J. Tibshirani. "An Introduction to the Bootstrap", 1993, chapters 8 (pairs) and 13 (percentiles).
 Student. "The Probable Error of a Mean", Biometrika 1908.
+W. G. Cochran. "Sampling Techniques", 1977, chapter 6 (ratio estimators).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import bootstrap, ttest_1samp
+from scipy.stats import t as student
 
 from XAICLIPLib.experiment.measured import Measured, RegionName
 
@@ -29,7 +29,8 @@ LEVEL = 0.95
 FEWEST = 3
 """Cases without which nothing is decided."""
 
-RESAMPLES = 9999
+LARGEST = 300.0
+"""Of an exponent, so that an interval without an end is still a number."""
 
 
 @dataclass(frozen=True)
@@ -44,21 +45,17 @@ class Interval:
         Ends of the interval; None where there is a single case, which says nothing of others.
     cases
         How many it is based on.
-    decided
-        Whether a paired t test over the cases rejects 0 as well: percentiles of a few cases alone would in every
-        second or fifth comparison of pure chance.
     """
 
     value: float
     low: float | None
     high: float | None
     cases: int
-    decided: bool = True
 
     @property
     def sign(self) -> int:
-        """1 or -1 where the whole interval lies above or below 0 and the t test agrees; 0 otherwise."""
-        if self.low is None or self.high is None or not self.decided:
+        """1 or -1 where the whole interval lies above or below 0; 0 otherwise, and for fewer cases than `FEWEST`."""
+        if self.low is None or self.high is None or self.cases < FEWEST:
             return 0
         return int(self.low > 0) - int(self.high < 0)
 
@@ -101,14 +98,14 @@ class Gains:
     outside_chance: float
 
 
-def gains(rows: Sequence[Measured], method: str, seed: int = 0) -> Gains | None:
+def gains(rows: Sequence[Measured], method: str) -> Gains | None:
     """Compare the guided with the unguided maps of a method, over what has both; None where nothing has."""
     both = paired_rows(rows, method)
     if not both:
         return None
 
     def change(quantity: Quantity, unguided: Quantity | None = None) -> Interval | None:
-        return relative_change(*_by_case(both, quantity, unguided or quantity), seed=seed)
+        return relative_change(*_by_case(both, quantity, unguided or quantity))
 
     faithful = _by_case(both, lambda row: row.faithfulness, lambda row: row.faithfulness)
     outside = _by_case(both, lambda row: row.outside, lambda row: row.outside)[1]
@@ -123,8 +120,8 @@ def gains(rows: Sequence[Measured], method: str, seed: int = 0) -> Gains | None:
         change(lambda row: row.iou),
         change(lambda row: row.null_dice, lambda row: row.dice),
         change(lambda row: row.null_iou, lambda row: row.iou),
-        difference(*faithful, seed=seed),
-        mean_with_interval(outside, seed=seed),
+        difference(*faithful),
+        mean_with_interval(outside),
         mean_over_cases([unguided for _, unguided in both], lambda row: row.outside_chance),
     )
 
@@ -143,79 +140,62 @@ def mean_over_cases(rows: Sequence[Measured], quantity: Quantity) -> float:
     return float(np.mean([np.mean([quantity(row) for row in rows if row.case == case]) for case in _cases(rows)]))
 
 
-def relative_change(guided: Array, unguided: Array, *, seed: int = 0) -> Interval | None:
-    """Mean of ``guided`` over mean of ``unguided``, less 1, with a 95% interval from a paired bootstrap.
+def relative_change(guided: Array, unguided: Array) -> Interval | None:
+    """Mean of ``guided`` over mean of ``unguided``, less 1, with a 95% interval by Student's t.
 
     Parameters
     ----------
     guided, unguided
         (n,): one value for each case, in the same order.
-    seed
-        Of the resamples.
 
     Returns
     -------
     Interval
         None where the mean of ``unguided`` is 0, so that nothing is relative to it.
+
+    Notes
+    -----
+    Of a ratio of means the error is that of the cases' deviations from it, ``guided - ratio * unguided`` (Cochran), and
+    that of its logarithm relative to the ratio, which keeps the interval above -100%. Measured by simulation for 3, 4
+    and 10 cases, it covers 95% of normal values and 94% where cases differ in size as organs do (lognormal, 0.4); 87%
+    where some are ten times as large as others (lognormal, 1).
     """
-    if unguided.mean() == 0:
+    above, below = float(guided.mean()), float(unguided.mean())
+    if below == 0:
         return None
+    ratio = above / below
+    half = _half_width((guided - ratio * unguided) / below)
+    if half is None:
+        return Interval(ratio - 1, None, None, len(guided))
+    if ratio <= 0:
+        low, high = ratio - half, ratio + half
+    else:
+        factor = math.exp(min(half / ratio, LARGEST))
+        low, high = ratio / factor, ratio * factor
+    return Interval(ratio - 1, low - 1, high - 1, len(guided))
 
-    def statistic(a: Array, b: Array, axis: int = -1) -> Array:
-        below = b.mean(axis)
-        # A resample of cases that are all 0 has no ratio; it takes part as "no bound".
-        ratio = np.divide(a.mean(axis), below, out=np.full_like(below, np.inf), where=below != 0)
-        return np.asarray(ratio - 1)
 
-    # A case of twice the size changes by twice as much, but not by another factor.
-    factors = (guided > 0).all() and (unguided > 0).all()
-    tested = np.log(guided) - np.log(unguided) if factors else guided - unguided
-    return _with_interval((guided, unguided), statistic, tested, seed)
-
-
-def difference(guided: Array, unguided: Array, *, seed: int = 0) -> Interval:
+def difference(guided: Array, unguided: Array) -> Interval:
     """Mean of ``guided`` less mean of ``unguided``; parameters as in `relative_change`."""
-    return mean_with_interval(guided - unguided, seed=seed)
+    return mean_with_interval(guided - unguided)
 
 
-def mean_with_interval(values: Array, *, seed: int = 0) -> Interval:
-    """Mean of values (n,), one for each case."""
-    return _with_interval((values,), lambda a, axis=-1: a.mean(axis), values, seed)
+def mean_with_interval(values: Array) -> Interval:
+    """Mean of values (n,), one for each case, with a 95% interval by Student's t, which covers 95% of normal values."""
+    value, half = float(values.mean()), _half_width(values)
+    if half is None:
+        return Interval(value, None, None, len(values))
+    return Interval(value, value - half, value + half, len(values))
 
 
-def _with_interval(
-    samples: tuple[Array, ...], statistic: Callable[..., Array], differences: Array, seed: int
-) -> Interval:
-    """The statistic of all cases; ``differences`` (n,), of values or their logarithms, are what a t test is made of."""
-    # Over an axis, as in the bootstrap: numpy adds a row of a matrix up in another order than a vector.
-    value = float(statistic(*(s[None] for s in samples))[0])
-    count = len(samples[0])
+def _half_width(values: Array) -> float | None:
+    """Half the width of the interval of a mean; None where a single case says nothing of others."""
+    count = len(values)
     if count < 2:
-        return Interval(value, None, None, count)
-    with np.errstate(invalid="ignore"):  # a ratio to 0 in a resample has no standard error
-        found = bootstrap(
-            samples,
-            statistic,
-            paired=True,
-            vectorized=True,
-            confidence_level=LEVEL,
-            n_resamples=RESAMPLES,
-            method="percentile",  # BCa, the default, has no answer where all cases agree, and few cases often do
-            random_state=np.random.default_rng(seed),
-        ).confidence_interval
-    low, high = float(found.low), float(found.high)
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return Interval(value, None, None, count)
-    return Interval(value, low, high, count, _differ(differences))
-
-
-def _differ(values: Array) -> bool:
-    """Whether a t test over the cases rejects a mean of 0."""
-    if len(values) < FEWEST:
-        return False
-    if np.ptp(values) <= 1e-12 * np.abs(values).max():  # no spread, no test
-        return bool(values.any())
-    return bool(ttest_1samp(values, 0).pvalue < 1 - LEVEL)
+        return None
+    # Cases that agree to rounding agree.
+    spread = float(values.std(ddof=1)) if np.ptp(values) > 1e-12 * np.abs(values).max() else 0.0
+    return float(student.ppf((1 + LEVEL) / 2, count - 1)) * spread / math.sqrt(count)
 
 
 def _by_case(both: Sequence[tuple[Measured, Measured]], guided: Quantity, unguided: Quantity) -> tuple[Array, Array]:

@@ -22,7 +22,7 @@ PAPER_TIME, PAPER_DICE, PAPER_IOU = -0.60, 0.446, 0.967
 more IoU (arXiv 2602.07017, abstract)."""
 
 FEW_CASES = 10
-"""Below this, percentiles of a bootstrap are narrower than they should be, and are told to be."""
+"""Below this, an interval rests on the distribution of the cases, which so few do not show."""
 
 SEEN_OUTSIDE = {
     "occlusion": "a guided map shows of it what lies within a window of the region",
@@ -52,7 +52,7 @@ def report(outcome: Outcome, plan: Plan, figure: str | None = None) -> str:
     """The report, in Markdown; ``figure`` is the picture beside it."""
     rows = outcome.rows
     cases, structures = sorted({r.case for r in rows}), list(dict.fromkeys(r.structure for r in rows))
-    compared = [found for m in plan.methods if (found := gains(rows, m, plan.seed)) is not None]
+    compared = [found for m in plan.methods if (found := gains(rows, m)) is not None]
     parts = [
         "# Guided against unguided explanations",
         f"{len(rows)} {_plural('map', len(rows))} of {len(cases)} {_plural('case', len(cases))} "
@@ -138,7 +138,9 @@ def _on_faithfulness(found: Gains) -> str:
         -1: "guided maps are the less faithful ones",
         0: "no difference is shown by these cases",
     }[change.sign]
-    ends = "" if change.low is None or change.high is None else f" (bootstrap {change.low:+.3f} to {change.high:+.3f})"
+    ends = (
+        "" if change.low is None or change.high is None else f" (95% interval {change.low:+.3f} to {change.high:+.3f})"
+    )
     return (
         f"Faithfulness, the area between insertion and deletion, which drawing the region cannot raise, changes by "
         f"{change.value:+.3f}{ends}: {verdict}."
@@ -238,8 +240,8 @@ HOW_TO_READ = (
 
 def _how_gains() -> str:
     return (
-        "Relative changes of the means over cases, the unguided map being 100%; in brackets intervals of a paired "
-        "bootstrap over cases, nominally 95%; the sentences call a change decided where a paired t test agrees. "
+        "Relative changes of the means over cases, the unguided map being 100%; in brackets 95% intervals by Student's "
+        "t over cases, in pairs; the sentences call a change decided where the whole interval lies on one side of 0. "
         "*null × region* is what a map that knows nothing gains over the explainer's own unguided map just by being "
         "cut to the region. Faithfulness is a difference."
     )
@@ -286,7 +288,8 @@ def _made(outcome: Outcome, plan: Plan) -> list[str]:
         )
     if len({row.case for row in rows}) < FEW_CASES:
         said.append(
-            f"With fewer than {FEW_CASES} cases, intervals of a bootstrap are narrower than 95%: read them as a hint."
+            f"With fewer than {FEW_CASES} cases, the intervals rest on the cases being normally distributed: they "
+            "are wide, and to be read as a hint."
         )
     return said
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, fields
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -99,15 +100,19 @@ class Method(ABC):
         """How far beyond a place its effect may be booked: half the edge of what is hidden at once, in mm."""
         return 0.0
 
-    def in_words(self) -> str:
-        """The method and what it was told, in a few words for a caption."""
+    def cautions(self, spacing_mm: Sequence[float]) -> list[str]:
+        """What a reader must know of how a method whose sizes are chosen is carried out on voxels of this size."""
+        return []
+
+    def in_words(self, findings: Mapping[str, Any] = MappingProxyType({})) -> str:
+        """The method and what it was told, in a few words for a caption; sizes as they were used, by the findings."""
         words = [self.name]
         for field in fields(self):  # type: ignore[arg-type] # every method is a dataclass
-            words += _in_words(field, getattr(self, field.name))
+            words += _in_words(field, getattr(self, field.name), findings.get(f"{field.name}_used"))
         return ", ".join(words)
 
 
-def _in_words(field: Field[Any], value: Any) -> list[str]:
+def _in_words(field: Field[Any], value: Any, used_mm: Sequence[float] | None) -> list[str]:
     """A parameter in words; none where it has its default, save for a length."""
     name = field.name.removesuffix("_mm").replace("_", " ")
     if isinstance(value, bool):
@@ -115,6 +120,8 @@ def _in_words(field: Field[Any], value: Any) -> list[str]:
     if value is None or (value == field.default and not field.name.endswith("_mm")):
         return []
     unit = f" {field.metadata['unit']}" if field.metadata["unit"] else ""
+    if used_mm is not None and any(abs(length - value) > 0.05 * value for length in used_mm):
+        return [f"{name} {by(used_mm)}{unit} (asked: {value:g})"]
     return [f"{name} {value:g}{unit}" if isinstance(value, (int, float)) else f"{name} {value}"]
 
 
@@ -221,3 +228,14 @@ def size_for(volume_ml: float) -> float:
 def in_voxels(size_mm: float, spacing_mm: Sequence[float]) -> tuple[int, ...]:
     """A length in mm as whole voxels along each axis, at least one."""
     return tuple(max(1, round(size_mm / s)) for s in spacing_mm)
+
+
+def in_mm(size: Sequence[int], spacing_mm: Sequence[float]) -> list[float]:
+    """Whole voxels along each axis in mm."""
+    return [round(n * s, 2) for n, s in zip(size, spacing_mm, strict=True)]
+
+
+def by(lengths: Sequence[float]) -> str:
+    """Lengths along three axes, or the one that they share."""
+    words = [f"{length:.3g}" for length in lengths]
+    return words[0] if len(set(words)) == 1 else " × ".join(words)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.explainers.base import Captions, Estimate, Method, RunningMap, Scores, in_voxels, size_for
+from XAICLIPLib.explainers.base import Captions, Estimate, Method, RunningMap, Scores, by, in_mm, in_voxels, size_for
 from XAICLIPLib.explainers.parameters import parameter
 from XAICLIPLib.scoring.perturbation import Perturbation
 from XAICLIPLib.system.lazy import lazy
@@ -57,7 +57,11 @@ class Occlusion(Method):
     )
     exhaustive: bool = parameter(False, "evaluate every cube, also where a coarse grid already tells enough")
     tolerance: float = parameter(
-        0.1, "look no closer when cubes lose what was expected, to this share of the largest effect", 0, 1
+        0.1,
+        "look no closer when cubes lose what was expected, to this share of the largest effect; 0: every cube",
+        0,
+        # One round of refinement is always made; it was never further off than this, so that more would change nothing.
+        0.2,
     )
 
     def check(self) -> None:
@@ -84,6 +88,11 @@ class Occlusion(Method):
         """Half the window."""
         return (self.window_mm or 0.0) / 2
 
+    def cautions(self, spacing_mm: Sequence[float]) -> list[str]:
+        """See `cautions`."""
+        assert self.window_mm is not None and self.stride_mm is not None
+        return cautions(self.window_mm, self.stride_mm, self.exhaustive, spacing_mm)
+
     def estimates(self, setting: Setting, seed: int) -> Iterator[Estimate]:
         """See `occlusion`."""
         assert self.window_mm is not None and self.stride_mm is not None
@@ -98,6 +107,28 @@ class Occlusion(Method):
             target=setting.scorer.target.reference,
             changeable=setting.changeable,
         )
+
+
+def cautions(window_mm: float, stride_mm: float, exhaustive: bool, spacing_mm: Sequence[float]) -> list[str]:
+    """What a reader must know where the voxels are too coarse for the windows that were asked for."""
+    size, stride = window_grid(window_mm, stride_mm, spacing_mm)
+    used = f"windows of {by(in_mm(size, spacing_mm))} mm every {by(in_mm(stride, spacing_mm))} mm were used"
+    lost = []
+    if stride_mm < window_mm and any(n == step for n, step in zip(size, stride, strict=True)):
+        lost.append("they do not overlap along every axis, so that the map is as coarse as they are")
+    if not exhaustive and 2 * stride_mm <= window_mm and not _can_be_sparse(size, stride):
+        lost.append("none lies between two others, so that every one was evaluated instead of coarse to fine")
+    if not lost:
+        return []
+    return [
+        f"The voxels of {by(list(spacing_mm))} mm on the network's grid are too coarse for windows of {window_mm:g} mm "
+        f"every {stride_mm:g} mm: {used}; {', and '.join(lost)}. A larger window_mm avoids it."
+    ]
+
+
+def _can_be_sparse(size: Sequence[int], stride: Sequence[int]) -> bool:
+    """Windows that overlap by less than half have nothing between them to interpolate."""
+    return all(2 * step <= n for step, n in zip(stride, size, strict=True))
 
 
 def window_grid(
@@ -288,9 +319,13 @@ def occlusion(
     # A window that no patch of the target sees loses nothing, which is known at no cost.
     free = np.array([not scorer.touched(w) for w in grid.all], dtype=bool)
     known = _Known(grid, np.zeros(len(grid.all)), free.copy())
-    # Windows that overlap by less than half have nothing between them to interpolate.
-    sparse = not exhaustive and tolerance > 0 and all(2 * step <= n for step, n in zip(stride, size, strict=True))
-    running = _OcclusionMap(known, tuple(region.shape), changeable, int(free.sum()))
+    sparse = not exhaustive and tolerance > 0 and _can_be_sparse(size, stride)
+    used = {
+        "window_mm_used": in_mm(size, spacing_mm),
+        "stride_mm_used": in_mm(stride, spacing_mm),
+        "coarse_to_fine": sparse,
+    }
+    running = _OcclusionMap(known, tuple(region.shape), changeable, int(free.sum()), used)
 
     chosen = np.flatnonzero(~known.evaluated & (grid.coarse | (not sparse)))
     if not len(chosen):  # all of the coarse grid costs nothing, or the region lies between its places
@@ -331,6 +366,8 @@ class _OcclusionMap(RunningMap):
         Of the volume, and the voxels that can change.
     free
         Windows that no patch of the target sees.
+    used
+        Findings that do not change: the sizes in whole voxels.
     done, rounds, surprise
         Windows evaluated, rounds of refinement, and how far the last round's windows were from what was expected.
     finished
@@ -341,6 +378,7 @@ class _OcclusionMap(RunningMap):
     shape: tuple[int, ...]
     changeable: Tensor | None
     free: int
+    used: Mapping[str, Any]
     done: int = 0
     rounds: int = 0
     surprise: float | None = None
@@ -362,6 +400,7 @@ class _OcclusionMap(RunningMap):
         """How many windows there are, and what became of them."""
         windows = self.known.windows
         return {
+            **self.used,
             "windows": len(windows.all) + windows.of_air,
             "windows_of_air": windows.of_air,
             "windows_beyond_the_target": self.free,

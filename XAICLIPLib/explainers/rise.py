@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.explainers.base import Captions, Estimate, Method, RunningMap, Scores, in_voxels, size_for
+from XAICLIPLib.explainers.base import Captions, Estimate, Method, RunningMap, Scores, in_mm, in_voxels, size_for
 from XAICLIPLib.explainers.parameters import parameter
 from XAICLIPLib.scoring.perturbation import Perturbation
 from XAICLIPLib.system.lazy import lazy
@@ -42,7 +42,7 @@ else:
 Estimator = Literal["ridge", "debiased", "mean"]
 
 CHECK_EVERY, EARLIEST = 50, 3
-"""The error is looked at after this many patterns, and not before there are this many for each cell."""
+"""The error is looked at after each multiple of so many patterns, and not before there are so many for each cell."""
 
 FEWEST = 5
 """Patterns from which on their spread says something: before that there is no standard error."""
@@ -153,8 +153,9 @@ def rise(
     includes what comes from the model being linear and the network not. Of the ridge it errs on the safe side where
     patterns are few: measured on several rules, it is 0.9 to 1.8 times the spread over seeds with fewer patterns than
     cells, up to three times with as many, 0.8 to 1.25 times with more than twice as many. There is none below `FEWEST`
-    patterns. The findings are ``samples``, ``cells``, ``estimator``, ``relative_error`` (reached), ``stopped``
-    (``converged``, ``samples`` or None while running) and for ``ridge`` its ``ridge_strength`` and ``r2``.
+    patterns. The findings are ``samples``, ``cells``,
+    ``cell_mm_used`` (in whole voxels), ``estimator``, ``relative_error`` (reached), ``stopped`` (``converged``,
+    ``samples`` or None while running) and for ``ridge`` its ``ridge_strength`` and ``r2``.
     """
     if not 0 < cell_mm < math.inf:
         raise InputError(f"Cells of {cell_mm:g} mm are none: give a length above zero.")
@@ -165,9 +166,11 @@ def rise(
     masks = _Masks(region, in_voxels(cell_mm, spacing_mm), keep, seed)
     cells = _Cells(masks)
     fit: _Fit = _Regression(cells) if estimator == "ridge" else _Sums(masks, estimator)
-    running = _RiseMap(masks, fit, {"cells": len(cells), "estimator": estimator})
-    # The next look at the error
-    due = max(EARLIEST * len(cells), CHECK_EVERY)
+    running = _RiseMap(
+        masks, fit, {"cells": len(cells), "estimator": estimator, "cell_mm_used": in_mm(masks.cell, spacing_mm)}
+    )
+    # The next look at the error, always at a multiple
+    due = CHECK_EVERY * math.ceil(max(EARLIEST * len(cells), 1) / CHECK_EVERY)
     waiting: dict[int, float] = {}
     for batch in scorer.lost(masks.perturbation(number) for number in range(samples)):
         waiting.update(batch)

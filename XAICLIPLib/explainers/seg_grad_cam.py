@@ -90,12 +90,15 @@ def seg_grad_cam(scorer: Scorer, network: nn.Module, *, layer: str | None = None
     name = layer or _deepest_convolution(scorer.forward, network, waiting[0][1])
     maps_of = _ActivationMaps(scorer.forward, network, name)
     summed = torch.zeros(scorer.tiling.padded_shape, device=scorer.volume.device)
-    running = _FeatureMap(summed, scorer.tiling, name)
+    reached = torch.zeros(scorer.tiling.padded_shape, dtype=torch.bool)
+    running = _FeatureMap(summed, reached, scorer.tiling, name)
     done = 0
     while waiting:
         for (box, _, _), activation in zip(waiting, run_together(maps_of, waiting), strict=True):
             summed[box] += activation
+            reached[box] = True
         done += len(waiting)
+        running.complete = done == scorer.patches_of_target
         yield Estimate(done, scorer.patches_of_target, running)
         waiting = list(islice(jobs, TOGETHER))
 
@@ -106,23 +109,29 @@ class _FeatureMap(RunningMap):
 
     Attributes
     ----------
-    summed
-        On the padded grid of the tiling.
+    summed, reached
+        On the padded grid of the tiling: the values, and where a patch has been.
     tiling
         Of the network.
     layer
         Its name.
+    complete
+        Whether all patches of the target are done: beyond them there is no activation for it.
     """
 
     summed: Tensor
+    reached: Tensor
     tiling: Tiling
     layer: str
+    complete: bool = False
 
     def saliency(self) -> Tensor:
         return self.summed[self.tiling.inner].clamp(min=0).cpu()
 
     def probed(self) -> Tensor:
-        return torch.ones(self.tiling.shape, dtype=torch.bool)
+        if self.complete:
+            return torch.ones(self.tiling.shape, dtype=torch.bool)
+        return self.reached[self.tiling.inner].clone()
 
     def findings(self) -> dict[str, Any]:
         return {"layer": self.layer}

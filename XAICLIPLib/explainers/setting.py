@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import SimpleITK as sitk
 import torch
@@ -15,7 +16,7 @@ from XAICLIPLib.scoring.baselines import baseline_for, with_held
 from XAICLIPLib.scoring.options import Baseline, Precision, Score
 from XAICLIPLib.scoring.scorer import Scorer
 from XAICLIPLib.scoring.target import Target
-from XAICLIPLib.segmentation.prediction import Inference, label_values, surroundings
+from XAICLIPLib.segmentation.prediction import Inference, label_values, surroundings, values_of
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,15 @@ class Setting:
     changeable
         (X, Y, Z) bool: the voxels that perturbations can change.
     labels
-        (X, Y, Z) whole numbers: what the network drew.
+        (X, Y, Z) whole numbers: what the network drew; where classes overlap, a number for each set of classes.
     names
         Structure by number; 0 is what belongs to none.
     spacing_mm
         Voxel size along X, Y and Z.
     network
         The network itself, for methods that look into it; None where it is not to be had.
+    parts
+        Of each structure's number, where structures overlap, all numbers in ``labels`` where it is.
     """
 
     scorer: Scorer
@@ -50,6 +53,7 @@ class Setting:
     names: Mapping[int, str]
     spacing_mm: tuple[float, float, float]
     network: torch.nn.Module | None = None
+    parts: Mapping[int, Sequence[int]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -64,6 +68,7 @@ class Setting:
         score: Score = "soft dice",
         batch_size: int | None = None,
         precision: Precision = "full",
+        shared: Mapping[int, tuple[int, ...]] = MappingProxyType({}),
     ) -> Setting:
         """A target of a prediction, ready to be explained.
 
@@ -81,6 +86,8 @@ class Setting:
             The mask, on any grid, of where perturbations are made; None: everywhere.
         baseline, score, batch_size, precision
             As in `XAICLIPLib.explain`.
+        shared
+            The numbers of ``decision`` that stand for several overlapping classes, as `Prediction.shared` gives them.
 
         Raises
         ------
@@ -114,7 +121,8 @@ class Setting:
         values = label_values(segmenter)
         names = {values[channel]: name for channel, name in segmenter.labels.items() if values[channel]}
         network = getattr(segmenter, "network", None)
-        return cls(scorer, scan, probed, changeable, decision.cpu(), names, prepared.spacing_mm, network)
+        parts = {values[channel]: values_of(segmenter, shared, [channel]) for channel in segmenter.labels}
+        return cls(scorer, scan, probed, changeable, decision.cpu(), names, prepared.spacing_mm, network, parts)
 
     @property
     def target_numbers(self) -> tuple[int, ...]:

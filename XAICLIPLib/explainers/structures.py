@@ -49,6 +49,7 @@ class Structures(Method):
             own=setting.target_numbers,
             pairs=self.pairs,
             rest=rest,
+            parts=setting.parts,
         )
 
 
@@ -62,6 +63,7 @@ def structures(
     own: Sequence[int] = (),
     pairs: int = 0,
     rest: int,
+    parts: Mapping[int, Sequence[int]] | None = None,
 ) -> Iterator[Estimate]:
     """Remove each structure whole; the saliency of its voxels is the score lost.
 
@@ -85,6 +87,9 @@ def structures(
         Every two of this many structures with the largest losses are also removed together.
     rest
         Number of the body outside all structures.
+    parts
+        Where structures overlap: of a structure's number, all numbers in ``labels`` where it is. By default its own. A
+        voxel of the map that several structures hold shows the smallest of them.
 
     Notes
     -----
@@ -99,20 +104,23 @@ def structures(
     pieces = Pieces(labels)
     there = pieces.sizes if region is None else pieces.labels[region.cpu()].bincount(minlength=1).tolist()
     named = {**names, rest: names.get(rest, REST)}
-    present = [n for n in named if 0 < n < len(pieces.sizes) and pieces.sizes[n]]
-    numbers = [n for n in present if n in own or (n < len(there) and there[n])]
+    members = {
+        n: [p for p in (parts or {}).get(n, (n,)) if 0 < p < len(pieces.sizes) and pieces.sizes[p]] for n in named
+    }
+    present = [n for n in named if n > 0 and members[n]]
+    numbers = [n for n in present if n in own or any(p < len(there) and there[p] for p in members[n])]
     left_out = [named[n] for n in present if n not in numbers]
-    running = _StructuresMap(pieces, named, left_out, math.prod(spacing_mm) / 1000, pairs > 0)
+    running = _StructuresMap(pieces, members, named, left_out, math.prod(spacing_mm) / 1000, pairs > 0)
     chosen = min(pairs, len(numbers))
     planned = len(numbers) + math.comb(chosen, 2)
 
     if not numbers:
         yield Estimate(0, planned, running)
-    for batch in scorer.lost(pieces.without([n]) for n in numbers):
+    for batch in scorer.lost(pieces.without(members[n]) for n in numbers):
         running.lost.update((numbers[index], value) for index, value in batch)
         yield Estimate(running.done, planned, running)
     couples = list(combinations(running.by_loss()[:chosen], 2))
-    for batch in scorer.lost(pieces.without(couple) for couple in couples):
+    for batch in scorer.lost(pieces.without({p for n in couple for p in members[n]}) for couple in couples):
         running.together.update((couples[index], value) for index, value in batch)
         yield Estimate(running.done, planned, running)
 
@@ -123,8 +131,10 @@ class _StructuresMap(RunningMap):
 
     Attributes
     ----------
-    pieces, names
-        The structures, and the name of each number.
+    pieces
+        What structures are made of.
+    members, names
+        The pieces and the name of each structure, by its number.
     left_out
         Names of structures outside the region, which are not removed.
     voxel_ml
@@ -136,6 +146,7 @@ class _StructuresMap(RunningMap):
     """
 
     pieces: Pieces
+    members: Mapping[int, Sequence[int]]
     names: Mapping[int, str]
     left_out: list[str]
     voxel_ml: float
@@ -152,18 +163,27 @@ class _StructuresMap(RunningMap):
         """Numbers of the structures, the one with the largest loss first."""
         return sorted(self.lost, key=lambda n: -self.lost[n])
 
+    def size(self, number: int) -> int:
+        """Voxels of a structure."""
+        return sum(self.pieces.sizes[p] for p in self.members[number])
+
     def saliency(self) -> Tensor:
-        return self.pieces.paint(self.lost.keys(), list(self.lost.values()))
+        return self._painted(self.lost)
 
     def probed(self) -> Tensor:
-        return self.pieces.paint(self.lost.keys(), torch.ones(len(self.lost))) > 0
+        return self._painted(dict.fromkeys(self.lost, 1.0)) > 0
+
+    def _painted(self, values: Mapping[int, float]) -> Tensor:
+        """A value for each structure on its voxels, the smallest structures last."""
+        of_piece = {p: values[n] for n in sorted(values, key=lambda n: -self.size(n)) for p in self.members[n]}
+        return self.pieces.paint(of_piece.keys(), list(of_piece.values()))
 
     def findings(self) -> dict[str, Any]:
         total = math.fsum(value for value in self.lost.values() if value > 0)
         table = [
             {
                 "structure": self.names[n],
-                "volume_ml": self.pieces.sizes[n] * self.voxel_ml,
+                "volume_ml": self.size(n) * self.voxel_ml,
                 "score_lost": self.lost[n],
                 "share": max(self.lost[n], 0.0) / total if total else 0.0,
             }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import math
 import struct
@@ -354,7 +355,19 @@ def write_volume(image: sitk.Image, path: str | Path, compress: bool = True) -> 
             sitk.WriteImage(without_metadata(image), str(temporary), useCompression=compress and suffix != ".nii")
             if suffix in (".nii", ".nii.gz"):
                 _check_nifti(temporary)  # ITK does not notice that the disk was full
+            elif suffix == ".nrrd":
+                _check_nrrd(temporary)
+            if not _holds(temporary, suffix, image):
+                raise OSError(errno.EIO, "it does not hold what was written")
     except (OSError, RuntimeError, InputError) as error:
         reason = getattr(error, "strerror", None) or "the disk may be full"
         raise InputError(f"{path} cannot be written ({reason}): free some space or choose another folder.") from error
     return path
+
+
+def _holds(path: Path, suffix: str, image: sitk.Image) -> bool:
+    """Whether a file has exactly the voxels of an image."""
+    read = sitk.ReadImage(str(path), imageIO=_READERS[suffix])
+    written = sitk.GetArrayViewFromImage(image)
+    back = sitk.GetArrayViewFromImage(read)
+    return back.dtype == written.dtype and np.array_equal(back, written, equal_nan=written.dtype.kind == "f")

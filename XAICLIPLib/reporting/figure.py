@@ -7,8 +7,8 @@ superior), and written as 3D Slicer shows them ("R 55 mm"). Arrays are (z, y, x)
 
 from __future__ import annotations
 
+import io
 import os
-import tempfile
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +32,7 @@ from skimage.measure import find_contours
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.imaging import body_mask, same_geometry
 from XAICLIPLib.system.displaytext import for_matplotlib
+from XAICLIPLib.system.files import write_whole
 
 Array = npt.NDArray[np.float32]
 Point = npt.NDArray[np.float64]
@@ -397,10 +398,9 @@ class _Sheet:
     def write(self, path: Path) -> None:
         """Write the PNG, all or nothing."""
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
-                self.figure.savefig(Path(folder) / "figure.png", dpi=DPI, facecolor=BACKGROUND)
-                os.replace(Path(folder) / "figure.png", path)
+            picture = io.BytesIO()
+            self.figure.savefig(picture, format="png", dpi=DPI, facecolor=BACKGROUND)
+            write_whole(path, picture.getvalue())
         except OSError as error:
             raise InputError(
                 f"{path} cannot be written ({error.strerror}): choose another place for the figure."

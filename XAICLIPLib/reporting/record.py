@@ -18,7 +18,7 @@ from XAICLIPLib.evaluation.flags import FLAGS, Flag
 from XAICLIPLib.explainers.methods import METHODS
 from XAICLIPLib.localization.region import Region
 from XAICLIPLib.system import json_values
-from XAICLIPLib.system.files import whole_file
+from XAICLIPLib.system.files import write_whole
 from XAICLIPLib.system.packages import versions
 
 FORMAT = "XAI-CLIP explanation 1"
@@ -101,9 +101,8 @@ def write(record: Mapping[str, Any], path: Path) -> Path:
     """
     text = json.dumps(_plain(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     try:
-        with whole_file(path) as temporary:
-            # A prompt from a terminal may hold bytes that are no text: written as the escapes that JSON has for them.
-            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        # A prompt from a terminal may hold bytes that are no text: written as the escapes that JSON has for them.
+        write_whole(path, text.encode("utf-8", errors="backslashreplace"))
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}): choose another folder.") from error
     return path
@@ -181,6 +180,8 @@ def _check_record(kept: dict[str, Any]) -> None:
     if kept.setdefault("faithfulness", None) is not None:
         _check_faithfulness(json_values.mapping(kept["faithfulness"]))
     json_values.mapping(kept.setdefault("stability", None) or {})
+    for name, checksum in json_values.mapping(kept.setdefault("written", {})).items():
+        json_values.text(name), json_values.text(checksum)
 
 
 def _check_faithfulness(found: Mapping[str, Any]) -> None:

@@ -32,6 +32,8 @@ HALLUCINATES = 0.5
 """Share of the score that is left with all hidden, from which the network draws what it cannot see."""
 
 TITLES: Mapping[FlagName, str] = {
+    "answers by chance": "Same scan, same answer",
+    "answers the same": "Looks at the scan",
     "unfamiliar modality": "Kind of scan",
     "unfamiliar intensities": "Grey values",
     "unfamiliar spacing": "Resolution",

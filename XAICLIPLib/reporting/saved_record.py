@@ -14,18 +14,8 @@ from XAICLIPLib import imaging
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.imaging.channels import Volume, read_images
 from XAICLIPLib.reporting import record
+from XAICLIPLib.reporting.output_folder import FILES
 from XAICLIPLib.system.checksums import sha256
-
-FILES = (
-    "explanation.json",
-    "saliency.nrrd",
-    "standard_error.nrrd",
-    "region.nrrd",
-    "segmentation.nrrd",
-    "target.nrrd",
-    "figure.png",
-)
-"""What `Explanation.save` and the panel write; others in the folder are no part of the explanation."""
 
 
 @dataclass(frozen=True)

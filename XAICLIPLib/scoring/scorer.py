@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.imaging.boxes import Box, intersect, shift
+from XAICLIPLib.imaging.boxes import Box, bounds, intersect, shift
 from XAICLIPLib.scoring.baselines import Fill
 from XAICLIPLib.scoring.effect import Effect
 from XAICLIPLib.scoring.options import Precision, Score
@@ -251,6 +251,26 @@ class Scorer:
             yield self._collect(ready)
         if ready:
             yield self._collect(ready)
+
+    @torch.inference_mode()
+    def answers(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What the network says of the patch with most of the target, not counted among ``forwards``.
+
+        Returns
+        -------
+        tuple
+            (K, n) logits of the patch alone; of the same patch in a batch; and with the reference hidden in it, or None
+            where that changes nothing of the patch.
+        """
+        number, patch = max(enumerate(self._patches), key=lambda item: len(item[1].rows))
+        hidden = Perturbation(bounds(self.target.reference))
+        box = intersect(hidden.box, self._useful)
+        shown = self._volume[(slice(None), *patch.box)]
+        other = shown if box is None else self._perturbed(patch.box, _Pending(0, hidden, (number,), box))
+        once, again, without = (
+            patch.read(logits) for part in ([shown], [shown, other]) for logits in self._batches.run(part)
+        )
+        return once, again, None if torch.equal(shown, other) else without
 
     # --- the target's patches ---------------------------------------------------------------------
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import SimpleITK as sitk
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from XAICLIPLib import imaging
 from XAICLIPLib.imaging.boxes import bounds, shift
+from XAICLIPLib.segmentation.overlap import holding, numbered
 from XAICLIPLib.segmentation.segmenter import Prepared, Segmenter
 from XAICLIPLib.segmentation.sliding_window import Tiling, around, predict_logits
 
@@ -55,10 +56,7 @@ class Prediction(Inference):
         return Inference(self.segmenter, self.prepared, self.volume, self.tiling)
 
     def label_map(self, image: sitk.Image) -> sitk.Image:
-        """The label map (values as in `label_values`) in the geometry of ``image``, with smooth borders.
-
-        Of overlapping sigmoid classes the most probable one is shown.
-        """
+        """The label map in the geometry of ``image``, with smooth borders; values as in `label_values` and `shared`."""
         return imaging.resample_labels(self.prepared.as_image(self.decision()), image)
 
     def decision(self) -> Tensor:
@@ -66,9 +64,21 @@ class Prediction(Inference):
         if self.segmenter.activation == "softmax":
             decision = self.logits.argmax(0)
         else:
-            best = self.logits.max(0)
-            decision = torch.where(best.values > 0, best.indices + 1, 0)
-        return decision.to(torch.uint8) if len(self.logits) < 255 else decision.to(torch.int32)
+            decision = self._numbered[0]
+        return decision.to(torch.uint8) if len(self.logits) + len(self.shared) < 255 else decision.to(torch.int32)
+
+    @property
+    def shared(self) -> dict[int, tuple[int, ...]]:
+        """The values of the label map that stand for several overlapping classes at once, with their channels."""
+        return {} if self.segmenter.activation == "softmax" else self._numbered[1]
+
+    def values_of(self, channels: Iterable[int]) -> list[int]:
+        """All values of the label map where one of some classes is."""
+        return values_of(self.segmenter, self.shared, channels)
+
+    @cached_property
+    def _numbered(self) -> tuple[Tensor, dict[int, tuple[int, ...]]]:
+        return numbered(self.logits)
 
 
 def predict(
@@ -119,3 +129,9 @@ def surroundings(segmenter: Segmenter, tiling: Tiling, voxels: Tensor) -> tuple[
 def label_values(segmenter: Segmenter) -> dict[int, int]:
     """Value in the label map of each output channel: its number; with sigmoid, where 0 is a structure too, one more."""
     return {channel: channel + (segmenter.activation == "sigmoid") for channel in segmenter.labels}
+
+
+def values_of(segmenter: Segmenter, shared: Mapping[int, tuple[int, ...]], channels: Iterable[int]) -> list[int]:
+    """All values of a label map where one of some classes is: its own, and those of the sets that it belongs to."""
+    own, chosen = label_values(segmenter), list(channels)
+    return [own[c] for c in chosen] + sorted({n for c in chosen for n in holding(shared, c)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -35,6 +36,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())  # some drives tell only now that they are full
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
@@ -42,6 +45,20 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file all or nothing, and read back what was written.
+
+    Raises
+    ------
+    OSError
+        It cannot be written, or holds something else than was written.
+    """
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content)
+        if temporary.read_bytes() != content:
+            raise OSError(errno.EIO, "it does not hold what was written")
 
 
 def try_folder(folder: Path) -> None:

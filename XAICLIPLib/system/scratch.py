@@ -29,7 +29,7 @@ def make(parent: str | Path | None = None) -> Path:
         The parent is no folder, or cannot be written.
     """
     try:
-        return Path(tempfile.mkdtemp(prefix=f"{PREFIX}-{_machine()}-{os.getpid()}-", dir=parent)).resolve()
+        return Path(tempfile.mkdtemp(prefix=f"{PREFIX}-{machine()}-{os.getpid()}-", dir=parent)).resolve()
     except OSError as error:
         raise InputError(
             f"The folder {parent or tempfile.gettempdir()} cannot be written ({error.strerror or error}): choose "
@@ -44,7 +44,7 @@ def remove(folder: Path) -> None:
 
 def remove_leftovers(parent: str | Path | None = None) -> list[Path]:
     """Remove the folders of dead processes of this user on this machine; those that were there."""
-    own = re.compile(rf"{PREFIX}-{re.escape(_machine())}-(\d{{1,9}})-[^-]+")
+    own = re.compile(rf"{PREFIX}-{re.escape(machine())}-(\d{{1,9}})-[^-]+")
     dead = []
     try:
         entries = list(os.scandir(parent or tempfile.gettempdir()))
@@ -96,6 +96,6 @@ def _is_alive_on_windows(process: int) -> bool:
         kernel.CloseHandle(ctypes.c_void_p(handle))
 
 
-def _machine() -> str:
+def machine() -> str:
     """The machine's name as far as a file name takes it: numbers of processes of another machine mean nothing here."""
     return re.sub(r"\W+", "", platform.node())[:32] or "here"

@@ -7,8 +7,8 @@ the reference of both. Three threads share the work:
 - the main thread computes, one request after the other, and keeps the models loaded in between;
 - the watcher looks whether the parent process still lives.
 
-The end of stdin, the death of the parent, SIGTERM and Ctrl-C all remove the private folder and end the worker: at once
-where nothing is computed, otherwise when the running request hears of it, at the latest after `GRACE_S`.
+The end of stdin, the death of the parent, SIGTERM, SIGHUP and Ctrl-C all remove the private folder and end the worker:
+at once where nothing is computed, otherwise when the running request hears of it, at the latest after `GRACE_S`.
 
 To try it by hand, start it in a terminal and type requests, each on a line::
 
@@ -61,8 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         replies.write(protocol.encode(protocol.Error(kind="input", message=str(error))))
         return 1
     worker = Worker(requests, replies, folder, parent=parent, verbose=options.verbose)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: worker.end())
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda *_: worker.end())
     try:
         with packages_quiet():
             worker.serve()

@@ -13,10 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from XAICLIPLib.errors import Cancelled, InputError
+from XAICLIPLib.errors import Cancelled
 from XAICLIPLib.explainers import methods
+from XAICLIPLib.reporting import output_folder
 from XAICLIPLib.scoring import options
-from XAICLIPLib.system.files import try_folder
 from XAICLIPLib.system.packages import NEEDED, versions
 from XAICLIPLib.worker import protocol
 from XAICLIPLib.worker.protocol import Box, Download, Explain, Localize, Mask, Named, Reply, Report, Request
@@ -131,9 +131,12 @@ class Answers:
         methods.method(request.method or next(iter(methods.METHODS)), **request.parameters or {})
         wanted = Path(request.output) if request.output else None
         is_new = wanted is None or not wanted.exists()
-        output = _writable(wanted) if wanted else self._new_folder("explanation-")
+        output = wanted or self._new_folder("explanation-")
+        inputs = [request.volume, *(request.further_volumes or ())]
+        inputs += [place.mask for place in (request.region, request.target) if isinstance(place, Mask)]
         try:
-            return self._explain(request, output, cancelled, abandoned)
+            with output_folder.claimed(output, inputs):
+                return self._explain(request, output, cancelled, abandoned)
         except BaseException:
             if is_new:
                 with suppress(OSError):
@@ -374,14 +377,3 @@ def _place(value: str | Mask | Box | Named) -> str | Path | tuple[float, ...]:
     if isinstance(value, Box):
         return value.box_ras_mm
     return value.structure if isinstance(value, Named) else value
-
-
-def _writable(folder: Path) -> Path:
-    """The folder, made and tried before the work, not after it."""
-    try:
-        try_folder(folder)
-    except OSError as error:
-        raise InputError(
-            f"The results cannot be written to {folder} ({error.strerror or error}): choose another folder."
-        ) from error
-    return folder

@@ -23,13 +23,14 @@ from XAICLIPLib.commands import main
 from XAICLIPLib.commands.terminal import STAGES
 from XAICLIPLib.errors import Cancelled, InputError
 from XAICLIPLib.explainers import methods
+from XAICLIPLib.progress import Progress
 from XAICLIPLib.system.files import check_there
 
 TOLD = ("Warning: ", *(f"{stage}: " for stage in STAGES.values()))
 """How lines on stderr begin where it is no terminal."""
 
 ROOT = Path(__file__).resolve().parents[3]
-VOLUMES = {"saliency.nrrd", "region.nrrd", "segmentation.nrrd"}
+VOLUMES = {"saliency.nrrd", "probed.nrrd", "region.nrrd", "segmentation.nrrd"}
 FILES = VOLUMES | {"figure.png", "explanation.json"}
 
 STEPS = [
@@ -438,9 +439,9 @@ def test_the_command_prints_json_to_a_pipe_and_nothing_of_progress(scan: Path, b
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize("sent", ["SIGINT", "SIGTERM"], ids=["Ctrl-C", "SIGTERM"])
 def test_on_a_terminal_there_is_time_left_and_an_interrupt_keeps_the_partial_result(
-    scan: Path, bundle: Path, tmp_path: Path, sent: signal.Signals
+    scan: Path, bundle: Path, tmp_path: Path, sent: str
 ) -> None:
     import pty
 
@@ -472,7 +473,7 @@ def test_on_a_terminal_there_is_time_left_and_an_interrupt_keeps_the_partial_res
                 break
             shown += piece.decode("utf-8", "replace")
             if not asked and re.search(r"explaining +\d+%\|.{30}\| [1-9]\d*/\d+, \d\d:\d\d left", shown):
-                process.send_signal(sent)
+                process.send_signal(getattr(signal, sent))
                 asked = True
         out, _ = process.communicate(timeout=30)
     finally:
@@ -536,8 +537,9 @@ def test_a_second_ctrl_c_ends_at_once(
 ) -> None:
     reached: list[str] = []
 
-    def deaf(*_: object, cancelled: Callable[[], bool], **__: object) -> None:
+    def deaf(*_: object, cancelled: Callable[[], bool], on_progress: Callable[[Progress], None], **__: object) -> None:
         assert not cancelled()
+        on_progress(Progress("explain", 0, 8, None))
         signal.raise_signal(signal.SIGINT)
         assert cancelled()
         reached.append("the first only asks")
@@ -559,6 +561,108 @@ def test_ctrl_c_before_there_is_a_result_says_that_nothing_was_written(
     assert main.main(with_explain(monkeypatch, Cancelled("early"))) == 130
     assert "nothing was written" in one_sentence(capsys.readouterr().err)
     assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("stage", [None, "localize", "segment"])
+def test_before_the_scan_is_perturbed_the_first_signal_ends_at_once(
+    here: Path, stage: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def reading(*_: object, on_progress: Callable[[Progress], None], **__: object) -> None:
+        if stage is not None:
+            on_progress(Progress(stage, 0, 8, None))
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("it went on")
+
+    assert main.main(with_explain(monkeypatch, reading)) == 130
+    assert "nothing was written" in capsys.readouterr().err.splitlines()[-1]
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a file whose reading hangs")
+@pytest.mark.parametrize("sent", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("name", ["scan.nrrd", "scan.mha"])  # Python opens the one first, native code the other
+def test_a_read_that_hangs_ends_at_the_first_signal(tmp_path: Path, name: str, sent: str) -> None:
+    os.mkfifo(tmp_path / name)
+    code = (  # what reads it in Python first is left out: native code alone hangs
+        "import sys\nfrom XAICLIPLib import imaging\nfrom XAICLIPLib.commands import main, terminal\n"
+        "terminal.HEARD_AFTER_S = 0.3\n"
+        "if sys.argv[2].endswith('.mha'):\n"
+        "    import SimpleITK\n"
+        "    imaging.read_volume = lambda path: SimpleITK.ReadImage(str(path), imageIO='MetaImageIO')\n"
+        "sys.exit(main.main(sys.argv[1:]))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "explain", name, "--prompt", "liver"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "results" / "liver").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(6 if name == "scan.mha" else 1)  # until it hangs in native code; packages are loaded before
+        process.send_signal(getattr(signal, sent))
+        _, err = process.communicate(timeout=10)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert "nothing was written" in err and "Traceback" not in err
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no terminals that hang up")
+def test_a_lost_terminal_ends_with_what_is_known(scan: Path, bundle: Path, tmp_path: Path) -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    line = quick(scan, bundle, "--window", "16", "--stride", "16", "--exhaustive", "--output", "out")
+
+    def own_session() -> None:  # whose terminal is lost with it
+        import fcntl
+        import termios
+
+        os.setsid()
+        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "XAICLIPLib", *line],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        preexec_fn=own_session,
+    )
+    os.close(theirs)
+    try:
+        shown, deadline = "", time.monotonic() + 100
+        while time.monotonic() < deadline and not re.search(r"explaining +\d+%\|.{30}\| [1-9]\d*/\d+", shown):
+            shown += os.read(ours, 4096).decode("utf-8", "replace")
+        os.close(ours)
+        assert process.wait(timeout=60) == 130
+    finally:
+        process.kill()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+    record = json.loads((tmp_path / "out" / "explanation.json").read_text(encoding="utf-8"))
+    assert record["complete"] is False and record["measurements"]["perturbations"] > 0
+
+
+def test_a_file_of_the_users_own_is_refused_before_the_work_and_stays(
+    here: Path, scan: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "out").mkdir()
+    mine = here / "out" / "target.nrrd"
+    mine.write_bytes(scan.read_bytes())
+    began: list[int] = []
+    line = with_explain(monkeypatch, lambda *_, **__: began.append(1))
+    assert main.main([*line, "--region", str(mine), "--output", "out"]) == 1
+    assert "target.nrrd, which no explanation wrote" in one_sentence(capsys.readouterr().err)
+    assert not began and mine.read_bytes() == scan.read_bytes()
+    assert [path.name for path in (here / "out").iterdir()] == ["target.nrrd"]
 
 
 def test_ctrl_c_while_saving_lets_the_files_be_finished(

@@ -156,7 +156,7 @@ def test_the_report_holds_claims_controls_and_provenance(tmp_path: Path) -> None
         "+44.6%",
         "null × region",
         "tiny (SHA-256 000000000000…)",
-        "narrower than 95%",
+        "rest on the cases being normally distributed",
         "a machine",
     ):
         assert part in text

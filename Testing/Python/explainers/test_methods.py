@@ -53,6 +53,7 @@ def test_an_unknown_method_or_parameter_is_named_with_those_there_are() -> None:
         ("occlusion", "window_mm", True),
         ("occlusion", "exhaustive", "yes"),
         ("occlusion", "tolerance", 1.5),
+        ("occlusion", "tolerance", 0.21),
         ("rise", "samples", 1),
         ("rise", "samples", 20.5),
         ("rise", "samples", None.__class__),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.explainers.base import LARGEST_MM, SMALLEST_MM, Estimate, in_voxels, size_for
-from XAICLIPLib.explainers.occlusion import occlusion, window_grid, windows
+from XAICLIPLib.explainers.occlusion import cautions, occlusion, window_grid, windows
 from XAICLIPLib.imaging.boxes import Box
 from XAICLIPLib.scoring.perturbation import Perturbation
 from XAICLIPLib.scoring.scorer import Scorer
@@ -381,3 +381,45 @@ def test_windows_that_matter_are_evaluated_where_the_whole_coarse_grid_costs_not
     estimate = last(occlusion(scorer, everywhere((12, 12, 12)), (1, 1, 1), window_mm=4, stride_mm=2))
     assert estimate.done > 0
     assert float(estimate.saliency().max()) > 0
+
+
+# What was asked for, and what was used
+
+
+@pytest.mark.parametrize(
+    ("slices_mm", "window_mm", "stride_mm", "sparse"),
+    [(5.0, [16, 16, 20], [8, 8, 10], True), (12.0, [16, 16, 12], [8, 8, 12], False), (2.0, [16] * 3, [8] * 3, True)],
+)
+def test_the_sizes_that_were_used_are_told(
+    slices_mm: float, window_mm: list[float], stride_mm: list[float], sparse: bool
+) -> None:
+    region = torch.zeros((20, 20, 12), dtype=torch.bool)
+    region[4:16, 4:16, 3:9] = True
+    spacing = (2.0, 2.0, slices_mm)
+    scorer = Counting()
+    estimate = last(occlusion(scorer, region, spacing, window_mm=16, stride_mm=8))
+    found = estimate.findings()
+    assert (found["window_mm_used"], found["stride_mm_used"]) == (window_mm, stride_mm)
+    assert found["coarse_to_fine"] is sparse
+    edges = {tuple((s.stop - s.start) * mm for s, mm in zip(box, spacing, strict=True)) for box in scorer.boxes}
+    assert tuple(window_mm) in edges, "and they are those of the windows"
+    told = cautions(16, 8, False, spacing)
+    if sparse:
+        assert told == []
+    else:
+        assert "16 × 16 × 12 mm every 8 × 8 × 12 mm were used" in told[0]
+        assert "do not overlap along every axis" in told[0] and "instead of coarse to fine" in told[0]
+
+
+def test_nothing_is_missed_where_nothing_was_asked_for() -> None:
+    assert cautions(16, 16, False, (2.0, 2.0, 12.0)) == []
+    assert len(cautions(16, 8, True, (2.0, 2.0, 12.0))) == 1, "exhaustive asks for no coarse to fine, but for overlap"
+
+
+def test_a_tolerance_up_to_the_largest_makes_a_difference() -> None:
+    counts = []
+    for tolerance in (0.2, 0.1):
+        scorer = Smooth((13.0, 30.0, 21.0))
+        last(occlusion(scorer, large_organ(), (1, 1, 1), window_mm=8, stride_mm=4, tolerance=tolerance))
+        counts.append(len(scorer.boxes))
+    assert counts[0] < counts[1]

@@ -360,6 +360,18 @@ def test_it_stops_when_it_is_sure_enough_and_says_so() -> None:
     assert unsure.done == unsure.planned == 150
 
 
+@pytest.mark.parametrize("cell_mm", [3, 4, 5, 6])
+def test_it_stops_at_a_multiple_of_fifty_patterns(cell_mm: float) -> None:
+    found = last(rise(Rule(additive), region(), (1, 1, 1), cell_mm=cell_mm, samples=5000, wanted_error=0.05))
+    assert found.findings()["stopped"] == "converged"
+    assert found.done % 50 == 0 and found.done >= 3 * found.findings()["cells"]
+
+
+def test_the_cell_that_was_used_is_told() -> None:
+    found = last(rise(Rule(additive), region(), (1, 1, 4), cell_mm=5, samples=60))
+    assert found.findings()["cell_mm_used"] == [5, 5, 4]
+
+
 @pytest.mark.parametrize("together", [1, 7, 64])
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_where_it_stops_does_not_hang_on_the_size_of_the_batches(together: int, shuffled: bool) -> None:

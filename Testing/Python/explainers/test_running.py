@@ -34,7 +34,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "seg-grad-cam": {},
 }
 PERTURBING = ["occlusion", "rise", "lime", "structures"]
-FILES = ("saliency", "region", "segmentation")
+FILES = ("saliency", "probed", "region", "segmentation")
 
 
 class Trained(Network):
@@ -105,6 +105,8 @@ def test_every_method_gives_an_explanation_that_saves(method: str, tmp_path: Pat
     assert np.abs(values(result.saliency)).max() > 0
     written = result.save(tmp_path)
     record = json.loads(written["explanation"].read_text(encoding="utf-8"))
+    files = {path.name for path in written.values()}
+    assert set(record.pop("written")) == files - {"explanation.json"}
     assert record == result.record, "all of it is JSON"
     assert record["complete"] is True
     assert record["parameters"]["method"] == method
@@ -234,7 +236,8 @@ def test_cancelling_after_the_first_batch_gives_a_valid_partial_result(method: s
         volume = sitk.ReadImage(str(written[name]))
         assert imaging.same_geometry(volume, result.image)
         assert np.isfinite(values(volume)).all()
-    assert json.loads(written["explanation"].read_text(encoding="utf-8")) == result.record
+    record = json.loads(written["explanation"].read_text(encoding="utf-8"))
+    assert record.pop("written") and record == result.record
     assert result.record["complete"] is False
     assert written["figure"].read_bytes().endswith(b"IEND\xaeB`\x82"), "a whole PNG"
 
@@ -481,3 +484,22 @@ def test_a_method_is_told_in_a_few_words() -> None:
     assert methods.method("rise", cell_mm=20, samples=50).in_words() == "rise, cell 20 mm, samples 50"
     assert methods.method("occlusion", exhaustive=True).in_words() == "occlusion, exhaustive"
     assert all(methods.method(name).name == name for name in METHODS)
+
+
+def test_a_caption_has_the_sizes_that_were_used() -> None:
+    asked = methods.method("occlusion", window_mm=16, stride_mm=8)
+    used = {"window_mm_used": [15.6, 15.6, 20.0], "stride_mm_used": [7.8, 7.8, 10.0]}
+    assert asked.in_words(used) == (
+        "occlusion, window 15.6 × 15.6 × 20 mm (asked: 16), stride 7.8 × 7.8 × 10 mm (asked: 8)"
+    )
+    assert asked.in_words({"window_mm_used": [16.0] * 3, "stride_mm_used": [8.0] * 3}) == asked.in_words()
+
+
+def test_slices_that_are_too_thick_for_the_windows_are_told_of() -> None:
+    thick = sitk.Resample(
+        scan(), (22, 20, 8), sitk.Transform(), sitk.sitkNearestNeighbor, scan().GetOrigin(), (3, 3, 12)
+    )
+    found = explain(thick, "liver", model=Network(), region="whole", device="cpu", window_mm=16, stride_mm=8)
+    assert any("too coarse for windows of 16 mm every 8 mm" in warning for warning in found.warnings)
+    assert found.measurements["window_mm_used"] == [18, 18, 12]
+    assert "window 18 × 18 × 12 mm (asked: 16)" in found.record["parameters"]["described"]

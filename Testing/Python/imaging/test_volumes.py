@@ -614,6 +614,36 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the size of files")
+@pytest.mark.parametrize("missing", [1, 9, 1000])
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_file_that_lacks_its_last_bytes_does_not_count_as_written(tmp_path: Path, suffix: str, missing: int) -> None:
+    array = np.zeros(64**3, np.uint8)
+    array[:18_000] = np.random.default_rng(0).integers(0, 255, 18_000)
+    image = sitk.GetImageFromArray(array.reshape(64, 64, 64))
+    size = imaging.write_volume(image, tmp_path / f"whole{suffix}").stat().st_size
+    sitk.WriteImage(image, str(tmp_path / f"image{suffix}"), suffix != ".nii")
+    path = tmp_path / f"out{suffix}"
+    code = (
+        "import resource, signal, sys, SimpleITK as sitk\n"
+        "from XAICLIPLib import imaging\nfrom XAICLIPLib.errors import InputError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "image = sitk.ReadImage(sys.argv[2])\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)\n"
+        "try: imaging.write_volume(image, sys.argv[1])\n"
+        "except InputError as error: print(error)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(path), str(tmp_path / f"image{suffix}"), str(size - missing)],
+        cwd=Path(imaging.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "cannot be written" in result.stdout, result.stderr
+    assert not path.exists()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the size of files")
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_full_disk_is_noticed_and_the_old_file_stays(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"out{suffix}"

@@ -431,11 +431,12 @@ def test_a_failed_write_keeps_the_old_figure(tmp_path: Path, monkeypatch: pytest
     path = tmp_path / "figure.png"
     path.write_text("old")
 
-    def fail(figure: Any, file: Path, **_: Any) -> None:
-        Path(file).write_text("half")
+    def fail(file: Path, content: bytes) -> int:
+        with file.open("wb") as half:
+            half.write(content[: len(content) // 2])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.Figure, "savefig", fail)
+    monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(InputError, match=r"figure\.png cannot be written \(No space"):
         save_figure(path, **torso(), title="")
     assert path.read_text() == "old"

@@ -82,13 +82,13 @@ def test_on_the_networks_grid_the_label_map_is_the_decision(activation: Activati
     image = sitk.Image((4, 5, 6), sitk.sitkInt16)
     image.SetDirection(OBLIQUE)
     logits = torch.randn((3, 4, 5, 6), generator=torch.Generator().manual_seed(0))
-    found = of_logits(logits, image, activation).label_map(image)
-    if activation == "softmax":
-        expected = logits.numpy().argmax(0)
-    else:
-        expected = np.where(logits.numpy().max(0) > 0, logits.numpy().argmax(0) + 1, 0)
-        assert (expected == 0).any()
-    assert np.array_equal(sitk.GetArrayFromImage(found).transpose(2, 1, 0), expected)
+    prediction = of_logits(logits, image, activation)
+    found = prediction.label_map(image)
+    labels = sitk.GetArrayFromImage(found).transpose(2, 1, 0)
+    for channel in range(3):
+        own = logits.numpy()[channel] > 0 if activation == "sigmoid" else logits.numpy().argmax(0) == channel
+        assert np.array_equal(np.isin(labels, prediction.values_of([channel])), own)
+    assert (labels == 0).any()
     assert (found.GetOrigin(), found.GetDirection()) == (image.GetOrigin(), image.GetDirection())
     assert found.GetPixelID() == sitk.sitkUInt8
 

@@ -13,13 +13,15 @@ from slicer.i18n import tr as _
 
 from XAICLIPLib import imaging
 from XAICLIPLib.errors import InputError
+from XAICLIPLib.reporting import output_folder
 from XAICLIPLib.system.displaytext import for_csv
+from XAICLIPLib.system.files import write_whole
 from XAICLIPModule.scene import export, results
 from XAICLIPModule.scene.results import ExplanationNodes
 
 
 def save(nodes: ExplanationNodes, folder: Path) -> list[Path]:
-    """Write saliency, region, target, measurements and record of a run into a folder.
+    """Write saliency, region, target, measurements and record of a run into a folder, all or nothing.
 
     The volumes lie in the scan's own space, without its transform, so that they fit the file it came from.
     ``figure.png`` is written while the worker's picture is at hand, which a scene does not keep.
@@ -32,8 +34,14 @@ def save(nodes: ExplanationNodes, folder: Path) -> list[Path]:
     Raises
     ------
     InputError
-        The folder cannot be written.
+        The folder cannot be written, or holds a file of one of these names that was not written so.
     """
+    with output_folder.replaced(folder) as new:
+        return [folder / path.name for path in _write(nodes, new)]
+
+
+def _write(nodes: ExplanationNodes, folder: Path) -> list[Path]:
+    """Write all files into an empty folder, the record last."""
     written = [_saveSaliency(nodes, folder)]
     for segment in (results.REGION_SEGMENT, results.TARGET_SEGMENT):
         if nodes.segmentation is not None and nodes.segmentation.GetSegmentation().GetSegment(segment):
@@ -43,14 +51,14 @@ def save(nodes: ExplanationNodes, folder: Path) -> list[Path]:
                 continue  # an empty region is no file
             written.append(imaging.write_volume(mask, folder / f"{segment}.nrrd"))
     try:
-        record = folder / "explanation.json"
-        record.write_text(json.dumps(nodes.record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        written.append(record)
         for node, name in ((nodes.measurements, "measurements"), (nodes.structures, "structures")):
             if node is not None:
                 written.append(_saveTable(node, folder / f"{name}.csv"))
         if nodes.figure is not None and nodes.figure.is_file():
             written.append(Path(shutil.copy(nodes.figure, folder / "figure.png")))
+        record = json.dumps({**nodes.record, "written": output_folder.checksums(folder)}, indent=2, ensure_ascii=False)
+        written.append(folder / output_folder.RECORD)
+        write_whole(written[-1], f"{record}\n".encode())
     except OSError as error:
         raise InputError(
             _("The folder {folder} cannot be written ({reason}): choose another one.").format(
