@@ -27,8 +27,9 @@ from XAICLIPLib.explainers import methods
 from XAICLIPLib.explainers.base import Estimate, Method
 from XAICLIPLib.explainers.setting import Setting
 from XAICLIPLib.explanation import Explanation
-from XAICLIPLib.imaging.channels import Volume, read_images, stack
+from XAICLIPLib.imaging.channels import Volume, read_images, stack, told_of
 from XAICLIPLib.imaging.masks import MaskSource, box_of, is_mask, user_mask
+from XAICLIPLib.imaging.modality import KnownModality, modality_of
 from XAICLIPLib.localization.localizer import Localizer
 from XAICLIPLib.localization.region import (
     MARGIN_MM,
@@ -74,6 +75,7 @@ def explain(
     threshold: float | None = None,
     margin_mm: float = MARGIN_MM,
     modality: Modality | None = None,
+    series: int | str | None = None,
     device: str = "auto",
     precision: Precision = "auto",
     batch_size: int | None = None,
@@ -123,7 +125,9 @@ def explain(
     margin_mm
         Added around the guided region, or the prediction.
     modality
-        CT or MR; by default guessed from the intensities.
+        CT or MR; by default what a DICOM header says, or guessed from the intensities.
+    series
+        Which series of a DICOM folder that holds several: its number in the list that the refusal gives, or its UID.
     device
         ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
     precision
@@ -159,7 +163,7 @@ def explain(
     Alzubaidi et al. "XAI-CLIP", arXiv 2602.07017, 2026.
     """
     question = Question.checked(
-        prompt=prompt,
+        prompt=" ".join(prompt.split()),
         target=target,
         region=region,
         method=methods.method(method, **parameters),
@@ -174,7 +178,8 @@ def explain(
     torch_device = choose_device(device)
 
     with run.timed("read"):
-        scan = read_scan(image, modality, question)
+        scan = read_scan(image, modality, question, series)
+        run.warnings += scan.warnings
     with run.timed("load"):
         models = load_models(model, scan, question, torch_device, trust, run)
     with run.timed("localize"):
@@ -225,6 +230,7 @@ def localize(
     threshold: float | None = None,
     margin_mm: float = MARGIN_MM,
     modality: Modality | None = None,
+    series: int | str | None = None,
     device: str = "auto",
     on_progress: Callable[[Progress], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
@@ -242,10 +248,12 @@ def localize(
     """
     search = PromptSearch.checked(localizer, threshold, margin_mm, modality, prompts)
     run = Run(on_progress, cancelled or (lambda: False))
-    (volume,) = read_images([image])
+    (read,) = read_images([image], series)
+    volume, kind = read.image, modality_of(read, modality)
+    prompt = " ".join(prompt.split())
     guide = load_localizer(search, choose_device(device))
     with run.timed("localize"):
-        probability = search.locate(guide, volume, prompt, modality or imaging.guess_modality(volume), run)
+        probability = search.locate(guide, volume, prompt, kind.for_methods, run)
         return search.region(guide, volume, probability, prompt, None)
 
 
@@ -304,16 +312,24 @@ class Scan:
     ----------
     images
         Of one patient, in the network's order.
-    modality
-        Given or guessed.
+    kind
+        The modality, and who says so.
     target_mask, region_mask
         Masks of the user, uint8, in the geometry of the first image; None where none is given.
+    warnings
+        What the files leave open.
     """
 
     images: Sequence[sitk.Image]
-    modality: Modality | None
+    kind: KnownModality
     target_mask: sitk.Image | None
     region_mask: sitk.Image | None
+    warnings: Sequence[str] = ()
+
+    @property
+    def modality(self) -> Modality | None:
+        """CT or MR, where it is one of these."""
+        return self.kind.for_methods
 
     @property
     def volume(self) -> sitk.Image:
@@ -321,14 +337,21 @@ class Scan:
         return self.images[0]
 
 
-def read_scan(image: Volume | Sequence[Volume], modality: Modality | None, question: Question) -> Scan:
+def read_scan(
+    image: Volume | Sequence[Volume],
+    modality: Modality | None,
+    question: Question,
+    series: int | str | None = None,
+) -> Scan:
     """Read the images and the masks."""
-    images = read_images(image)
+    read = read_images(image, series)
+    images, kind = [one.image for one in read], modality_of(read[0], modality)
     return Scan(
         images,
-        modality or imaging.guess_modality(images[0]),
+        kind,
         user_mask("target", question.target, images[0]),
         user_mask("region", question.region, images[0]),
+        [*told_of(read), *kind.warnings()],
     )
 
 
@@ -473,7 +496,7 @@ def segment(models: Models, scan: Scan, question: Question, device: torch.device
         target,
         labels,
         mask,
-        suitability.checks(scan.volume, scan.modality, segmenter, prediction.prepared),
+        suitability.checks(scan.volume, scan.kind, segmenter, prediction.prepared),
         prediction.shared,
     )
 
@@ -600,7 +623,7 @@ def measured(
             target=target_record,
             labels=names | sets,
             image=scan.volume,
-            modality=scan.modality,
+            modality=scan.kind.code,
             region=region,
             measurements=measurements,
             models={

@@ -101,8 +101,8 @@ def _parser() -> argparse.ArgumentParser:
         "volume",
         nargs="+",
         metavar="VOLUME",
-        help="the scan: a NIfTI, NRRD or MetaImage file, or a folder with a DICOM series; several, in the network's "
-        "order, where it takes several images of one patient at once",
+        help="the scan: a NIfTI, NRRD or MetaImage file, or a folder or zip file with a DICOM series; several, in the "
+        "network's order, where it takes several images of one patient at once",
     )
     explain.add_argument(
         "--prompt", required=True, type=_text, metavar="TEXT", help='what to explain, such as "liver" or "left kidney"'
@@ -127,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="the scan, to show the slices with the largest effect: the folder does not hold it",
     )
+    report.add_argument("--series", metavar="N|UID", help="which series of a DICOM folder, as for `xaiclip explain`")
     report.set_defaults(command=_report)
 
     add_commands(
@@ -236,7 +237,15 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="added around the guided region, or the prediction, in mm; default: 8",
         dest="margin_mm",
     )
-    parser.add_argument("--modality", choices=["CT", "MR"], help="default: guessed from the intensities")
+    parser.add_argument(
+        "--modality", choices=["CT", "MR"], help="default: what a DICOM header says, or guessed from the intensities"
+    )
+    parser.add_argument(
+        "--series",
+        metavar="N|UID",
+        help="which series of a DICOM folder that holds several: its number in the list that is given without this, or "
+        "its SeriesInstanceUID",
+    )
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda|mps", help="default: auto, a GPU if any")
     parser.add_argument(
         "--precision",
@@ -347,6 +356,7 @@ def _explain(options: argparse.Namespace) -> int:
             baseline=options.baseline,
             threshold=options.threshold,
             modality=options.modality,
+            series=options.series,
             device=options.device,
             precision=options.precision,
             batch_size=options.batch_size,
@@ -526,7 +536,8 @@ def summary(explanation: Explanation) -> str:
 def _report(options: argparse.Namespace) -> int:
     from XAICLIPLib.reporting.report import save_report
 
-    for path in save_report(options.folder, options.output, volume=options.volume, pdf=options.pdf).values():
+    written = save_report(options.folder, options.output, volume=options.volume, series=options.series, pdf=options.pdf)
+    for path in written.values():
         tell(f"Written: {path}")
     return 0
 

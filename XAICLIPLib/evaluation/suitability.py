@@ -9,6 +9,7 @@ import SimpleITK as sitk
 
 from XAICLIPLib import imaging
 from XAICLIPLib.evaluation.flags import Flag
+from XAICLIPLib.imaging.modality import KnownModality
 from XAICLIPLib.segmentation.segmenter import Prepared, Segmenter
 from XAICLIPLib.segmentation.sliding_window import SlidingWindow
 
@@ -22,7 +23,7 @@ MOSTLY_PADDING = 0.5
 """Share of the network's window that the scan fills along an axis, below which the network sees mostly padding."""
 
 
-def checks(volume: sitk.Image, modality: str | None, segmenter: Segmenter, prepared: Prepared) -> list[Flag]:
+def checks(volume: sitk.Image, modality: KnownModality, segmenter: Segmenter, prepared: Prepared) -> list[Flag]:
     """All that can be told of whether a network was made for a volume like this one.
 
     Parameters
@@ -30,18 +31,23 @@ def checks(volume: sitk.Image, modality: str | None, segmenter: Segmenter, prepa
     volume
         The scan, scalar.
     modality
-        CT or MR, said by the user or guessed; None where it is neither.
+        That of the scan, and who says so.
     segmenter, prepared
         The network, and the volume as it sees it.
     """
     found = []
     wanted = modalities(segmenter.modality)
-    if modality and wanted:
-        other = modality not in wanted
-        sentence = f"The network {segmenter.name} is for {segmenter.modality}, and this volume looks like {modality}"
+    if modality.code and wanted:
+        other = modality.code not in wanted
+        says = {
+            "user": f"you say that this volume is {modality.code}",
+            "header": f"this volume is {modality.code}, as its file says",
+            "intensities": f"this volume looks like {modality.code}",
+        }
+        sentence = f"The network {segmenter.name} is for {segmenter.modality}, and {says[modality.source]}"
         sentence += ": do not rely on its segmentation." if other else "."
         found.append(Flag("unfamiliar modality", sentence, float(other), 0.0, other))
-    if wanted == {"CT"} and modality in (None, "CT"):
+    if wanted == {"CT"} and modality.code in (None, "CT"):
         found.append(_units(volume, segmenter.name))
     found.append(_spacing(volume, segmenter, prepared))
     padding = _padding(segmenter, prepared)

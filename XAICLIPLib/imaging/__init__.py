@@ -17,11 +17,21 @@ from XAICLIPLib.imaging.geometry import (
     without_metadata,
 )
 from XAICLIPLib.imaging.intensities import body_mask, guess_modality
-from XAICLIPLib.imaging.volumes import MIN_SIZE, SPACING_RANGE, check_volume, read_mask, read_volume, write_volume
+from XAICLIPLib.imaging.scan import Scan
+from XAICLIPLib.imaging.volumes import (
+    MIN_SIZE,
+    SPACING_RANGE,
+    check_volume,
+    read_mask,
+    read_scan,
+    read_volume,
+    write_volume,
+)
 
 __all__ = [
     "MIN_SIZE",
     "SPACING_RANGE",
+    "Scan",
     "as_metatensor",
     "body_mask",
     "box_mask",
@@ -30,6 +40,7 @@ __all__ = [
     "image_from_array",
     "ras_affine",
     "read_mask",
+    "read_scan",
     "read_volume",
     "resample_labels",
     "resample_like",

@@ -19,8 +19,15 @@ LEAST_OVERLAP = 0.5
 """Share of the first image that another one must cover: less is another part of the body, or another patient."""
 
 
-def read_images(given: Volume | Sequence[Volume]) -> list[sitk.Image]:
+def read_images(given: Volume | Sequence[Volume], series: int | str | None = None) -> list[imaging.Scan]:
     """Read what a network shall see: one volume, or several of one patient, each on its own grid.
+
+    Parameters
+    ----------
+    given
+        Volumes, or their paths.
+    series
+        Which series of each DICOM folder (`dicom.read_series`).
 
     Raises
     ------
@@ -30,12 +37,18 @@ def read_images(given: Volume | Sequence[Volume]) -> list[sitk.Image]:
     several = [given] if isinstance(given, (sitk.Image, str, os.PathLike)) else list(given)
     if not several:
         raise InputError("No volume is given: give the scan.")
-    read = []
+    scans = []
     for number, image in enumerate(several):
-        volume = image if isinstance(image, sitk.Image) else imaging.read_volume(image)
-        imaging.check_volume(volume, "the volume" if len(several) == 1 else f"the volume {number + 1}")
-        read.append(volume)
-    return read
+        if isinstance(image, sitk.Image):
+            imaging.check_volume(image, "the volume" if len(several) == 1 else f"the volume {number + 1}")
+        scans.append(imaging.Scan(image) if isinstance(image, sitk.Image) else imaging.read_scan(image, series))
+    return scans
+
+
+def told_of(scans: Sequence[imaging.Scan]) -> list[str]:
+    """What the files say that the user should know, as sentences."""
+    names = ["The scan"] if len(scans) == 1 else [f"The scan {number + 1}" for number in range(len(scans))]
+    return [warning for scan, name in zip(scans, names, strict=True) for warning in scan.warnings(name)]
 
 
 def stack(images: Sequence[sitk.Image], inputs: Sequence[str], network: str) -> tuple[sitk.Image, list[str]]:

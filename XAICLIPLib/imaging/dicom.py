@@ -1,8 +1,8 @@
-"""Reading a folder of DICOM slices as one volume, or saying why it is none.
+"""Reading a series of DICOM slices as one volume, or saying why it is none.
 
 The slices are ordered by their position along the normal of the image plane, never by file name or
 instance number. What would give a volume with a wrong geometry is refused. Messages carry counts,
-sizes and positions in mm and file names, never any other DICOM value.
+sizes and positions in mm and file names, never any other DICOM value but the modality.
 
 References
 ----------
@@ -11,7 +11,8 @@ DICOM PS3.3, C.7.6.2 (Image Plane Module: position, orientation, pixel spacing).
 
 from __future__ import annotations
 
-import struct
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,271 +22,329 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from XAICLIPLib.errors import InputError
+from XAICLIPLib.imaging.dicomslices import Slice, is_dicom, read_slices
+from XAICLIPLib.imaging.geometry import DIRECTION_TOLERANCE, without_metadata
+from XAICLIPLib.imaging.scan import Scan
+
+__all__ = ["MIN_SLICES", "is_dicom", "read_series", "series_files"]
 
 MIN_SLICES = 4
 """A series of fewer slices is a scout view or a report, not a volume."""
 
-_STORAGE = "1.2.840.10008.5.1.4.1.1."
-# Objects that lie beside the images: waveforms, presentation states, registrations, segmentations,
-# surfaces, reports, documents, radiotherapy structures, doses and plans (DICOM PS3.4, B.5).
-_NOT_SLICES = tuple(_STORAGE + kind for kind in ("9.", "11.", "66", "67", "68.", "88.", "104.", "30", "481."))
-_NOT_SLICES_MODALITIES = frozenset(
-    ["RTSTRUCT", "RTDOSE", "RTPLAN", "RTRECORD", "SEG", "SR", "PR", "KO", "REG", "FID", "DOC"]
-)
+MOST_FILES = 50_000
+"""Files that are looked at below a folder: one with more is no export of a scan."""
 
-_SERIES = "0020|000e"
-_SERIES_NUMBER = "0020|0011"
-_MODALITY = "0008|0060"
-_POSITION = "0020|0032"
-_ORIENTATION = "0020|0037"
+LISTED = 5
+"""Series that a message tells of."""
 
+NO_TILT = 0.5
+"""Shift of a slice to the side, in pixels, up to which a series counts as straight."""
 
-@dataclass(frozen=True)
-class _Slice:
-    """One DICOM file's image plane, lengths in mm, LPS."""
+NOTEWORTHY = 0.1
+"""Of these, up to which nothing is said of it: positions are rounded."""
 
-    path: Path
-    series: tuple[int, str]
-    size: tuple[int, ...]
-    spacing: tuple[float, float]
-    position: tuple[float, float, float]
-    row: tuple[float, float, float]
-    column: tuple[float, float, float]
-    pixel_type: int
-    components: int
-    placed: bool
+_NO_KIND = ("", "OT")
+"""Modalities that say nothing: OT is "other", as screenshots and anonymised files have it."""
 
 
-def is_dicom(path: Path) -> bool:
-    """Whether a file starts as DICOM does, with the preamble or without it (old exports)."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(132)
-    except OSError:
-        return False
-    # Without the preamble the first element is (0002,0000) or one of group 8 up to (0008,0008).
-    bare = head[:2] in (b"\x02\0", b"\x08\0") and head[2:4] in (
-        b"\0\0",
-        b"\1\0",
-        b"\5\0",
-        b"\x08\0",
-    )
-    return head[128:] == b"DICM" or bare
-
-
-def read_series(folder: Path, series: int | None = None) -> sitk.Image:
+def read_series(source: Path, series: int | str | None = None, name: str | None = None) -> Scan:
     """Read the one image series in a folder, with rescale slope and intercept applied.
 
     Parameters
     ----------
-    folder : Path
-        Holds the slices themselves; file names and extensions do not matter. Files that are not
-        DICOM and DICOM objects that are no images (RTSTRUCT, SEG, reports) are passed over, and so
-        are series of fewer than four slices when a larger one is there (scout views).
-    series : int, optional
-        Which series to read where there are several: the index given by the error that lists them.
+    source : Path
+        Holds the slices themselves, or folders with them; or is a single file with many frames. File names and
+        extensions do not matter. Files that are not DICOM and DICOM objects that are no images (RTSTRUCT, SEG,
+        reports) are passed over, and so are series of fewer than four slices when a larger one is there (scout views).
+    series : int or str, optional
+        Which series to read where there are several: the number given by the error that lists them, or its
+        SeriesInstanceUID.
+    name : str, optional
+        What messages call the source, where that is a copy.
 
     Returns
     -------
-    SimpleITK.Image
-        Scalar, 3D, LPS, in the order of the positions along the normal, without metadata.
+    Scan
+        Scalar, 3D, LPS, in the order of the positions along the normal, without metadata. Told of: slices of another
+        kind that were left out, a gantry tilt that was resampled.
 
     Raises
     ------
     InputError
-        No or several series; slices that are missing, doubled, unevenly spaced, of several sizes
-        or orientations, sheared (gantry tilt); multi-frame files; unreadable files.
+        No or several series; slices that are missing, doubled, unevenly spaced, without a place or a spacing, of
+        several sizes or orientations; unreadable files.
     """
-    return _load(*_choose(folder, series), folder)
+    try:
+        return _read_series(source, series)
+    except InputError as error:
+        if name is None:
+            raise
+        told = str(error).replace(f"The folder {source}", name).replace(f"the folder {source}", name)
+        raise InputError(told.replace(str(source), name)) from error
 
 
-def series_files(folder: Path, series: int | None = None) -> list[Path]:
+def _read_series(source: Path, series: int | str | None) -> Scan:
+    slices, notes = _choose(source, series)
+    ordered, grid = _arrange(slices, f"The DICOM series in {source}")
+    image = _load(ordered, grid, source)
+    if any(item.inverted for item in ordered):
+        notes.append("is stored to be shown with dark and bright inverted (MONOCHROME1): its values are as stored")
+    if grid.shift is None and grid.sideways > NOTEWORTHY * min(grid.spacing[:2]):
+        notes.append(
+            f"has slices that are shifted sideways by up to {grid.sideways:.2g} mm, less than half a pixel: they were "
+            f"taken as straight"
+        )
+    if grid.shift is not None:
+        image = _untilted(image, grid)
+        notes.append(
+            f"has slices that are shifted sideways by up to {grid.sideways:.1f} mm (gantry tilt of about "
+            f"{grid.angle:.1f}°): it was resampled to a straight grid"
+        )
+    modality = ordered[0].modality
+    return Scan(image, tuple(notes), None if modality in _NO_KIND else modality)
+
+
+def series_files(source: Path, series: int | str | None = None) -> list[Path]:
     """Files of the slices that `read_series` reads, in the order of the volume's slices; raises as it does."""
-    ordered, _ = _choose(folder, series)
+    ordered, _ = _arrange(_choose(source, series)[0], f"The DICOM series in {source}")
     return [item.path for item in ordered]
 
 
-def _choose(folder: Path, series: int | None) -> tuple[list[_Slice], _Geometry]:
-    """Read the headers in a folder and put the slices of one series in order."""
-    every = _read_slices(folder)
-    groups: dict[tuple[int, str], list[_Slice]] = {}
-    for item in every:
-        groups.setdefault(item.series, []).append(item)
-    candidates = [groups[key] for key in sorted(groups)]
-    usable = [g for g in candidates if len(g) >= MIN_SLICES or len(g[0].size) == 3]
-    candidates = usable or candidates
+# --- which slices -------------------------------------------------------------------------------
+
+
+def _choose(source: Path, series: int | str | None) -> tuple[list[Slice], list[str]]:
+    """The slices of one series, without those of another kind, and what the user should know."""
+    groups = _groups(_read_below(source))
+    if isinstance(series, str) and not series.lstrip("-").isdigit():
+        chosen = [group for group in groups if any(item.series == series for item in group)]
+        if len(chosen) != 1:
+            raise InputError(f"There is no series of this UID in {source}: leave it out to have the series listed.")
+        return _of_one_kind(chosen[0])
+    usable = [g for g in groups if len(g) >= MIN_SLICES and any(item.placed and item.components == 1 for item in g)]
+    candidates = usable or groups
     if series is None:
         if len(candidates) > 1:
-            listing = "; ".join(f"{i}: {_describe(g)}" for i, g in enumerate(candidates))
+            listing = "; ".join(f"{i}: {_describe(group)}" for i, group in enumerate(candidates[:LISTED]))
+            more = f"; and {len(candidates) - LISTED} more" if len(candidates) > LISTED else ""
             raise InputError(
-                f"The folder {folder} holds {len(candidates)} image series ({listing}): "
-                f"choose one by its number (series=0) or give a folder with one series."
+                f"The folder {source} holds {len(candidates)} image series ({listing}{more}): "
+                f"choose one by its number (--series 0, in Python series=0) or give a folder with one series."
             )
         series = 0
-    if not 0 <= series < len(candidates):
+    if not 0 <= int(series) < len(candidates):
         raise InputError(
-            f"There is no series {series} in the folder {folder}: it holds {len(candidates)}, numbered from 0."
+            f"There is no series {series} in the folder {source}: it holds {len(candidates)}, numbered from 0."
         )
-    return _arrange(candidates[series], folder)
+    return _of_one_kind(candidates[int(series)])
 
 
-def _describe(group: list[_Slice]) -> str:
-    width, height = group[0].size[:2]
+def _read_below(source: Path) -> list[Slice]:
+    """The slices of a file or of the files directly in a folder; where there are none, of those in folders below."""
+    if source.is_file():
+        slices, beside = read_slices([source])
+        if len(slices) == 1:
+            raise InputError(f"{source} is a single DICOM file: give the folder that holds the whole series.")
+    else:
+        slices, beside = read_slices(_dicom_files(sorted(source.iterdir()), source))
+        if not slices:
+            slices, below = read_slices(_dicom_files(_walk(source), source))
+            beside = max(beside, below)
+    if not slices:
+        holds = f"{beside} DICOM objects but no images" if beside else "no DICOM images"
+        what = "file" if source.is_file() else "folder"
+        raise InputError(f"The {what} {source} holds {holds}: give the folder that holds the slices of one series.")
+    return slices
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for place, folders, names in os.walk(folder):  # follows no links, which may lead round in a circle
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(place) / name for name in sorted(names))
+
+
+def _dicom_files(paths: Any, source: Path) -> list[Path]:
+    files = []
+    for count, path in enumerate(paths):
+        if count == MOST_FILES:
+            raise InputError(f"The folder {source} holds more than {MOST_FILES} files: give the folder of one series.")
+        if not path.name.startswith(".") and path.is_file() and is_dicom(path):
+            files.append(path)
+    return files
+
+
+def _groups(slices: list[Slice]) -> list[list[Slice]]:
+    """Slices by series, in the order of the series' numbers.
+
+    Some scanners give each slice a series of its own: single slices of one study and one kind are one series.
+    """
+    by_series: dict[tuple[int, str, str], list[Slice]] = {}
+    for item in slices:
+        by_series.setdefault((item.number, item.series, item.modality), []).append(item)
+    groups: dict[Any, list[Slice]] = {}
+    for key in sorted(by_series):
+        group = by_series[key]
+        groups.setdefault((group[0].study, _kind(group[0])) if len(group) == 1 else key, []).extend(group)
+    return list(groups.values())
+
+
+def _kind(item: Slice) -> tuple[Any, ...]:
+    """What slices of one volume have in common, rounded so that the rounding of files does not part them."""
+    frame = (*(item.row or ()), *(item.column or ()))
+    spacing = item.spacing and tuple(round(length, 2) for length in item.spacing)
+    return item.modality, item.size, item.components, item.placed, spacing, tuple(round(v, 2) + 0.0 for v in frame)
+
+
+def _describe(group: list[Slice]) -> str:
+    """What tells a series from others, but no text of its maker's or the patient's."""
+    first = group[0]
+    listing = _count(group)
+    if first.spacing:
+        listing += f" at {first.spacing[0]:.2f}×{first.spacing[1]:.2f}"
+        if len(group) > 1 and all(item.placed for item in group):
+            step = np.median(np.diff(np.sort(_along_normal(group))))
+            listing += f"×{step:.2f}"
+        listing += " mm"
+    return f"{first.modality}, {listing}" if first.modality.isalnum() and len(first.modality) < 9 else listing
+
+
+def _count(group: list[Slice]) -> str:
+    width, height = group[0].size
     return f"{len(group)} slice{'s' if len(group) > 1 else ''} of {width}×{height}"
 
 
-def _read_slices(folder: Path) -> list[_Slice]:
-    """Read the headers of all DICOM images directly in a folder."""
-    found = []
-    beside = 0
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not path.is_file() or not is_dicom(path):
-            continue
-        kind = _media_class(path)
-        # What is stored under no public storage class is a directory or a vendor's own object.
-        if kind and (not kind.startswith(_STORAGE) or kind.startswith(_NOT_SLICES)):
-            beside += 1
-            continue
-        item = _read_header(path)
-        if item is None:
-            beside += 1
-        else:
-            found.append(item)
-    if not found:
-        holds = f"{beside} DICOM objects but no images" if beside else "no DICOM images"
-        raise InputError(
-            f"The folder {folder} holds {holds}: give the folder that holds the slices of one series themselves."
-        )
-    return found
-
-
-def _media_class(path: Path) -> str:
-    """SOP class from the file meta group, which is always explicit little endian; "" if none."""
-    with path.open("rb") as file:
-        data = file.read(2048)
-    at = 132
-    while data[128:132] == b"DICM" and at + 12 <= len(data) and data[at : at + 2] == b"\x02\x00":
-        element, vr, length = struct.unpack_from("<H2sH", data, at + 2)
-        at += 8
-        if vr in (b"OB", b"UN", b"OW", b"UT", b"SQ"):
-            (length,) = struct.unpack_from("<I", data, at)
-            at += 4
-        if element == 2:
-            return data[at : at + length].decode("ascii", "replace").strip("\0 ")
-        at += length
-    return ""
-
-
-def _read_header(path: Path) -> _Slice | None:
-    """Read one file's geometry, or None when its modality says that it is no image."""
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise InputError(
-            f"The DICOM file {path.name} in {path.parent} cannot be read (damaged or in an "
-            f"unsupported compression): export the series again or convert it to NIfTI."
-        ) from error
-
-    def text(tag: str) -> str:
-        return reader.GetMetaData(tag).strip("\0 ") if reader.HasMetaDataKey(tag) else ""
-
-    if text(_MODALITY) in _NOT_SLICES_MODALITIES:
-        return None
-    number = text(_SERIES_NUMBER)
-    size = reader.GetSize()
-    if len(size) == 3 and size[2] == 1:
-        size = size[:2]
-    direction = np.reshape(reader.GetDirection(), (len(reader.GetSize()), -1))
-    x, y, z = (*reader.GetOrigin(), 0.0)[:3]
-    row, column = np.zeros(3), np.zeros(3)
-    row[: len(direction)], column[: len(direction)] = direction[:, 0], direction[:, 1]
-    return _Slice(
-        path=path,
-        series=(int(number) if number.lstrip("-").isdigit() else 0, text(_SERIES)),
-        size=size,
-        spacing=reader.GetSpacing()[:2],
-        position=(x, y, z),
-        row=(row[0], row[1], row[2]),
-        column=(column[0], column[1], column[2]),
-        pixel_type=reader.GetPixelIDValue(),
-        components=reader.GetNumberOfComponents(),
-        placed=bool(text(_POSITION)) and bool(text(_ORIENTATION)),
+def _of_one_kind(group: list[Slice]) -> tuple[list[Slice], list[str]]:
+    """Leave out a scout or a screenshot that lies within a series; several large parts are left for a refusal."""
+    notes = []
+    if len(group) > 1 and len({item.series for item in group}) == len(group):
+        notes.append("has a series of its own for each slice: they were put together by their place")
+    parts: list[list[Slice]] = []
+    for item in group:
+        part = next((p for p in parts if _alike(item, p[0])), None)
+        parts.append([item]) if part is None else part.append(item)
+    parts.sort(key=len, reverse=True)
+    largest, others = parts[0], parts[1:]
+    n_others = sum(map(len, others))
+    if not n_others or len(largest) < max(MIN_SLICES, n_others) or any(len(part) >= MIN_SLICES for part in others):
+        return group, notes
+    notes.append(
+        f"has {n_others} image{'s' if n_others > 1 else ''} of another size, spacing or orientation in its series (a "
+        f"scout view or a screenshot), which {'were' if n_others > 1 else 'was'} left out"
     )
+    return largest, notes
+
+
+def _alike(a: Slice, b: Slice) -> bool:
+    """Whether two slices can belong to one volume."""
+    if (a.size, a.components, a.placed, a.spacing is None) != (b.size, b.components, b.placed, b.spacing is None):
+        return False
+    if a.spacing and b.spacing and _differ([a.spacing, b.spacing], 1e-3 * min(b.spacing)):
+        return False
+    return not a.placed or not _differ([_frame(a), _frame(b)], 1e-3)
+
+
+def _frame(item: Slice) -> tuple[float, ...]:
+    return (*(item.row or ()), *(item.column or ()))
+
+
+# --- from slices to a volume --------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Geometry:
+class _Grid:
+    """A volume's grid; ``shift`` is how far each slice lies beside the one below it, in mm, None where straight."""
+
     origin: tuple[float, ...]
-    spacing: tuple[float, ...]
-    direction: tuple[float, ...]
+    spacing: tuple[float, float, float]
+    axes: NDArray[Any]
+    sideways: float = 0.0
+    shift: NDArray[Any] | None = None
+
+    @property
+    def angle(self) -> float:
+        """Tilt in degrees."""
+        return 0.0 if self.shift is None else float(np.degrees(np.arctan2(np.linalg.norm(self.shift), self.spacing[2])))
 
 
-def _arrange(group: list[_Slice], folder: Path) -> tuple[list[_Slice], _Geometry]:
+def _along_normal(group: list[Slice]) -> NDArray[Any]:
+    normal = np.cross(np.array(group[0].row), np.array(group[0].column))
+    return np.array([item.position for item in group]) @ normal
+
+
+def _arrange(group: list[Slice], name: str) -> tuple[list[Slice], _Grid]:
     """Order the slices along their normal and derive the volume's geometry, or refuse."""
     first = group[0]
-    where = f"The DICOM series in {folder}"
-    if any(len(s.size) > 2 for s in group):
+    _check_alike(group, name)
+    assert first.spacing is not None and first.row is not None and first.column is not None
+    axes = np.stack([first.row, first.column, np.cross(first.row, first.column)], axis=1)
+    if not np.abs(axes.T @ axes - np.eye(3)).max() <= DIRECTION_TOLERANCE:
         raise InputError(
-            f"{where} is in multi-frame (enhanced) format, which is not read here: convert it to "
-            f"NIfTI or to a series of single slices (dcm2niix, 3D Slicer)."
+            f"{name} has an image orientation whose axes are not at right angles (ImageOrientationPatient): "
+            f"export the original series again."
         )
-    if any(s.components != 1 for s in group):
-        raise InputError(f"{where} is in colour: a scalar CT or MR series is needed.")
-    if not all(s.placed for s in group):
-        raise InputError(
-            f"{where} does not say where its slices lie (image position or orientation is "
-            f"missing): export the original series, or convert it to NIfTI."
-        )
-    if len(group) < MIN_SLICES:
-        raise InputError(f"{where} has only {_describe(group)}: at least {MIN_SLICES} are needed for a volume.")
-    sizes = {s.size for s in group}
-    if len(sizes) > 1:
-        listing = ", ".join(f"{w}×{h}" for w, h in sorted(sizes))
-        raise InputError(f"{where} mixes slices of different sizes ({listing}): keep one kind in the folder.")
-    if _differ([s.spacing for s in group], 1e-3 * min(first.spacing)):
-        raise InputError(f"{where} mixes slices of different pixel spacing: keep one kind in the folder.")
-    if _differ([(*s.row, *s.column) for s in group], 1e-3):
-        raise InputError(f"{where} mixes slices of different orientations: keep one orientation in the folder.")
-    normal = np.cross(first.row, first.column)
-    axes = np.stack([first.row, first.column, normal], axis=1)
     # In the frame of the image plane: along the row, the column and the normal.
-    placed = np.array([s.position for s in group]) @ axes
+    placed = np.array([item.position for item in group]) @ axes
     order = np.argsort(placed[:, 2], kind="stable")
     placed = placed[order]
     ordered = [group[i] for i in order]
-    step = _even_step(placed[:, 2], where)
-    sideways = np.abs(placed[:, :2] - placed[0, :2]).max()
-    if sideways > 0.5 * min(first.spacing):
-        shift = np.linalg.norm(placed[-1, :2] - placed[0, :2])
-        angle = np.degrees(np.arctan2(shift, placed[-1, 2] - placed[0, 2]))
+    step = _even_step(placed[:, 2], name)
+    origin = ordered[0].position
+    assert origin is not None
+    shift = (placed[-1, :2] - placed[0, :2]) / (len(placed) - 1)
+    sideways = float(np.linalg.norm(placed[:, :2] - placed[0, :2], axis=1).max())
+    pixel = min(first.spacing)
+    if sideways <= NO_TILT * pixel:
+        return ordered, _Grid(origin, (*first.spacing, step), axes, sideways)
+    uneven = np.abs(placed[:, :2] - placed[0, :2] - np.arange(len(placed))[:, None] * shift).max()
+    if uneven > NO_TILT * pixel:
         raise InputError(
-            f"{where} is sheared, its slices are shifted sideways by up to {sideways:.1f} mm "
-            f"(gantry tilt of about {angle:.1f}°): correct the tilt first (dcm2niix and 3D Slicer "
-            f"do) and give the corrected volume."
+            f"{name} has slices that are shifted sideways by up to {sideways:.1f} mm, and not evenly: keep the slices "
+            f"of one acquisition."
         )
-    geometry = _Geometry(
-        origin=ordered[0].position,
-        spacing=(*first.spacing, step),
-        direction=tuple(float(v) for v in axes.ravel()),
-    )
-    return ordered, geometry
+    return ordered, _Grid(origin, (*first.spacing, step), axes, sideways, shift)
 
 
-def _differ(rows: list[tuple[float, ...]], tolerance: float) -> bool:
+def _check_alike(group: list[Slice], name: str) -> None:
+    """Refuse slices that are no volume together, or that lack what a volume needs."""
+    first = group[0]
+    if any(item.components != 1 for item in group):
+        raise InputError(f"{name} is in colour: a scalar CT or MR series is needed.")
+    if not all(item.placed for item in group):
+        raise InputError(
+            f"{name} does not say where its slices lie (image position or orientation is "
+            f"missing): export the original series, or convert it to NIfTI."
+        )
+    if len(group) < MIN_SLICES:
+        raise InputError(f"{name} has only {_count(group)}: at least {MIN_SLICES} are needed for a volume.")
+    sizes = {item.size for item in group}
+    if len(sizes) > 1:
+        listing = ", ".join(f"{w}×{h}" for w, h in sorted(sizes))
+        raise InputError(f"{name} mixes slices of different sizes ({listing}): keep one kind in the folder.")
+    if any(item.spacing is None for item in group):
+        only = ", only ImagerPixelSpacing, which is that at the detector" if first.at_detector else ""
+        raise InputError(
+            f"{name} does not say how large its pixels are (PixelSpacing is missing or no number{only}): "
+            f"export the original series."
+        )
+    spacings = [item.spacing for item in group if item.spacing]
+    if _differ(spacings, 1e-3 * min(spacings[0])):
+        raise InputError(f"{name} mixes slices of different pixel spacing: keep one kind in the folder.")
+    if _differ([_frame(item) for item in group], 1e-3):
+        raise InputError(f"{name} mixes slices of different orientations: keep one orientation in the folder.")
+
+
+def _differ(rows: list[Any], tolerance: float) -> bool:
     values = np.array(rows)
     return bool(np.abs(values - values[0]).max() > tolerance)
 
 
-def _even_step(along: NDArray[Any], where: str) -> float:
+def _even_step(along: NDArray[Any], name: str) -> float:
     """Distance of neighbouring slices in mm, from their sorted positions along the normal."""
     gaps = np.diff(along)
     doubled = int((gaps < 1e-2).sum())
     if doubled:
         raise InputError(
-            f"{where} has {doubled} slices at a position where another one lies (several phases, "
+            f"{name} has {doubled} slices at a position where another one lies (several phases, "
             f"echoes or copies in one series): keep one per position."
         )
     usual = float(np.median(gaps))
@@ -294,28 +353,89 @@ def _even_step(along: NDArray[Any], where: str) -> float:
         listing = ", ".join(f"{along[i]:.1f} to {along[i + 1]:.1f} mm" for i in wide[:5])
         more = f" and {len(wide) - 5} more" if len(wide) > 5 else ""
         raise InputError(
-            f"{where} has missing or unevenly spaced slices (usually {usual:.2f} mm apart, but "
+            f"{name} has missing or unevenly spaced slices (usually {usual:.2f} mm apart, but "
             f"not from {listing}{more} along the normal): complete the series and try again."
         )
     return float((along[-1] - along[0]) / (len(along) - 1))
 
 
-def _load(ordered: list[_Slice], geometry: _Geometry, folder: Path) -> sitk.Image:
+def _load(ordered: list[Slice], grid: _Grid, source: Path) -> sitk.Image:
+    try:
+        image = _framed(ordered) if any(item.frame is not None for item in ordered) else _stacked(ordered)
+    except RuntimeError as error:
+        raise InputError(
+            f"The pixels of the DICOM series in {source} cannot be read (damaged file or "
+            f"unsupported compression): export it again or convert it to NIfTI."
+        ) from error
+    image.SetOrigin(grid.origin)
+    image.SetSpacing(grid.spacing)
+    image.SetDirection(grid.axes.ravel().tolist())
+    return without_metadata(image)
+
+
+def _stacked(ordered: list[Slice]) -> sitk.Image:
     reader = sitk.ImageSeriesReader()
     reader.SetImageIO("GDCMImageIO")
-    reader.SetFileNames([str(s.path) for s in ordered])
-    types = {s.pixel_type for s in ordered}
+    reader.SetFileNames([str(item.path) for item in ordered])
+    types = {item.pixel_type for item in ordered}
     # With a rescale of its own each slice may come in another type; the first one's would cut them.
     if len(types) > 1 or types == {sitk.sitkFloat64}:
         reader.SetOutputPixelType(sitk.sitkFloat32)
-    try:
-        image = reader.Execute()
-    except RuntimeError as error:
-        raise InputError(
-            f"The pixels of the DICOM series in {folder} cannot be read (damaged file or "
-            f"unsupported compression): export it again or convert it to NIfTI."
-        ) from error
-    image.SetOrigin(geometry.origin)
-    image.SetSpacing(geometry.spacing)
-    image.SetDirection(geometry.direction)
+    image = reader.Execute()
+    if any(item.inverted for item in ordered):
+        image = _as_stored(image, ordered)
     return image
+
+
+def _as_stored(image: sitk.Image, ordered: list[Slice]) -> sitk.Image:
+    """Undo what GDCM does to MONOCHROME1, for display: it takes the stored values from the highest one.
+
+    The rescale to HU, and whatever a scanner means by its numbers, holds for the values as stored (PS3.3, C.11.1).
+    """
+    array = sitk.GetArrayFromImage(image)
+    for plane, item in zip(array, ordered, strict=True):
+        if item.inverted:
+            slope, intercept = item.rescale
+            np.subtract(array.dtype.type(2 * intercept + slope * item.highest), plane, out=plane)
+    result = sitk.GetImageFromArray(array)
+    result.CopyInformation(image)
+    return result
+
+
+def _framed(ordered: list[Slice]) -> sitk.Image:
+    """The frames of files with many, in the order of the slices.
+
+    GDCM rescales all frames of a file as the first one, which each slice's own rescale replaces where they differ.
+    """
+    planes: dict[Path, NDArray[Any]] = {}
+    for item in ordered:
+        if item.path not in planes:
+            frames = sitk.GetArrayFromImage(sitk.ReadImage(str(item.path), imageIO="GDCMImageIO"))
+            planes[item.path] = frames[None] if frames.ndim == 2 else frames
+    array = np.stack([planes[item.path][item.frame or 0] for item in ordered])
+    if any(item.inverted or item.rescale != item.applied for item in ordered):
+        array = array.astype(np.float32)
+        for plane, item in zip(array, ordered, strict=True):
+            stored = (plane - item.applied[1]) / item.applied[0]
+            stored = item.highest - stored if item.inverted else stored
+            plane[...] = stored * item.rescale[0] + item.rescale[1]
+    return sitk.GetImageFromArray(array)
+
+
+def _untilted(image: sitk.Image, grid: _Grid) -> sitk.Image:
+    """Resample slices that are shifted sideways to a straight grid that holds all of them, as float32."""
+    assert grid.shift is not None
+    step, depth = grid.spacing[2], image.GetSize()[2]
+    tilted = sitk.Cast(image, sitk.sitkFloat32)
+    third = grid.axes @ np.array([*grid.shift, step])
+    tilted.SetSpacing((*grid.spacing[:2], float(np.linalg.norm(third))))
+    tilted.SetDirection(np.stack([*grid.axes.T[:2], third / np.linalg.norm(third)], axis=1).ravel().tolist())
+    reach = grid.shift * (depth - 1)
+    pixels = np.ceil(np.abs(reach) / grid.spacing[:2] - 1e-6).astype(int)
+    corner = np.where(reach < 0, -pixels * grid.spacing[:2], 0.0)
+    straight = sitk.Image([*(np.array(image.GetSize()[:2]) + pixels).tolist(), depth], sitk.sitkUInt8)
+    straight.SetSpacing(grid.spacing)
+    straight.SetDirection(grid.axes.ravel().tolist())
+    straight.SetOrigin((np.array(grid.origin) + grid.axes[:, :2] @ corner).tolist())
+    air = float(sitk.GetArrayViewFromImage(tilted).min())
+    return sitk.Resample(tilted, straight, sitk.Transform(3, sitk.sitkIdentity), sitk.sitkLinear, air, sitk.sitkFloat32)

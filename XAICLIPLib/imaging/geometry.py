@@ -39,6 +39,39 @@ def same_geometry(a: sitk.Image, b: sitk.Image, tolerance_mm: float = 1e-3) -> b
     return max(distances) <= tolerance_mm
 
 
+def corners(size: Sequence[int], affine: NDArray[Any]) -> NDArray[Any]:
+    """Where the centres of a grid's eight corner voxels lie, in mm: (8, 3)."""
+    ends = np.stack(np.meshgrid(*[(0, n - 1) for n in size], indexing="ij"), -1).reshape(-1, 3)
+    return np.asarray(ends @ affine[:3, :3].T + affine[:3, 3])
+
+
+def orthonormality_error(affine: NDArray[Any]) -> float:
+    """How far the axes of an affine, made of length 1, are from right angles: the largest cosine between two."""
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    axes = affine[:3, :3] / np.where(lengths > 0, lengths, 1.0)
+    return float(np.abs(axes.T @ axes - np.eye(3)).max())
+
+
+def nearest_orthonormal(affine: NDArray[Any], size: Sequence[int]) -> tuple[NDArray[Any], float]:
+    """The nearest affine whose axes are at right angles [1]_, and how far it moves a voxel of a grid at most, in mm.
+
+    The lengths of the axes and the middle of the grid stay. What is at right angles but for float32 is left as it is.
+
+    References
+    ----------
+    .. [1] Higham, Computing the polar decomposition, SIAM J. Sci. Stat. Comput. 7, 1986.
+    """
+    if orthonormality_error(affine) <= 1e-6:
+        return affine, 0.0
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    left, _, right = np.linalg.svd(affine[:3, :3] / lengths)
+    straight = affine.copy()
+    straight[:3, :3] = left @ right * lengths
+    straight[:3, 3] += (affine[:3, :3] - straight[:3, :3]) @ (np.array(size[:3]) - 1) / 2
+    moved = np.linalg.norm(corners(size[:3], affine) - corners(size[:3], straight), axis=1)
+    return straight, float(moved.max())
+
+
 def volume_ml(mask: sitk.Image) -> float:
     """Volume of a mask's voxels that are not 0, in ml."""
     return float(np.count_nonzero(sitk.GetArrayViewFromImage(mask)) * np.prod(mask.GetSpacing()) / 1000)
@@ -126,7 +159,7 @@ def image_from_array(array_xyz: NDArray[Any], affine_ras: NDArray[Any]) -> sitk.
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.asarray(affine_ras, dtype=float)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     axes = affine[:3, :3] / np.where(spacing > 0, spacing, 1.0)
-    if not np.abs(axes.T @ axes - np.eye(3)).max() <= DIRECTION_TOLERANCE:
+    if not orthonormality_error(affine) <= DIRECTION_TOLERANCE:
         raise InputError("The affine is sheared or degenerate: its axes are not at right angles.")
     image = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
     image.SetSpacing(spacing.tolist())

@@ -4,36 +4,39 @@ from __future__ import annotations
 
 import errno
 import gzip
-import math
-import struct
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.imaging import dicom
+from XAICLIPLib.imaging import dicom, headers, nifti, zipped
 from XAICLIPLib.imaging.geometry import (
     DIRECTION_TOLERANCE,
+    nearest_orthonormal,
+    orthonormality_error,
+    ras_affine,
     resample_like,
     same_geometry,
     without_metadata,
 )
+from XAICLIPLib.imaging.scan import Scan
 from XAICLIPLib.system.files import check_there, whole_file
 
 _READERS = {
-    ".nii": "NiftiImageIO",
-    ".nii.gz": "NiftiImageIO",
     ".nrrd": "NrrdImageIO",
     ".nhdr": "NrrdImageIO",
     ".mha": "MetaImageIO",
     ".mhd": "MetaImageIO",
 }
 _WRITABLE = (".nii", ".nii.gz", ".nrrd", ".mha")
-_FORMATS = "NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd), a DICOM folder"
+_NIFTI = (".nii", ".nii.gz")
+_FORMATS = "NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd), a DICOM folder or a zip file of one"
 
 MIN_SIZE = 4
 """Voxels along the shortest axis of a usable volume."""
@@ -45,14 +48,17 @@ SPACING_RANGE = (0.005, 50.0)
 # Reading
 
 
-def read_volume(path: str | Path, series: int | None = None) -> sitk.Image:
+def read_volume(path: str | Path, series: int | str | None = None) -> sitk.Image:
     """Read a scalar 3D volume and check it.
+
+    What `read_scan` notes becomes a Python warning.
 
     Parameters
     ----------
     path : str or Path
-        A NIfTI, NRRD or MetaImage file, or a folder with the slices of a DICOM series.
-    series : int, optional
+        A NIfTI, NRRD or MetaImage file; a folder with the slices of a DICOM series, or with folders of them; a zip
+        file of those; a DICOM file with many frames.
+    series : int or str, optional
         Which series of a DICOM folder that holds several (see `dicom.read_series`).
 
     Returns
@@ -64,11 +70,20 @@ def read_volume(path: str | Path, series: int | None = None) -> sitk.Image:
     Raises
     ------
     InputError
-        The file is absent, of an unknown kind or damaged, or `check_volume` refuses it.
+        The file is absent, of an unknown kind or damaged, its header contradicts itself or lacks what it must say, or
+        `check_volume` refuses it.
     """
-    image = _read(Path(path), series)
-    check_volume(image, f"the volume {path}")
-    return image
+    scan = read_scan(path, series)
+    for warning in scan.warnings(f"The volume {path}"):
+        warnings.warn(warning, stacklevel=2)
+    return scan.image
+
+
+def read_scan(path: str | Path, series: int | str | None = None) -> Scan:
+    """Read a volume as `read_volume` does, with what its file says of it and what the user should know."""
+    scan = _read(Path(path), series)
+    check_volume(scan.image, f"the volume {path}")
+    return scan
 
 
 def read_mask(path: str | Path, reference: sitk.Image) -> sitk.Image:
@@ -94,8 +109,11 @@ def read_mask(path: str | Path, reference: sitk.Image) -> sitk.Image:
         lies inside the volume.
     """
     name = f"The mask {path}"
-    image = _read(Path(path), None)
+    scan = _read(Path(path), None)
+    image = scan.image
     _check_kind(image, name)
+    if not scan.oriented:
+        raise InputError(f"{name} does not say how it is oriented: save it with the geometry of the scan.")
     _check_geometry(image, name)
     values = np.unique(sitk.GetArrayViewFromImage(image))
     if not np.isfinite(values).all() or (values != np.floor(values)).any() or values[0] < 0:
@@ -124,42 +142,48 @@ def read_mask(path: str | Path, reference: sitk.Image) -> sitk.Image:
     return image
 
 
-def _read(path: Path, series: int | None) -> sitk.Image:
-    """Read a file or a DICOM folder, without judging what it holds."""
+def _read(path: Path, series: int | str | None) -> Scan:
+    """Read a file or a DICOM series, without judging what it holds."""
     try:
         check_there(path)
         with _quiet():
-            image = dicom.read_series(path, series) if path.is_dir() else _read_file(path)
+            scan = _read_any(path, series)
     except OSError as error:
         reason = error.strerror or "unknown reason"
         raise InputError(f"{path} cannot be opened ({reason}): check its access rights.") from error
+    image = scan.image
     while image.GetDimension() > 3 and image.GetSize()[-1] == 1:
         size = image.GetSize()
         image = sitk.Extract(image, [*size[:-1], 0], [0] * len(size))
-    return without_metadata(image)
+    return replace(scan, image=without_metadata(image))
 
 
-def _read_file(path: Path) -> sitk.Image:
+def _read_any(path: Path, series: int | str | None) -> Scan:
     suffix = _suffix(path)
-    if suffix not in _READERS:
-        if suffix in (".dcm", ".ima") or dicom.is_dicom(path):
-            raise InputError(f"{path} is a single DICOM file: give the folder that holds the whole series.")
-        raise InputError(f"{path} is of a kind that is not read here: give {_FORMATS}.")
-    with path.open("rb"):
-        pass  # what may not be opened is said to be so, not to be damaged
-    if suffix in (".nii", ".nii.gz"):
-        _check_nifti(path)
+    if path.is_dir():
+        return dicom.read_series(path, series)
+    if suffix in (*_NIFTI, *_READERS):
+        if series is not None:
+            raise InputError(f"{path} is no DICOM series, so that there is none to choose: leave the series out.")
+        return nifti.read(path) if suffix in _NIFTI else _read_file(path, suffix)
+    if suffix in (".dcm", ".ima") or dicom.is_dicom(path):
+        return dicom.read_series(path, series)
+    if suffix == ".zip":
+        with zipped.unpacked(path) as folder:
+            return dicom.read_series(folder, series, name=str(path))
+    raise InputError(f"{path} is of a kind that is not read here: give {_FORMATS}.")
+
+
+def _read_file(path: Path, suffix: str) -> Scan:
+    """Read a NRRD or MetaImage file."""
+    check_header = headers.check_nrrd if suffix in (".nrrd", ".nhdr") else headers.check_metaimage
+    notes, oriented = check_header(path)
     if suffix == ".nrrd":
         _check_nrrd(path)
     try:
-        return sitk.ReadImage(str(path), imageIO=_READERS[suffix])
+        image = sitk.ReadImage(str(path), imageIO=_READERS[suffix])
     except RuntimeError as error:
         reason = str(error)
-        if "orthonormal" in reason:
-            raise InputError(
-                f"{path} has axes that are not orthonormal (a sheared or degenerate orientation): "
-                f"resample it to an orthogonal grid first."
-            ) from error
         if "-valued spacing" in reason:
             raise InputError(
                 f"{path} has a voxel spacing of zero or below: correct the spacing in its header."
@@ -167,6 +191,19 @@ def _read_file(path: Path) -> sitk.Image:
         raise InputError(
             f"{path} cannot be read, it is damaged, cut off or not what its name says: export or copy it again."
         ) from error
+    return _squared(image, notes, oriented)
+
+
+def _squared(image: sitk.Image, notes: list[str], oriented: bool) -> Scan:
+    """A scan whose axes are at right angles where they were off by rounding alone."""
+    if image.GetDimension() != 3 or not orthonormality_error(ras_affine(image)) <= DIRECTION_TOLERANCE:
+        return Scan(image, tuple(notes), oriented=oriented)  # refused by the checks
+    affine, moved = nearest_orthonormal(ras_affine(image), image.GetSize())
+    if moved:
+        lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+        image.SetDirection((lps[:3, :3] / image.GetSpacing()).ravel().tolist())
+        image.SetOrigin(lps[:3, 3].tolist())
+    return Scan(image, (*notes, *nifti.straightened(moved)), oriented=oriented)
 
 
 @contextmanager
@@ -185,33 +222,6 @@ def _suffix(path: Path) -> str:
     return ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix
 
 
-def _check_nifti(path: Path) -> None:
-    """Refuse a NIfTI file that ITK would repair silently.
-
-    ITK fills what is cut off or does not decompress with zeros, and takes a spacing of 0 for 1 mm.
-    """
-    damaged = f"{path} is damaged or cut off: export or copy it again."
-    with path.open("rb") as file:
-        compressed = file.read(2) == b"\x1f\x8b"
-    try:
-        with gzip.open(path) if compressed else path.open("rb") as file:
-            header = file.read(540)
-            if header[:4] in (struct.pack("<i", 540), struct.pack(">i", 540)):
-                raise InputError(f"{path} is a NIfTI-2 file, which cannot be read here: save it as NIfTI-1 or NRRD.")
-            needed, spacing = _parse_nifti(header)
-            # Reading to the end makes gzip compare its checksum.
-            there = len(header) + sum(len(b) for b in iter(lambda: file.read(1 << 24), b""))
-    except InputError:
-        raise
-    except (gzip.BadGzipFile, EOFError, zlib.error, struct.error, ValueError) as error:
-        raise InputError(damaged) from error
-    if there < needed:
-        raise InputError(damaged)
-    if not all(0 < abs(s) < math.inf for s in spacing):
-        listing = " × ".join(f"{s:g}" for s in spacing)
-        raise InputError(f"{path} has a voxel spacing of {listing} mm: correct the spacing in its header.")
-
-
 def _check_nrrd(path: Path) -> None:
     """Refuse a compressed NRRD file whose data are cut off or changed: ITK does not compare the checksum."""
     with path.open("rb") as file:
@@ -226,24 +236,6 @@ def _check_nrrd(path: Path) -> None:
                     pass
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise InputError(f"{path} is damaged or cut off: export or copy it again.") from error
-
-
-def _parse_nifti(header: bytes) -> tuple[int, tuple[float, ...]]:
-    """Bytes that a NIfTI-1 file must have, and its spacing; ValueError if it is none."""
-    for order in "<>":
-        (version,) = struct.unpack_from(order + "i", header)
-        if version == 348:
-            dims = struct.unpack_from(order + "8h", header, 40)
-            (bits,) = struct.unpack_from(order + "h", header, 72)
-            spacing = struct.unpack_from(order + "3f", header, 80)
-            (offset,) = struct.unpack_from(order + "f", header, 108)
-        else:
-            continue
-        if not 1 <= dims[0] <= 7:
-            break
-        voxels = math.prod(max(d, 1) for d in dims[1 : dims[0] + 1])
-        return int(offset) + (voxels * bits + 7) // 8, spacing[: min(dims[0], 3)]
-    raise ValueError("no NIfTI header")
 
 
 # Checking
@@ -353,8 +345,8 @@ def write_volume(image: sitk.Image, path: str | Path, compress: bool = True) -> 
     try:
         with whole_file(path) as temporary:
             sitk.WriteImage(without_metadata(image), str(temporary), useCompression=compress and suffix != ".nii")
-            if suffix in (".nii", ".nii.gz"):
-                _check_nifti(temporary)  # ITK does not notice that the disk was full
+            if suffix in _NIFTI:
+                nifti.check_whole(temporary)  # ITK does not notice that the disk was full
             elif suffix == ".nrrd":
                 _check_nrrd(temporary)
             if not _holds(temporary, suffix, image):

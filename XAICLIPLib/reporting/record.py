@@ -155,7 +155,7 @@ def _check_record(kept: dict[str, Any]) -> None:
     for number in label if isinstance(label, list) else [label]:
         json_values.whole(0)(number)
     json_values.text(kept["input"]["voxels_sha256"])
-    json_values.choice("CT", "MR")(kept["input"]["modality"] or "CT")
+    json_values.text(kept["input"]["modality"] or "CT")
     spacing, size = kept["input"]["spacing_mm"], kept["input"]["size"]
     _numbers(spacing, len(size))
     _numbers(size, len(spacing))

@@ -51,7 +51,12 @@ _PATH = re.compile(r"(?:[A-Za-z]:|~|\.{1,2})?(?:[\\/][^\\/\s\"'<>]+){2,}[\\/]?")
 
 
 def save_report(
-    folder: str | Path, output: str | Path | None = None, *, volume: Volume | None = None, pdf: bool = False
+    folder: str | Path,
+    output: str | Path | None = None,
+    *,
+    volume: Volume | None = None,
+    series: int | str | None = None,
+    pdf: bool = False,
 ) -> dict[str, Path]:
     """Write the explanation in a folder as one page for a reader.
 
@@ -63,6 +68,8 @@ def save_report(
         The file to write, ``.html`` or ``.pdf``; by default ``report.html`` in the folder.
     volume
         The scan: with it, slices are shown where the effect is. The folder does not hold it.
+    series
+        Which series of a DICOM folder that holds several, as for `explain`.
     pdf
         Beside an HTML file write a PDF as well.
 
@@ -80,7 +87,7 @@ def save_report(
     if first.suffix.lower() not in (".html", ".pdf"):
         raise InputError(f"{first} is neither an .html nor a .pdf file: name one of these.")
     found = saved_record.read(folder)
-    scan = None if volume is None else saved_record.scan_of(found, volume)
+    scan = None if volume is None else saved_record.scan_of(found, volume, series)
     document = document_of(found, scan)
     paths = {first.suffix.lower()[1:]: first} | ({"pdf": first.with_suffix(".pdf")} if pdf else {})
     for kind, path in paths.items():

@@ -76,7 +76,7 @@ def read(folder: str | Path) -> Saved:
     return Saved(kept, saliency, target, region, figure, checksums)
 
 
-def scan_of(saved: Saved, volume: Volume) -> sitk.Image:
+def scan_of(saved: Saved, volume: Volume, series: int | str | None = None) -> sitk.Image:
     """The scan that an explanation was made of, recognised by its voxels.
 
     Raises
@@ -84,7 +84,7 @@ def scan_of(saved: Saved, volume: Volume) -> sitk.Image:
     InputError
         It cannot be read, or is another one.
     """
-    (image,) = read_images(volume)
+    image = read_images(volume, series)[0].image
     known = record.voxels_sha256(image) == saved.record["input"]["voxels_sha256"]
     if not known or not imaging.same_geometry(image, saved.saliency):
         name = "The volume" if isinstance(volume, sitk.Image) else f"{volume}"

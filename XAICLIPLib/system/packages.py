@@ -31,6 +31,7 @@ NEEDED = {
     "jinja2": ("jinja2", "3.1"),
     "einops": ("einops", "0.7"),
     "nibabel": ("nibabel", "5.2"),
+    "pydicom": ("pydicom", "2.4"),
 }
 """Module and oldest version of each package that XAI-CLIP needs, as in pyproject.toml (a test compares them).
 

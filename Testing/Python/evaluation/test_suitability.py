@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -12,12 +12,17 @@ import torch
 
 from XAICLIPLib import imaging
 from XAICLIPLib.evaluation.suitability import checks, modalities
+from XAICLIPLib.imaging.modality import KnownModality
 from XAICLIPLib.imaging.phantom import torso_phantom
 from XAICLIPLib.segmentation.segmenter import Prepared
 from XAICLIPLib.segmentation.sliding_window import SlidingWindow
 
+Source = Literal["user", "header", "intensities"]
 
-def told(volume: sitk.Image, modality: str | None, network: str | None, **changed: Any) -> list[str]:
+
+def told(
+    volume: sitk.Image, modality: str | None, network: str | None, source: Source = "intensities", **changed: Any
+) -> list[str]:
     grid = imaging.standard_axial(volume, changed.pop("grid_mm", volume.GetSpacing()[0]))
     shape = grid.GetSize()
     prepared = Prepared(torch.zeros(1, *shape), imaging.ras_affine(grid))
@@ -25,7 +30,9 @@ def told(volume: sitk.Image, modality: str | None, network: str | None, **change
         name="net", modality=network, window=None, **{k: v for k, v in changed.items() if k != "window"}
     )
     segmenter.window = changed.get("window")
-    return [flag.sentence for flag in checks(volume, modality, segmenter, prepared) if flag.raised]
+    return [
+        flag.sentence for flag in checks(volume, KnownModality(modality, source), segmenter, prepared) if flag.raised
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +49,19 @@ def test_a_ct_suits_a_ct_network(ct: sitk.Image) -> None:
 def test_another_modality_is_told(ct: sitk.Image, modality: str, network: str) -> None:
     (sentence,) = told(ct, modality, network)
     assert f"is for {network}, and this volume looks like {modality}" in sentence
+
+
+@pytest.mark.parametrize(
+    ("modality", "source", "words"),
+    [
+        ("MR", "user", "and you say that this volume is MR: do not rely"),
+        ("PT", "header", "and this volume is PT, as its file says: do not rely"),
+        ("MR", "intensities", "and this volume looks like MR: do not rely"),
+    ],
+)
+def test_it_is_told_who_says_what_the_modality_is(ct: sitk.Image, modality: str, source: Source, words: str) -> None:
+    (sentence,) = told(ct, modality, "CT", source)
+    assert words in sentence
 
 
 def test_a_ct_with_an_offset_is_told_to_subtract_it(ct: sitk.Image) -> None:

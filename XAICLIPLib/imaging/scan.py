@@ -1,0 +1,34 @@
+"""A scan as it was read: its voxels, and what its file says of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import SimpleITK as sitk
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What came of reading a file or a DICOM series.
+
+    Attributes
+    ----------
+    image
+        LPS in mm, without metadata.
+    notes
+        What the user should know, each the rest of a sentence about the scan: "does not say how it is oriented ...".
+        They name no path, because they go into records.
+    modality
+        DICOM's own code (0008,0060), such as CT, MR or PT; None where the file does not say.
+    oriented
+        False where the file does not say which way its axes point.
+    """
+
+    image: sitk.Image
+    notes: tuple[str, ...] = ()
+    modality: str | None = None
+    oriented: bool = True
+
+    def warnings(self, name: str = "The scan") -> list[str]:
+        """The notes as sentences."""
+        return [f"{name} {note}." for note in self.notes]
