@@ -7,7 +7,7 @@ import logging
 import pickle
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -107,9 +107,10 @@ def load_model(source: str | Path, device: torch.device) -> ImageTextModel:
         folder = Path(text.removeprefix("local-dir:"))
         name, files = folder.resolve().name, _in_folder(folder)
     else:
-        files = _from_hub(open_clip, text) if text.startswith(HUB) else _of_list(open_clip, text)
+        with _hub_answers_or_is_left_alone():
+            files = _from_hub(open_clip, text) if text.startswith(HUB) else _of_list(open_clip, text)
     try:
-        with _quiet():
+        with _quiet(), nullcontext() if folder else _hub_answers_or_is_left_alone():
             model = _build(open_clip, files).to(device)
             _load_weights(open_clip, model, files.weights)
             tokenize = _tokenizer(open_clip, files)
@@ -240,6 +241,30 @@ def _of_list(open_clip: ModuleType, text: str) -> _Files:
     preprocessing = checked_preprocessing({key: listed[key] for key in ("mean", "std") if listed.get(key)}, text)
     weights = _fetched(lambda: open_clip.pretrained.download_pretrained(listed), text)
     return _Files(text, model, preprocessing, weights, partial(_beside_on_hub, text))
+
+
+HUB_PATIENCE_S = 5.0
+"""After which a hub that does not answer is taken for out of reach."""
+
+
+@contextmanager
+def _hub_answers_or_is_left_alone() -> Iterator[None]:
+    """Where the hub is out of reach, use what was downloaded before, at once.
+
+    huggingface_hub would try each file six times, for half a minute, and tell of each.
+    """
+    from huggingface_hub import constants, get_session
+
+    before = constants.HF_HUB_OFFLINE
+    try:
+        if not before:
+            get_session().head(constants.ENDPOINT, timeout=HUB_PATIENCE_S)  # any answer will do
+    except Exception:  # of requests or httpx, by version
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _fetched(fetch: Callable[[], Any], text: str) -> Path:
