@@ -11,9 +11,11 @@ MONAI bundle specification, https://docs.monai.io/en/stable/mb_specification.htm
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -245,7 +247,8 @@ class BundleSegmenter:
 
     def _build(self, make: Callable[[str], Any], key: str) -> Any:
         try:
-            return make(key)
+            with _readers_quiet():
+                return make(key)
         except InputError:
             raise
         except Exception as error:  # whatever the bundle's classes raise
@@ -356,6 +359,20 @@ def _lies_in(path: Path, folder: Path) -> bool:
         return path.resolve().is_relative_to(folder.resolve())
     except (OSError, ValueError, RuntimeError):
         return False
+
+
+@contextmanager
+def _readers_quiet() -> Iterator[None]:
+    """Keep MONAI from telling which decoders for DICOM it lacks: its readers are built with a bundle, never used."""
+    logger = logging.getLogger("monai.data.nvimgcodec_pydicom_plugin")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="NvImgCodec")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _without_reading(transform: Any) -> Callable[[Any], Any]:
