@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
 from XAICLIPLib import imaging
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.imaging.channels import read_images, stack
+from XAICLIPLib.imaging.channels import read_images, stack, told_of
 
 INPUTS = ("T1", "FLAIR")
 
@@ -68,8 +69,18 @@ def test_files_and_images_are_read_alike(tmp_path: Path) -> None:
     path = imaging.write_volume(ramp(), tmp_path / "t1.nrrd")
     for given in (path, str(path), [path], [ramp()], ramp()):
         (read,) = read_images(given)
-        assert imaging.same_geometry(read, ramp())
+        assert imaging.same_geometry(read.image, ramp())
     assert len(read_images([path, ramp()])) == 2
+
+
+def test_what_files_say_is_told_by_the_number_of_the_scan(tmp_path: Path) -> None:
+    path = tmp_path / "t1.nii"
+    nib.save(nib.Nifti1Image(np.random.default_rng(0).normal(size=(8, 8, 8)).astype(np.float32), None), path)
+    (one,) = told_of(read_images(path))
+    assert one.startswith("The scan does not say how it is oriented")
+    (second,) = told_of(read_images([ramp(), path]))
+    assert second.startswith("The scan 2 does not say how it is oriented")
+    assert str(tmp_path) not in second, "it goes into the record"
 
 
 def test_a_volume_that_cannot_be_used_is_told_by_its_number() -> None:

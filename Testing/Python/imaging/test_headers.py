@@ -133,7 +133,7 @@ def test_a_header_without_its_data_file_names_it(tmp_path: Path) -> None:
         assert np.array_equal(sitk.GetArrayFromImage(imaging.read_volume(tmp_path / name)), DATA)
 
 
-@pytest.mark.parametrize("shear", [5e-4, 9e-4])
+@pytest.mark.parametrize("shear", [7e-4, 9e-4])
 def test_a_shear_by_rounding_is_made_straight_in_every_format(tmp_path: Path, shear: float) -> None:
     axis = f"{2.5 * shear:.7f}"
     for path in (
