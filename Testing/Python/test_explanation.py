@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from dicom_writer import write
 from scipy.special import softmax
 from torch import Tensor
 
@@ -29,6 +30,7 @@ from XAICLIPLib.explanation import Explanation
 from XAICLIPLib.localization.region import grow
 from XAICLIPLib.pipeline import explain
 from XAICLIPLib.progress import Progress
+from XAICLIPLib.reporting import record
 from XAICLIPLib.scoring.baselines import BODY_MARGIN_MM
 from XAICLIPLib.scoring.perturbation import Perturbation
 from XAICLIPLib.scoring.scorer import Scorer
@@ -86,6 +88,7 @@ class Finder:
     name: str = "finder"
     threshold: float = 0.5
     asked: list[Structure | str] = field(default_factory=list)
+    modalities: list[str | None] = field(default_factory=list)
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -95,6 +98,7 @@ class Finder:
         self, image: sitk.Image, prompt: Structure | str, modality: str | None, advance: Callable[[int, int], None]
     ) -> sitk.Image:
         self.asked.append(prompt)
+        self.modalities.append(modality)
         for done in (1, 2):
             advance(done, 2)
         found = sitk.Cast(image == 100 * self.label, sitk.sitkFloat32)
@@ -627,11 +631,55 @@ def test_a_volume_that_cannot_be_used_is_refused() -> None:
 def test_a_scan_of_another_modality_than_the_networks_is_warned_of(
     monkeypatch: pytest.MonkeyPatch, network: str | None, volume: str | None, warns: bool
 ) -> None:
-    monkeypatch.setattr(imaging, "guess_modality", lambda image: volume)
+    monkeypatch.setattr("XAICLIPLib.imaging.modality.guess_modality", lambda image: volume)
     result = run(model=Network(modality=network), window_mm=48.0, stride_mm=48.0)
     assert result.record["input"]["modality"] == volume
     expected = f"The network tiny is for {network}, and this volume looks like {volume}"
     assert [w.startswith(expected) for w in result.warnings] == [True] * warns
+
+
+def test_the_user_is_not_told_that_the_scan_looks_like_what_he_said() -> None:
+    result = run(model=Network(modality="CT"), modality="MR", window_mm=48.0, stride_mm=48.0)
+    assert result.record["input"]["modality"] == "MR"
+    assert result.warnings[0] == (
+        "The network tiny is for CT, and you say that this volume is MR: do not rely on its segmentation."
+    )
+
+
+def test_a_pet_series_is_recorded_as_one_and_is_neither_ct_nor_mr_to_the_localizer(tmp_path: Path) -> None:
+    image, finder = scan(), Finder()
+    for k, plane in enumerate(values(image)):
+        write(tmp_path / f"{k}", plane, (0, 0, 3.0 * k), modality="PT", spacing=(3, 3), intercept=0)
+    result = run(tmp_path, model=Network(modality="CT"), localizer=finder, region="guided")
+    assert result.record["input"]["modality"] == "PT"
+    assert finder.modalities == [None]
+    assert "and this volume is PT, as its file says: do not rely on its segmentation." in result.warnings[0]
+    result.save(tmp_path / "result")
+    assert record.read(tmp_path / "result" / "explanation.json")["input"]["modality"] == "PT"
+    assert "PT; " in (result.report(tmp_path / "report.html")["html"]).read_text(encoding="utf-8")
+
+
+def test_what_a_header_leaves_to_guess_is_a_warning_of_the_record(tmp_path: Path) -> None:
+    path = imaging.write_volume(scan(), tmp_path / "scan.nii")
+    content = bytearray(path.read_bytes())
+    content[252:256] = bytes(4)  # neither qform nor sform
+    path.write_bytes(content)
+    warnings = run(path, window_mm=48.0, stride_mm=48.0).record["warnings"]
+    assert any(w.startswith("The scan does not say how it is oriented (neither sform nor qform)") for w in warnings)
+    assert not any(str(tmp_path) in warning for warning in warnings)
+
+
+@pytest.mark.parametrize("lines", ["left\nkidney", "left \r\n kidney\n", "left\u2028kidney"])
+def test_a_prompt_with_line_breaks_is_one_prompt_and_its_error_one_line(lines: str) -> None:
+    with pytest.raises(InputError) as error:
+        run(prompt=lines.replace("kidney", "toenail"))
+    assert "left toenail" in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+    assert run(prompt=lines.replace("left", "").replace("kidney", "liver")).record["prompt"] == "liver"
+
+
+def test_no_error_that_a_user_can_mend_is_of_several_lines() -> None:
+    assert str(InputError("The mask a\nb.nii \r\n is\u2028empty.")) == "The mask a b.nii is empty."
 
 
 def test_a_region_that_disagrees_with_the_prediction_is_warned_of() -> None:
