@@ -100,7 +100,7 @@ def _read_series(source: Path, series: int | str | None) -> Scan:
             f"has slices that are shifted sideways by up to {grid.sideways:.1f} mm (gantry tilt of about "
             f"{grid.angle:.1f}°): it was resampled to a straight grid"
         )
-    modality = ordered[0].modality
+    modality = next((item.modality for item in ordered if item.modality not in _NO_KIND), "")
     return Scan(image, tuple(notes), None if modality in _NO_KIND else modality)
 
 
@@ -136,7 +136,13 @@ def _choose(source: Path, series: int | str | None) -> tuple[list[Slice], list[s
         raise InputError(
             f"There is no series {series} in the folder {source}: it holds {len(candidates)}, numbered from 0."
         )
-    return _of_one_kind(candidates[int(series)])
+    slices, notes = _of_one_kind(candidates[int(series)])
+    passed = [item for group in groups if len(group) < MIN_SLICES for item in group if _alike(item, slices[0])]
+    if n_passed := sum(item not in slices for item in passed):
+        notes.append(
+            f"leaves out {n_passed} image{'s' if n_passed > 1 else ''} of another series, which would fit into it"
+        )
+    return slices, notes
 
 
 def _read_below(source: Path) -> list[Slice]:
@@ -178,9 +184,10 @@ def _groups(slices: list[Slice]) -> list[list[Slice]]:
 
     Some scanners give each slice a series of its own: single slices of one study and one kind are one series.
     """
-    by_series: dict[tuple[int, str, str], list[Slice]] = {}
+    by_series: dict[tuple[int, str], list[Slice]] = {}
+    numbers = {item.series: min(o.number for o in slices if o.series == item.series) for item in slices}
     for item in slices:
-        by_series.setdefault((item.number, item.series, item.modality), []).append(item)
+        by_series.setdefault((numbers[item.series], item.series), []).append(item)
     groups: dict[Any, list[Slice]] = {}
     for key in sorted(by_series):
         group = by_series[key]
@@ -307,6 +314,8 @@ def _arrange(group: list[Slice], name: str) -> tuple[list[Slice], _Grid]:
 def _check_alike(group: list[Slice], name: str) -> None:
     """Refuse slices that are no volume together, or that lack what a volume needs."""
     first = group[0]
+    if len({item.modality for item in group if item.modality not in _NO_KIND}) > 1:
+        raise InputError(f"{name} mixes slices of different modalities: keep one kind in the folder.")
     if any(item.components != 1 for item in group):
         raise InputError(f"{name} is in colour: a scalar CT or MR series is needed.")
     if not all(item.placed for item in group):
@@ -363,6 +372,11 @@ def _load(ordered: list[Slice], grid: _Grid, source: Path) -> sitk.Image:
     try:
         image = _framed(ordered) if any(item.frame is not None for item in ordered) else _stacked(ordered)
     except RuntimeError as error:
+        if "-valued spacing" in str(error):
+            raise InputError(
+                f"The DICOM series in {source} says that its slices are 0 mm apart or thick (SpacingBetweenSlices, "
+                f"SliceThickness): export the original series again."
+            ) from error
         raise InputError(
             f"The pixels of the DICOM series in {source} cannot be read (damaged file or "
             f"unsupported compression): export it again or convert it to NIfTI."
@@ -377,9 +391,9 @@ def _stacked(ordered: list[Slice]) -> sitk.Image:
     reader = sitk.ImageSeriesReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileNames([str(item.path) for item in ordered])
-    types = {item.pixel_type for item in ordered}
     # With a rescale of its own each slice may come in another type; the first one's would cut them.
-    if len(types) > 1 or types == {sitk.sitkFloat64}:
+    whole = all(number == int(number) for number in ordered[0].rescale)
+    if len({(item.rescale, item.highest) for item in ordered}) > 1 or not whole:
         reader.SetOutputPixelType(sitk.sitkFloat32)
     image = reader.Execute()
     if any(item.inverted for item in ordered):

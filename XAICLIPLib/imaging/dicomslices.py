@@ -11,13 +11,13 @@ DICOM PS3.3: C.7.6.2 (Image Plane Module), C.7.6.3 (photometric interpretation),
 from __future__ import annotations
 
 import math
-import struct
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import SimpleITK as sitk
+import pydicom
 
 from XAICLIPLib.errors import InputError
 
@@ -71,7 +71,6 @@ class Slice:
     position: tuple[float, ...] | None
     row: tuple[float, ...] | None
     column: tuple[float, ...] | None
-    pixel_type: int
     components: int
     at_detector: bool = False
     inverted: bool = False
@@ -113,140 +112,161 @@ def read_slices(files: Sequence[Path]) -> tuple[list[Slice], int]:
     slices: list[Slice] = []
     beside = 0
     for path in files:
-        kind = _media_class(path)
-        # What is stored under no public storage class is a directory or a vendor's own object.
-        planes = [] if kind and (not kind.startswith(_STORAGE) or kind.startswith(_NOT_SLICES)) else _read_header(path)
+        planes = _read_header(path)
         slices += planes
         beside += not planes
     return slices, beside
 
 
-def _media_class(path: Path) -> str:
-    """SOP class from the file meta group, which is always explicit little endian; "" if none."""
-    with path.open("rb") as file:
-        data = file.read(2048)
-    at = 132
-    while data[128:132] == b"DICM" and at + 12 <= len(data) and data[at : at + 2] == b"\x02\x00":
-        element, vr, length = struct.unpack_from("<H2sH", data, at + 2)
-        at += 8
-        if vr in (b"OB", b"UN", b"OW", b"UT", b"SQ"):
-            (length,) = struct.unpack_from("<I", data, at)
-            at += 4
-        if element == 2:
-            return data[at : at + length].decode("ascii", "replace").strip("\0 ")
-        at += length
-    return ""
+_TAGS = [
+    *("SOPClassUID", "Modality", "SeriesInstanceUID", "StudyInstanceUID", "SeriesNumber", "NumberOfFrames"),
+    *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "ImagerPixelSpacing"),
+    *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "PixelRepresentation"),
+    *("BitsAllocated", "BitsStored", "HighBit", "RescaleSlope", "RescaleIntercept", "PixelData"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+]
+"""What is read of a header: nothing that names the patient."""
+
+_UNDEFINED = 0xFFFFFFFF
+_PLAIN = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
+"""Transfer syntaxes whose pixels are as long as rows, columns and bits say."""
 
 
 def _read_header(path: Path) -> list[Slice]:
-    """The planes of one file; none when its modality says that it is no image."""
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(path))
+    """The planes of one file; none where it is no image."""
     try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd values, which are looked at here
+            dataset = pydicom.dcmread(path, force=True, defer_size=1024, specific_tags=_TAGS)
+            return _planes(path, dataset)
+    except InputError:
+        raise
+    except Exception as error:  # pydicom's own, and whatever a damaged value leads to
         raise InputError(
-            f"The DICOM file {path.name} in {path.parent} cannot be read (damaged or in an "
-            f"unsupported compression): export the series again or convert it to NIfTI."
+            f"The DICOM file {path.name} in {path.parent} cannot be read (damaged, or a value in its header is no "
+            f"number where one must be): export the series again or convert it to NIfTI."
         ) from error
 
-    def text(tag: str) -> str:
-        return str(reader.GetMetaData(tag)).strip("\0 ") if reader.HasMetaDataKey(tag) else ""
 
-    modality = text("0008|0060")
-    if modality in _NOT_SLICES_MODALITIES:
+def _planes(path: Path, dataset: Any) -> list[Slice]:
+    kind = str(dataset.file_meta.get("MediaStorageSOPClassUID", "") or dataset.get("SOPClassUID", ""))
+    modality = str(dataset.get("Modality") or "")
+    # What is stored under no public storage class is a directory or a vendor's own object.
+    if (kind and (not kind.startswith(_STORAGE) or kind.startswith(_NOT_SLICES))) or modality in _NOT_SLICES_MODALITIES:
         return []
-    number, bits = text("0020|0011"), text("0028|0101")
-    orientation = _numbers(text("0020|0037"), 6)
+    if not dataset.get("Rows") or not dataset.get("Columns"):
+        raise ValueError("no size")
+    orientation = _floats(dataset.get("ImageOrientationPatient"), 6)
+    number = str(dataset.get("SeriesNumber") or "")
+    signed, stored = dataset.get("PixelRepresentation", 0), dataset.get("BitsStored", 16)
+    rescale = _rescale(dataset)
+    frames = int(dataset.get("NumberOfFrames") or 1)
     plane = Slice(
         path=path,
         frame=None,
         number=int(number) if number.lstrip("-").isdigit() else 0,
-        series=text("0020|000e"),
-        study=text("0020|000d"),
+        series=str(dataset.get("SeriesInstanceUID") or ""),
+        study=str(dataset.get("StudyInstanceUID") or ""),
         modality=modality,
-        size=(reader.GetSize()[0], reader.GetSize()[1]),
-        spacing=_spacing(text("0028|0030")),
-        position=_numbers(text("0020|0032"), 3),
+        size=(int(dataset.Columns), int(dataset.Rows)),
+        spacing=_swapped(_floats(dataset.get("PixelSpacing"), 2)),
+        position=_floats(dataset.get("ImagePositionPatient"), 3),
         row=orientation and orientation[:3],
         column=orientation and orientation[3:],
-        pixel_type=reader.GetPixelIDValue(),
-        components=reader.GetNumberOfComponents(),
-        at_detector=bool(text("0018|1164")),
-        inverted=text("0028|0004") == "MONOCHROME1",
-        rescale=((_numbers(text("0028|1053"), 1) or (1.0,))[0], (_numbers(text("0028|1052"), 1) or (0.0,))[0]),
-        highest=-1 if text("0028|0103") == "1" else 2 ** int(bits if bits.isdigit() else 16) - 1,
+        components=int(dataset.get("SamplesPerPixel") or 1),
+        at_detector=bool(dataset.get("ImagerPixelSpacing")),
+        inverted=str(dataset.get("PhotometricInterpretation")) == "MONOCHROME1",
+        rescale=rescale,
+        applied=rescale,
+        highest=-1 if signed else 2**stored - 1,
     )
-    frames = text("0028|0008")
-    if not (frames.isdigit() and int(frames) > 1):
-        return [plane]
-    return _frames(plane)
+    _check_pixels(plane, dataset, frames)
+    return [plane] if frames == 1 else _frames(plane, dataset, frames)
 
 
-def _frames(plane: Slice) -> list[Slice]:
-    """A slice for each frame of a file, where its functional groups say that it lies."""
-    import pydicom  # for these files alone: GDCM hands out no sequences
+def _rescale(dataset: Any) -> tuple[float, float]:
+    """Slope and intercept; a `ValueError` where there is one without the other, or one that is no number."""
+    given = [name for name in ("RescaleSlope", "RescaleIntercept") if name in dataset]
+    if not given:
+        return 1.0, 0.0
+    if len(given) == 1:
+        raise ValueError("half a rescale")
+    slope, intercept = float(dataset["RescaleSlope"].value), float(dataset["RescaleIntercept"].value)
+    if not (math.isfinite(slope) and math.isfinite(intercept)) or slope == 0 or max(abs(slope), abs(intercept)) > 1e9:
+        raise ValueError("no rescale")
+    return slope, intercept
 
-    try:
-        dataset = pydicom.dcmread(plane.path, stop_before_pixels=True, force=True)
-        shared = (dataset.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
-        own = dataset.get("PerFrameFunctionalGroupsSequence") or []
-        count = int(dataset.NumberOfFrames)
-        if own and len(own) != count:
-            raise ValueError("frames without a description")
 
-        def value(frame: int, sequence: str, name: str) -> Any:
-            for group in (own[frame] if own else pydicom.Dataset(), shared):
-                if (items := group.get(sequence)) and name in items[0]:
-                    return items[0].get(name)
-            return None
-
-        def rescale(frame: int) -> tuple[float, float]:
-            slope = value(frame, "PixelValueTransformationSequence", "RescaleSlope")
-            intercept = value(frame, "PixelValueTransformationSequence", "RescaleIntercept")
-            return 1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)
-
-        slices = []
-        for frame in range(count):
-            orientation = _floats(value(frame, "PlaneOrientationSequence", "ImageOrientationPatient"), 6)
-            slices.append(
-                replace(
-                    plane,
-                    frame=frame,
-                    position=_floats(value(frame, "PlanePositionSequence", "ImagePositionPatient"), 3),
-                    row=orientation and orientation[:3],
-                    column=orientation and orientation[3:],
-                    spacing=_swapped(_floats(value(frame, "PixelMeasuresSequence", "PixelSpacing"), 2)),
-                    rescale=rescale(frame),
-                    applied=rescale(0),
-                )
-            )
-        return slices
-    except Exception as error:  # pydicom's own, and whatever a damaged value leads to
+def _check_pixels(plane: Slice, dataset: Any, frames: int) -> None:
+    """Refuse pixels that GDCM would make something of: too few of them, or stored in a way that contradicts itself."""
+    allocated, stored = dataset.get("BitsAllocated"), dataset.get("BitsStored")
+    consistent = (
+        allocated in (8, 16, 32)
+        and 1 <= stored <= allocated
+        and dataset.get("HighBit", stored - 1) == stored - 1
+        and dataset.get("PixelRepresentation") in (0, 1)
+        and plane.components in (1, 3)
+        and (plane.components == 3 or str(dataset.get("PhotometricInterpretation")).startswith("MONOCHROME"))
+    )
+    element = dataset.get_item("PixelData") if "PixelData" in dataset else None
+    length = getattr(element, "length", None)
+    if element is not None and length is None:
+        length = len(element.value)
+    needed = math.prod(plane.size) * plane.components * frames * (allocated or 0) // 8
+    plain = str(dataset.file_meta.get("TransferSyntaxUID", _PLAIN[0])) in _PLAIN
+    whole = length is not None and (length in (needed, needed + 1) if plain else length > 0)
+    if not (consistent and whole):
         raise InputError(
-            f"The DICOM file {plane.path.name} in {plane.path.parent} does not describe its frames in a way that can "
-            f"be read: convert it to NIfTI or to a series of single slices (dcm2niix, 3D Slicer)."
-        ) from error
+            f"The DICOM file {plane.path.name} in {plane.path.parent} is damaged: its pixels are not stored as its "
+            f"header says (Rows, Columns, Bits..., PhotometricInterpretation, PixelData), so export the series again."
+        )
 
 
-def _spacing(text: str) -> tuple[float, float] | None:
-    """PixelSpacing, which is between rows and then between columns, the other way round."""
-    return _swapped(_numbers(text, 2))
+def _frames(plane: Slice, dataset: Any, count: int) -> list[Slice]:
+    """A slice for each frame of a file, where its functional groups say that it lies."""
+    shared = (dataset.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
+    own = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    if own and len(own) != count:
+        raise ValueError("frames without a description")
+
+    def value(frame: int, sequence: str, name: str) -> Any:
+        for group in (own[frame] if own else pydicom.Dataset(), shared):
+            if (items := group.get(sequence)) and name in items[0]:
+                return items[0].get(name)
+        return None
+
+    def rescale(frame: int) -> tuple[float, float]:
+        for group in (own[frame] if own else pydicom.Dataset(), shared):
+            if items := group.get("PixelValueTransformationSequence"):
+                return _rescale(items[0])
+        return plane.rescale
+
+    slices = []
+    for frame in range(count):
+        orientation = _floats(value(frame, "PlaneOrientationSequence", "ImageOrientationPatient"), 6)
+        slices.append(
+            replace(
+                plane,
+                frame=frame,
+                position=_floats(value(frame, "PlanePositionSequence", "ImagePositionPatient"), 3),
+                row=orientation and orientation[:3],
+                column=orientation and orientation[3:],
+                spacing=_swapped(_floats(value(frame, "PixelMeasuresSequence", "PixelSpacing"), 2)),
+                rescale=rescale(frame),
+                applied=rescale(0),
+            )
+        )
+    return slices
 
 
 def _swapped(numbers: tuple[float, ...] | None) -> tuple[float, float] | None:
     return (numbers[1], numbers[0]) if numbers and min(numbers) > 0 else None
 
 
-def _numbers(text: str, count: int) -> tuple[float, ...] | None:
-    return _floats(text.split("\\"), count)
-
-
 def _floats(values: Any, count: int) -> tuple[float, ...] | None:
     """As many finite numbers as there must be, or None."""
     try:
-        numbers = tuple(float(value) for value in values)
+        numbers = tuple(float(value) for value in values or ())
     except (ValueError, TypeError):
         return None
     return numbers if len(numbers) == count and all(map(math.isfinite, numbers)) else None

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import re
+import zlib
 from pathlib import Path
 
 from XAICLIPLib.errors import InputError
@@ -46,10 +47,13 @@ def check_nrrd(path: Path) -> tuple[list[str], bool]:
     _check_data_file(path, fields.get("data file", fields.get("datafile", "")))
     dimension = fields.get("dimension", "")
     n_axes = int(dimension) if dimension.isdecimal() else 0
+    n_space = 3
     if "space directions" in fields:
         directions = re.findall(r"none|\([^)]*\)", fields["space directions"], re.IGNORECASE)
-        for vector in (d for d in directions if d.lower() != "none"):
-            _check_numbers(path, "space directions", vector.strip("()").split(","), 0)
+        vectors = [direction.strip("()").split(",") for direction in directions if direction.lower() != "none"]
+        n_space = len(vectors[0]) if vectors else 0
+        for vector in vectors:
+            _check_numbers(path, "space directions", vector, n_space)
     elif "spacings" in fields:
         kinds = fields.get("kinds", "").lower().split()
         spatial = ["domain", "space", "???", "none"]
@@ -62,7 +66,7 @@ def check_nrrd(path: Path) -> tuple[list[str], bool]:
     else:
         raise InputError(f"{path} has no voxel spacing (neither space directions nor spacings): add it to its header.")
     if "space origin" in fields:
-        _check_numbers(path, "space origin", fields["space origin"].strip("() ").split(","), 3)
+        _check_numbers(path, "space origin", fields["space origin"].strip("() ").split(","), n_space)
     for field in ("space units", "units"):
         given = [unit.strip() for unit in re.findall(r'"([^"]*)"', fields.get(field, ""))]
         if odd := [u for u in given[-3:] if u.lower() not in _MILLIMETRES and u != "???"]:
@@ -88,43 +92,124 @@ def _nrrd_fields(path: Path) -> dict[str, str] | None:
     return fields
 
 
+_META_BYTES = {
+    "MET_CHAR": 1,
+    "MET_UCHAR": 1,
+    "MET_SHORT": 2,
+    "MET_USHORT": 2,
+    "MET_INT": 4,
+    "MET_UINT": 4,
+    "MET_LONG": 4,
+    "MET_ULONG": 4,
+    "MET_LONG_LONG": 8,
+    "MET_ULONG_LONG": 8,
+    "MET_FLOAT": 4,
+    "MET_DOUBLE": 8,
+}
+"""Bytes of a value in a file."""
+
+_SYNONYMS = {"Position": "Offset", "Origin": "Offset", "Rotation": "TransformMatrix", "Orientation": "TransformMatrix"}
+_LOGICAL = ("BinaryData", "BinaryDataByteOrderMSB", "ElementByteOrderMSB", "CompressedData")
+
+
 def check_metaimage(path: Path) -> tuple[list[str], bool]:
-    """Look at the header of a MetaImage file, attached or detached; as `check_nrrd`."""
+    """Look at the header of a MetaImage file, attached or detached; as `check_nrrd`.
+
+    All that ITK's reader relies on is checked: where a field has too few values, or voxels are not compressed as it
+    says, that reader takes what lies in memory, or crashes.
+    """
+    fields, begin = _meta_fields(path)
+    if "ElementDataFile" not in fields or "NDims" not in fields:
+        raise InputError(f"{path} is damaged or no MetaImage file: export or copy it again.")
+    own = fields["ElementDataFile"].upper() == "LOCAL"
+    _check_data_file(path, "" if own else fields["ElementDataFile"])
+    dimension = _whole(path, "NDims", fields["NDims"])
+    if not 1 <= dimension <= 4:
+        raise InputError(f"{path} has {dimension} axes (NDims), a 3D volume is needed: give one volume.")
+    size = [_whole(path, "DimSize", text) for text in fields.get("DimSize", "").split()]
+    if len(size) != dimension:
+        raise InputError(f"{path} has {len(size)} numbers for {dimension} axes in DimSize: correct its header.")
+    if fields.get("ObjectType", "Image") != "Image" or fields.get("ElementType") not in _META_BYTES:
+        raise InputError(f"{path} holds no voxels that can be read here (ObjectType, ElementType): save it as NRRD.")
+    for field in _LOGICAL:
+        if fields.get(field, "True").lower() not in ("true", "false", "1", "0"):
+            raise InputError(f"{path} has {fields[field]} for True or False in {field}: correct its header.")
+    channels = _whole(path, "ElementNumberOfChannels", fields.get("ElementNumberOfChannels", "1"))
+    spacing = next((field for field in ("ElementSpacing", "ElementSize") if field in fields), None)
+    if spacing is None:
+        raise InputError(f"{path} has no voxel spacing (ElementSpacing): add it to its header.")
+    counts = dict.fromkeys(("Offset", "CenterOfRotation", "ElementSpacing", "ElementSize"), dimension)
+    counts["TransformMatrix"] = dimension**2
+    for field, text in fields.items():
+        if count := counts.get(_SYNONYMS.get(field, field)):
+            _check_numbers(path, field, text.split(), count)
+    if min(float(text) for text in fields[spacing].split()) <= 0:
+        raise InputError(f"{path} has a voxel spacing of zero or below ({spacing}): correct the spacing in its header.")
+    if fields.get("DistanceUnits", "mm").lower() not in ("mm", "?"):
+        raise InputError(f"{path} has lengths in {fields['DistanceUnits']} (DistanceUnits): convert them to mm.")
+    if len({_SYNONYMS.get(field, field) for field in fields}) < len(fields):
+        raise InputError(f"{path} says twice where it lies (Offset, TransformMatrix): correct its header.")
+    n_bytes = math.prod(size) * channels * _META_BYTES[fields["ElementType"]]
+    if own and fields.get("BinaryData", "True").lower() in ("true", "1"):
+        _check_voxels(path, begin, n_bytes, fields.get("CompressedData", "False").lower() in ("true", "1"))
+    if "TransformMatrix" not in {_SYNONYMS.get(field, field) for field in fields}:
+        return [f"does not say how it is oriented (no TransformMatrix), {_NOT_ORIENTED}"], False
+    return [], True
+
+
+def _meta_fields(path: Path) -> tuple[dict[str, str], int]:
+    """The fields of a MetaImage header, and where the voxels begin."""
     fields: dict[str, str] = {}
     with path.open("rb") as file:
         while file.tell() < _LONGEST and (line := file.readline(_LONGEST)):
             name, separator, value = line.decode("utf-8", "replace").partition("=")
             if not separator:
                 break
+            if name.strip() in fields:
+                raise InputError(f"{path} has the field {name.strip()[:40]} twice: correct its header.")
             fields[name.strip()] = value.strip()
             if name.strip() == "ElementDataFile":  # what follows are the voxels
                 break
-    if "NDims" not in fields:
-        return [], True
-    _check_data_file(path, "" if fields.get("ElementDataFile", "").upper() == "LOCAL" else fields["ElementDataFile"])
-    spacing = next((field for field in ("ElementSpacing", "ElementSize") if field in fields), None)
-    if spacing is None:
-        raise InputError(f"{path} has no voxel spacing (ElementSpacing): add it to its header.")
-    _check_numbers(path, spacing, fields[spacing].split(), int(fields["NDims"]) if fields["NDims"].isdecimal() else 1)
-    for field in ("Offset", "Position", "Origin"):
-        if field in fields:
-            _check_numbers(path, field, fields[field].split(), 1)
-    axes = next((field for field in ("TransformMatrix", "Rotation", "Orientation") if field in fields), None)
-    if axes is None:
-        return [f"does not say how it is oriented (no TransformMatrix), {_NOT_ORIENTED}"], False
-    _check_numbers(path, axes, fields[axes].split(), 1)
-    return [], True
+        return fields, file.tell()
 
 
-def _check_numbers(path: Path, field: str, texts: list[str], least: int) -> None:
-    """Refuse a field that has fewer values than it must, or one that is no number."""
-    for text in texts if len(texts) >= least else ["nothing"]:
+def _check_voxels(path: Path, begin: int, n_bytes: int, compressed: bool) -> None:
+    """Refuse voxels that are fewer than the header says."""
+    with path.open("rb") as file:
+        file.seek(begin)
+        if compressed:
+            there, unpack = 0, zlib.decompressobj()
+            try:
+                while there <= n_bytes and (block := file.read(1 << 20)):
+                    there += len(unpack.decompress(block))
+            except zlib.error:
+                there = -1
+            good = there == n_bytes
+        else:
+            good = path.stat().st_size - begin >= n_bytes
+    if not good:
+        raise InputError(f"{path} is damaged or cut off: export or copy it again.")
+
+
+def _whole(path: Path, field: str, text: str) -> int:
+    if not (text.isdecimal() and 0 < int(text) < 2**31):
+        raise InputError(f"{path} has {text or 'nothing'} for a number in {field}: correct its header.")
+    return int(text)
+
+
+def _check_numbers(path: Path, field: str, texts: list[str], count: int) -> None:
+    """Refuse a field that has another count of values than it must (0: any), or one that is no number."""
+    if count and len(texts) != count:
+        raise InputError(f"{path} has {len(texts)} numbers in {field} and needs {count}: correct its header.")
+    for text in texts:
         try:
             good = math.isfinite(float(text))
         except ValueError:
             good = False
         if not good:
-            raise InputError(f"{path} has {text.strip() or 'nothing'} for a number in {field}: correct its header.")
+            raise InputError(
+                f"{path} has {text.strip()[:20] or 'nothing'} for a number in {field}: correct its header."
+            )
 
 
 def _check_data_file(path: Path, name: str) -> None:

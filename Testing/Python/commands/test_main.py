@@ -16,8 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import SimpleITK as sitk
+from dicom_writer import write
 
 from XAICLIPLib.commands import main
 from XAICLIPLib.commands.terminal import STAGES
@@ -885,3 +887,23 @@ def test_the_shipped_models_explain_the_phantom(here: Path, capsys: pytest.Captu
     assert printed["models"]["localizer"]["name"] == "anatomy-clip"
     assert printed["region"]["source"] == "guided", printed["warnings"]
     assert printed["measurements"]["largest_score_lost"] > 0
+
+
+def test_one_of_several_series_is_chosen(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The way that the list names exists: its numbers are those of --series."""
+    flat = np.zeros((8, 8), np.int16)
+    for number in (0, 1):
+        for k in range(5):
+            write(
+                here / "scan" / f"{number}-{k}", flat + k * number, (0, 0, k), series=f"1.2.3.{number}", number=number
+            )
+    line = ["explain", "scan", "--prompt", "liver"]
+    assert main.main(line) == 1
+    told = capsys.readouterr().err
+    assert "holds 2 image series (0: CT, 5 slices of 8×8 at 0.70×0.80×1.00 mm; 1: CT, 5 slices" in told
+    assert "choose one by its number (--series 0, in Python series=0)" in told
+    for series in ("0", "1.2.3.0"):
+        assert main.main([*line, "--series", series]) == 1
+        assert "The volume scan is constant (every voxel is -1024)" in capsys.readouterr().err
+    assert main.main([*line, "--series", "2"]) == 1
+    assert "There is no series 2 in the folder scan" in capsys.readouterr().err

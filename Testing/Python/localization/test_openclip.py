@@ -9,6 +9,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -295,6 +296,24 @@ def test_what_cannot_be_downloaded_is_refused_and_the_way_out_told(
     assert message.startswith(f"The localizer {source} does not load: its files are not on this machine")
     assert "give a folder" in message
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("source", ["hf-hub:nobody/no-such-model", "ViT-B-32:laion2b_s34b_b79k"])
+def test_a_hub_out_of_reach_is_told_of_soon_and_in_one_line(
+    source: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Without the variable that says so: huggingface_hub asks six times, for half a minute, and logs each."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    begun = time.monotonic()
+    assert "its files are not on this machine and cannot be downloaded" in refusal(source)
+    assert time.monotonic() - begun < 10
+    assert [record for record in caplog.records if "huggingface" in record.name] == []
+    assert capfd.readouterr() == ("", "")
+    assert constants.HF_HUB_OFFLINE is False, "the next model is asked for again"
 
 
 @pytest.mark.usefixtures("offline")

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 
 from XAICLIPLib import imaging
 from XAICLIPLib.errors import InputError
+from XAICLIPLib.models import catalogue
 from XAICLIPLib.segmentation.networks.bundle import BundleSegmenter, is_bundle
 from XAICLIPLib.segmentation.sliding_window import Tiling, predict_logits
 
@@ -748,3 +749,12 @@ def test_a_network_with_another_number_of_channels_than_names_is_refused(
         match=rf"gives 3 output channels and its metadata name {told}: correct channel_def .*metadata\.json\.$",
     ):
         segmenter.logits(torch.zeros(1, 1, 8, 16, 8))
+
+
+def test_a_bundle_is_loaded_without_a_word_of_readers(
+    caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    """MONAI's readers for DICOM, which are not used, tell of a decoder that is not there."""
+    catalogue.load_segmenter(None, torch.device("cpu"), False)
+    assert [record.getMessage() for record in caplog.records if "Codec" in record.getMessage()] == []
+    assert [str(warning.message) for warning in recwarn if "Codec" in str(warning.message)] == []

@@ -1,0 +1,1 @@
+"""Programs that feed the library what nobody would write on purpose."""
