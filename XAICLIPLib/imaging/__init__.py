@@ -1,4 +1,4 @@
-"""Volumes: reading, checking, grids, intensities. Imports system; needs NumPy and SimpleITK alone.
+"""Volumes: reading, checking, grids, intensities. Imports system; needs NumPy and SimpleITK, and pydicom for DICOM.
 
 At the borders a volume is a ``SimpleITK.Image`` (LPS, mm); inside PyTorch it is a MONAI ``MetaTensor`` of shape
 (1, X, Y, Z) with an RAS affine. PyTorch and MONAI are imported only by `as_metatensor`.

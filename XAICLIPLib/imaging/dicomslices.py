@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import pydicom
 
 from XAICLIPLib.errors import InputError
 
@@ -134,6 +133,8 @@ _PLAIN = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
 
 def _read_header(path: Path) -> list[Slice]:
     """The planes of one file; none where it is no image."""
+    import pydicom  # not needed for any other format
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd values, which are looked at here
@@ -224,19 +225,19 @@ def _check_pixels(plane: Slice, dataset: Any, frames: int) -> None:
 
 def _frames(plane: Slice, dataset: Any, count: int) -> list[Slice]:
     """A slice for each frame of a file, where its functional groups say that it lies."""
-    shared = (dataset.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
+    shared = (dataset.get("SharedFunctionalGroupsSequence") or [{}])[0]
     own = dataset.get("PerFrameFunctionalGroupsSequence") or []
     if own and len(own) != count:
         raise ValueError("frames without a description")
 
     def value(frame: int, sequence: str, name: str) -> Any:
-        for group in (own[frame] if own else pydicom.Dataset(), shared):
+        for group in (own[frame] if own else {}, shared):
             if (items := group.get(sequence)) and name in items[0]:
                 return items[0].get(name)
         return None
 
     def rescale(frame: int) -> tuple[float, float]:
-        for group in (own[frame] if own else pydicom.Dataset(), shared):
+        for group in (own[frame] if own else {}, shared):
             if items := group.get("PixelValueTransformationSequence"):
                 return _rescale(items[0])
         return plane.rescale
