@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-
 from XAICLIPLib.errors import InputError
 
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
