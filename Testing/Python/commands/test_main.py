@@ -236,6 +236,7 @@ def test_options_reach_the_explanation(here: Path, monkeypatch: pytest.MonkeyPat
         "threshold": 0.4,
         "margin_mm": 5.0,
         "modality": "MR",
+        "series": "2",
         "window_mm": 20.0,
         "stride_mm": 5.0,
         "exhaustive": True,
