@@ -27,7 +27,7 @@ def read_images(given: Volume | Sequence[Volume], series: int | str | None = Non
     given
         Volumes, or their paths.
     series
-        Which series of each DICOM folder (`dicom.read_series`).
+        Which series of each DICOM folder (`read_volume`).
 
     Raises
     ------

@@ -15,7 +15,10 @@ import numpy as np
 import SimpleITK as sitk
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.imaging import dicom, headers, nifti, zipped
+from XAICLIPLib.imaging import headers, nifti
+from XAICLIPLib.imaging.dicom import zipped
+from XAICLIPLib.imaging.dicom.series import read_series
+from XAICLIPLib.imaging.dicom.slices import is_dicom
 from XAICLIPLib.imaging.geometry import (
     DIRECTION_TOLERANCE,
     nearest_orthonormal,
@@ -59,7 +62,7 @@ def read_volume(path: str | Path, series: int | str | None = None) -> sitk.Image
         A NIfTI, NRRD or MetaImage file; a folder with the slices of a DICOM series, or with folders of them; a zip
         file of those; a DICOM file with many frames.
     series : int or str, optional
-        Which series of a DICOM folder that holds several (see `dicom.read_series`).
+        Which series of a DICOM folder that holds several (see `read_volume`).
 
     Returns
     -------
@@ -161,16 +164,16 @@ def _read(path: Path, series: int | str | None) -> Scan:
 def _read_any(path: Path, series: int | str | None) -> Scan:
     suffix = _suffix(path)
     if path.is_dir():
-        return dicom.read_series(path, series)
+        return read_series(path, series)
     if suffix in (*_NIFTI, *_READERS):
         if series is not None:
             raise InputError(f"{path} is no DICOM series, so that there is none to choose: leave the series out.")
         return nifti.read(path) if suffix in _NIFTI else _read_file(path, suffix)
-    if suffix in (".dcm", ".ima") or dicom.is_dicom(path):
-        return dicom.read_series(path, series)
+    if suffix in (".dcm", ".ima") or is_dicom(path):
+        return read_series(path, series)
     if suffix == ".zip":
         with zipped.unpacked(path) as folder:
-            return dicom.read_series(folder, series, name=str(path))
+            return read_series(folder, series, name=str(path))
     raise InputError(f"{path} is of a kind that is not read here: give {_FORMATS}.")
 
 

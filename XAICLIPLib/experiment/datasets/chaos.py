@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from XAICLIPLib import imaging
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.experiment.datasets.case import Case, attempt, label_image, natural
-from XAICLIPLib.imaging import dicom
+from XAICLIPLib.imaging.dicom.series import series_files
 
 GREYS: dict[int, tuple[int, int]] = {1: (55, 70), 2: (110, 135), 3: (175, 200), 4: (240, 255)}
 """Ranges of grey values of the MR masks, by label here, both ends included; 0 is background."""
@@ -102,7 +102,7 @@ def pair(slices: Path, masks: Path) -> tuple[Path, ...]:
     pngs = sorted((p for p in masks.glob("*.png") if not p.name.startswith(".")), key=natural)
     if not pngs:
         raise InputError(f"The folder {masks} holds no PNG masks: complete the copy of CHAOS.")
-    files = dicom.series_files(slices)
+    files = series_files(slices)
     if len(pngs) != len(files):
         raise InputError(
             f"The folder {masks} holds {len(pngs)} PNG masks for the {len(files)} slices of {slices}: "

@@ -19,7 +19,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from XAICLIPLib import imaging
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.imaging import dicom
+from XAICLIPLib.imaging.dicom import series
 
 ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
@@ -95,7 +95,7 @@ def test_files_of_a_series_are_in_the_order_of_its_slices(folder: Path) -> None:
     stack(folder)
     write(folder / "scout", STACK[0], (0, 0, 0), rows=(*ROW, 0, 0, -1), series="1.2.3.5", number=0)
     image = imaging.read_volume(folder)
-    files = dicom.series_files(folder)
+    files = series.series_files(folder)
     assert len(files) == len(STACK)
     for z, file in enumerate(files):
         assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(file)))[0], sitk.GetArrayFromImage(image)[z])
@@ -436,11 +436,11 @@ def test_a_damaged_slice_is_named_not_left_out(folder: Path) -> None:
 def test_a_real_series_lies_on_its_labels(shared_data: Path) -> None:
     folder = shared_data / "totalseg" / "example_ct_dicom"
     image = imaging.read_volume(folder)
-    labels = sitk.ReadImage(str(shared_data / "totalseg" / "example_seg_dicom.nii.gz"))
+    labels = sitk.ReadImage(str(shared_data / "totalseg" / "example_seg_series.nii.gz"))
     assert imaging.same_geometry(image, sitk.DICOMOrient(labels, "LPS"))
     hu = sitk.GetArrayFromImage(image)
     of = sitk.GetArrayFromImage(sitk.DICOMOrient(labels, "LPS"))
     # Labelled organs hold soft tissue, contrast and bone, bowel gas apart; what is outside is air.
     assert 0 < np.median(hu[of > 0]) < 200
     assert hu.min() <= -1000
-    assert dicom.is_dicom(next(folder.iterdir()))
+    assert series.is_dicom(next(folder.iterdir()))

@@ -22,7 +22,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.imaging.dicomslices import Slice, is_dicom, read_slices
+from XAICLIPLib.imaging.dicom.slices import Slice, is_dicom, read_slices
 from XAICLIPLib.imaging.geometry import DIRECTION_TOLERANCE, without_metadata
 from XAICLIPLib.imaging.scan import Scan
 

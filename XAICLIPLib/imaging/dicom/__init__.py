@@ -1,0 +1,1 @@
+"""Series of DICOM images, also those in folders and zip files that hold more."""
