@@ -5,6 +5,7 @@ Nothing but the standard library is imported before it is looked at: this is wha
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import platform
@@ -12,8 +13,10 @@ import re
 import shutil
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 
 from XAICLIPLib import __version__
+from XAICLIPLib.commands.terminal import tell, tell_json
 from XAICLIPLib.errors import InputError, first_line
 from XAICLIPLib.system.packages import NEEDED, installed
 
@@ -146,3 +149,33 @@ def models() -> list[Check]:
 def _numbers(version: str) -> tuple[int, ...]:
     """The leading numbers of a version, which is all that bounds are made of."""
     return tuple(int(n) for n in re.findall(r"\d+", re.split(r"[^\d.]", version)[0]))
+
+
+def add_command(commands: Any) -> None:
+    """Add ``xaiclip doctor``."""
+    doctor = commands.add_parser(
+        "doctor",
+        help="say what would run here, and what is missing",
+        description="Look at the packages, the device and the models. Exit status: 0 when an explanation can run here "
+        "(on a CPU too), 1 when something has to be mended first.",
+    )
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.set_defaults(command=_doctor)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    checks = examine()
+    broken = [check for check in checks if not check.ok and not check.optional]
+    if options.json:
+        tell_json([vars(check) for check in checks])
+        return 1 if broken else 0
+    for check in checks:
+        mark = "-   " if not check.here else "ok  " if check.ok else "note" if check.optional else "NO  "
+        tell(f"{mark} {check.name:<16} {check.found}")
+        if not check.ok and check.remedy:
+            tell(f"     {'':<16} -> {check.remedy}")
+    if broken:
+        tell(f"\nXAI-CLIP cannot run properly here. To mend: {', '.join(check.name for check in broken)}.")
+    else:
+        tell("\nAll that is needed is here.")
+    return 1 if broken else 0

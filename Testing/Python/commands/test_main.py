@@ -21,7 +21,8 @@ import pytest
 import SimpleITK as sitk
 from dicom_writer import write
 
-from XAICLIPLib.commands import main
+from XAICLIPLib.commands import main, results_folder
+from XAICLIPLib.commands.summary import summary
 from XAICLIPLib.commands.terminal import STAGES
 from XAICLIPLib.errors import Cancelled, InputError
 from XAICLIPLib.explainers import methods
@@ -47,7 +48,9 @@ STEPS = [
 @pytest.fixture(autouse=True)
 def _scan_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where explaining is faked, the volume is called "scan", which no file is."""
-    monkeypatch.setattr(main, "check_there", lambda path: None if path == "scan" else check_there(path))
+    monkeypatch.setattr(
+        "XAICLIPLib.commands.explain.check_there", lambda path: None if path == "scan" else check_there(path)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -393,14 +396,16 @@ def with_explain(monkeypatch: pytest.MonkeyPatch, result: Exception | Callable[.
 def test_a_folder_is_named_after_the_prompt_and_never_leaves_the_parent(tmp_path: Path, prompt: str, name: str) -> None:
     parent = tmp_path / "results"
     parent.mkdir()
-    made = [main.new_folder(parent, prompt) for _ in range(3)]
+    made = [results_folder.new_folder(parent, prompt) for _ in range(3)]
     assert made == [parent / name, parent / f"{name}-2", parent / f"{name}-3"]
     assert sorted(tmp_path.rglob("*")) == sorted([parent, *made])
 
 
 def test_concurrent_explanations_get_folders_of_their_own(tmp_path: Path) -> None:
     made: list[Path] = []
-    threads = [threading.Thread(target=lambda: made.append(main.new_folder(tmp_path, "liver"))) for _ in range(16)]
+    threads = [
+        threading.Thread(target=lambda: made.append(results_folder.new_folder(tmp_path, "liver"))) for _ in range(16)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -696,7 +701,7 @@ def test_results_are_saved_even_where_nobody_reads_the_warnings(
         warnings = property(lambda self: ["beware"])  # type: ignore[assignment]
 
     monkeypatch.setattr(pipeline, "Explanation", Warned)
-    monkeypatch.setattr(main, "say", gone)
+    monkeypatch.setattr("XAICLIPLib.commands.explain.say", gone)
     assert main.main(quick(scan, bundle, "--output", "out")) == 141
     assert {path.name for path in (here / "out").iterdir()} == FILES
 
@@ -745,23 +750,23 @@ def test_a_scan_that_is_not_there_is_refused_before_anything_is_loaded(tmp_path:
 
 
 def test_the_summary_has_the_numbers() -> None:
-    text = main.summary(explained())
+    text = summary(explained())
     for part in ("liver", "1500 ml", "18%", "97%", "0.950", "0.200", "73%", "41%", "4.0 times", "42 s on cpu"):
         assert part in text, part
     assert max(map(len, text.splitlines())) <= 140
 
 
 def test_the_summary_of_another_method_does_not_speak_of_cubes() -> None:
-    assert "random patterns" in main.summary(explained("rise"))
-    assert "by hiding the cell around a place" in main.summary(explained("rise"))
-    gradients = main.summary(explained("seg-grad-cam"))
+    assert "random patterns" in summary(explained("rise"))
+    assert "by hiding the cell around a place" in summary(explained("rise"))
+    gradients = summary(explained("seg-grad-cam"))
     assert "nothing was hidden" in gradients and "lowers the score" not in gradients
-    assert "cube" not in main.summary(explained("rise")) + gradients
+    assert "cube" not in summary(explained("rise")) + gradients
 
 
 def test_the_summary_of_structures_tells_what_was_removed_and_what_was_not() -> None:
     rows = [{"structure": name, "score_lost": 0.5, "volume_ml": 9.0, "share": 0.5} for name in ("liver", "spleen")]
-    text = main.summary(explained("structures", structures=rows, not_removed=["aorta"]))
+    text = summary(explained("structures", structures=rows, not_removed=["aorta"]))
     assert "2 structures were removed whole" in text and "not removed, as they lie outside: aorta" in text
     assert "73% of all that was lost went with liver itself; were all structures alike, 41% would" in text
     assert "spread evenly" not in text and " ml, 18% of the body" not in text
@@ -769,14 +774,14 @@ def test_the_summary_of_structures_tells_what_was_removed_and_what_was_not() -> 
 
 def test_the_summary_tells_what_came_of_the_check() -> None:
     found = explained()
-    assert "Checked" not in main.summary(found)
+    assert "Checked" not in summary(found)
     flag = {"name": "like the null", "sentence": "It leads.", "raised": False}
     found.record |= {"faithfulness": {"map": {}}, "reliability": [flag, {**flag, "name": "region disagrees"}]}
-    assert main.summary(found).count("passed: It leads.") == 1
+    assert summary(found).count("passed: It leads.") == 1
 
 
 def test_the_summary_of_no_effect_claims_none() -> None:
-    text = main.summary(
+    text = summary(
         explained(
             effect_inside_target=None,
             effect_inside_target_if_uniform=None,

@@ -64,7 +64,7 @@ def test_messages_and_output_of_commands_are_made_fit(
     def fails(_options: object) -> int:
         raise InputError("The network has no \x1b]0;x\x07 label\nxaiclip: done.")
 
-    monkeypatch.setattr("XAICLIPLib.commands.main._doctor", fails)
+    monkeypatch.setattr("XAICLIPLib.commands.doctor._doctor", fails)
     assert cli.main(["doctor"]) == 1
     assert capsys.readouterr().err == "xaiclip: The network has no \\x1b]0;x\\x07 label xaiclip: done.\n"
 

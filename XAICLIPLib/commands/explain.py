@@ -1,0 +1,284 @@
+"""The command ``xaiclip explain``: explain a scan."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from XAICLIPLib.commands.results_folder import folder_argument, results_folder
+from XAICLIPLib.commands.summary import summary
+from XAICLIPLib.commands.terminal import Bars, Interrupt, say, tell, tell_json
+from XAICLIPLib.errors import Cancelled
+from XAICLIPLib.explainers import methods
+from XAICLIPLib.scoring import options
+from XAICLIPLib.system.displaytext import one_line
+from XAICLIPLib.system.files import check_there
+
+if TYPE_CHECKING:
+    from XAICLIPLib.explanation import Explanation
+    from XAICLIPLib.progress import Progress
+
+
+PASSED_ON = tuple(
+    "region model localizer prompts method target score baseline threshold modality series device precision batch_size "
+    "seed trust check".split()
+)
+"""Options that go to `XAICLIPLib.explain` as they are, under the same name."""
+
+
+def add_command(commands: Any) -> None:
+    """Add ``xaiclip explain``."""
+    explain = commands.add_parser(
+        "explain",
+        help="explain a scan",
+        description="Explain why a segmentation network drew a structure where it did. Writes figure.png (look at it "
+        "first), saliency.nrrd, region.nrrd, segmentation.nrrd and explanation.json. Nothing leaves this machine.",
+        epilog="Once parts are hidden, Ctrl-C, SIGTERM and a lost terminal end with what is known so far, a second "
+        "Ctrl-C at once. Exit status: 0 done, 1 an input cannot be used, 2 a wrong option, 130 interrupted.",
+    )
+    explain.add_argument(
+        "volume",
+        nargs="+",
+        metavar="VOLUME",
+        help="the scan: a NIfTI, NRRD or MetaImage file, or a folder or zip file with a DICOM series; several, in the "
+        "network's order, where it takes several images of one patient at once",
+    )
+    explain.add_argument(
+        "--prompt", required=True, type=_text, metavar="TEXT", help='what to explain, such as "liver" or "left kidney"'
+    )
+    _add_options(explain)
+    explain.set_defaults(command=_explain)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        metavar="NAME|PATH",
+        help="the segmentation network: a name from `xaiclip models`, or the path of a network of your own (README)",
+    )
+    parser.add_argument(
+        "--localizer",
+        metavar="NAME|FOLDER|hf-hub:ID",
+        help="the image-text model that finds the prompt in the scan: a name from `xaiclip models`, or an open_clip "
+        "model by its folder or Hugging Face id (which is downloaded on first use), or an installed plugin by its name",
+    )
+    parser.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="learned prompts for the --localizer, from `xaiclip tune-prompts`; default: those in its folder, if any",
+    )
+    parser.add_argument(
+        "--method",
+        default=next(iter(methods.METHODS)),
+        choices=list(methods.METHODS),
+        metavar="|".join(methods.METHODS),
+        help=f"how to explain; default: {next(iter(methods.METHODS))}. Below, each has its own options",
+    )
+    parser.add_argument(
+        "--region",
+        default="guided",
+        metavar="guided|whole|prediction|FILE|box:R,R,A,A,S,S",
+        help="which part of the scan to try: where the prompt is found (guided, the default), all of it (whole, slow), "
+        "what the network itself draws and a margin (prediction), where a mask of yours is not 0, or a box (from and "
+        "to along right, anterior and superior, in mm)",
+    )
+    parser.add_argument(
+        "--target",
+        metavar="STRUCTURE|FILE|box:R,R,A,A,S,S",
+        help="what of the network's output to explain, where that is not all that the prompt says: another of its "
+        "structures by name, a mask of the voxels in question, or what it draws in a box",
+    )
+    parser.add_argument(
+        "--score",
+        default=options.SCORES[0],
+        type=_words,
+        choices=options.SCORES,
+        metavar="|".join(score.replace(" ", "-") for score in options.SCORES),
+        help="how to measure that the network still draws the same; default: soft-dice, the overlap of its "
+        "probabilities with what it drew on the whole scan",
+    )
+    parser.add_argument(
+        "--baseline",
+        default=options.BASELINES[0],
+        choices=options.BASELINES,
+        help="what stands in for a hidden part: air (the default), the mean of the region, a blurred copy, or what "
+        "lies around it",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        metavar="P",
+        help="probability from which a place belongs to the guided region; default: the localizer's own",
+    )
+    parser.add_argument(
+        "--margin",
+        type=float,
+        metavar="MM",
+        help="added around the guided region, or the prediction, in mm; default: 8",
+        dest="margin_mm",
+    )
+    parser.add_argument(
+        "--modality", choices=["CT", "MR"], help="default: what a DICOM header says, or guessed from the intensities"
+    )
+    parser.add_argument(
+        "--series",
+        metavar="N|UID",
+        help="which series of a DICOM folder that holds several: its number in the list that is given without this, or "
+        "its SeriesInstanceUID",
+    )
+    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda|mps", help="default: auto, a GPU if any")
+    parser.add_argument(
+        "--precision",
+        default=options.PRECISIONS[0],
+        choices=options.PRECISIONS,
+        help="auto (the default): half precision on a CUDA GPU where that was checked to give the same",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="patches computed together: more is faster on a GPU and takes more memory; default: as many as fit",
+    )
+    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="equal seeds give equal results; default: 0")
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="run the code that the --model folder brings in its configuration; only for a bundle that you trust",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="test the map when it is done: against maps that know nothing of the network, and with a little noise in "
+        "the scan; takes about as long again",
+    )
+    parser.add_argument(
+        "--output",
+        type=folder_argument,
+        metavar="FOLDER",
+        help="where to write; an earlier explanation there is replaced, other files never are. Default: a new "
+        "folder in results/, named after the prompt",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print the contents of explanation.json on stdout, and nothing else there"
+    )
+    for name, about in methods.describe().items():
+        if about["parameters"]:
+            _add_parameters(parser.add_argument_group(f"--method {name}", about["summary"]), about["parameters"])
+
+
+def _add_parameters(group: argparse._ArgumentGroup, parameters: list[dict[str, Any]]) -> None:
+    """An option for each parameter of a method; where two methods share one, it stands with the first."""
+    for parameter in parameters:
+        option = f"--{parameter['name'].removesuffix('_mm').replace('_', '-')}"
+        told: dict[str, Any] = {"dest": parameter["name"], "default": None, "help": parameter["help"]}
+        if parameter["type"] == "flag":
+            told["action"] = "store_true"
+        elif parameter["type"] == "choice":
+            told |= {"choices": parameter["choices"]}
+        else:
+            kinds = {"number": float, "integer": int, "text": str}
+            told |= {
+                "type": kinds[parameter["type"]],
+                "metavar": parameter["unit"].upper() or parameter["name"].upper(),
+            }
+        if parameter["default"] not in (None, False):
+            told["help"] += f"; default: {parameter['default']}"
+        with contextlib.suppress(argparse.ArgumentError):
+            group.add_argument(option, **told)
+
+
+def _text(given: str) -> str:
+    """Words of the user, without the bytes that are no text."""
+    text = given.encode("utf-8", "replace").decode("utf-8")
+    if not text.strip():
+        raise argparse.ArgumentTypeError('it is empty; say what to explain, such as "liver"')
+    return text
+
+
+def _words(given: str) -> str:
+    return re.sub("[-_ ]+", " ", given.strip().lower())
+
+
+def _seed(given: str) -> int:
+    if not given.isdecimal() or int(given) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{given} is no whole number from 0 to 2^63-1")
+    return int(given)
+
+
+def _explain(options: argparse.Namespace) -> int:
+    for volume in options.volume:  # before packages and models are loaded, which takes a while
+        with contextlib.suppress(OSError):  # reading it will say why
+            check_there(volume)
+    inputs = [*options.volume, options.region, options.target, options.prompts]
+    with (
+        Interrupt(at_once=True) as interrupt,
+        results_folder(options.output, options.prompt, interrupt, inputs) as folder,
+        _nothing_written_yet(interrupt),
+    ):
+        explanation, written = explain_and_save(
+            options.volume,
+            options.prompt,
+            folder,
+            interrupt,
+            **{name: getattr(options, name) for name in PASSED_ON},
+            **({} if options.margin_mm is None else {"margin_mm": options.margin_mm}),
+            **{name: value for name in _parameter_names() if (value := getattr(options, name)) is not None},
+        )
+        if options.json:
+            # Read back: the file has null where the numbers are not finite, which JSON could not hold.
+            record = json.loads(written["explanation"].read_text(encoding="utf-8"))
+            tell_json(record | {"files": {n: str(p.resolve()) for n, p in written.items()}})
+        else:
+            tell(summary(explanation))
+            what = "Written" if explanation.complete else "Interrupted; the partial result was written"
+            tell(f"{what} to {folder}: {', '.join(path.name for path in written.values())}")
+    return 0 if explanation.complete else 130
+
+
+def _parameter_names() -> set[str]:
+    return {parameter["name"] for about in methods.describe().values() for parameter in about["parameters"]}
+
+
+def explain_and_save(
+    volume: str | Path | list[str], prompt: str, folder: Path, interrupt: Interrupt, **options: Any
+) -> tuple[Explanation, dict[str, Path]]:
+    """Explain and save, with progress bars on stderr and nothing on stdout, whatever the packages have to say."""
+    import torch
+
+    from XAICLIPLib.pipeline import explain
+
+    interrupt.at_once = True  # nothing is lost before the scan is perturbed
+
+    def show(progress: Progress) -> None:
+        interrupt.at_once = interrupt.at_once and progress.stage != "explain"
+        bars.show(progress)
+
+    torch.set_flush_denormal(True)  # numbers next to zero would slow convolutions down
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stdout(sys.stderr or nowhere),
+    ):
+        with Bars() as bars:
+            explanation = explain(volume, prompt, on_progress=show, cancelled=interrupt, **options)
+        written = explanation.save(folder)
+    for warning in explanation.warnings:
+        say(f"Warning: {one_line(warning)}")
+    return explanation, written
+
+
+@contextlib.contextmanager
+def _nothing_written_yet(interrupt: Interrupt) -> Iterator[None]:
+    """Say of a signal that ended at once that nothing was written."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not interrupt.at_once:
+            raise
+        raise Cancelled("Interrupted before there was a result.") from None

@@ -1,0 +1,75 @@
+"""The folder of results: named after the prompt, made and claimed before the work, gone where nothing came of it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from XAICLIPLib.commands.terminal import Interrupt
+from XAICLIPLib.errors import InputError
+from XAICLIPLib.reporting import output_folder
+
+LONGEST_NAME = 60
+"""Characters of a prompt that a folder is named after: at most 240 bytes, and file systems take 255."""
+
+
+def folder_argument(given: str) -> Path:
+    """A folder named on the command line."""
+    if not given.strip():
+        raise argparse.ArgumentTypeError("it is empty; name a folder")
+    return Path(given)
+
+
+@contextlib.contextmanager
+def results_folder(
+    requested: Path | None, prompt: str, interrupt: Interrupt | None = None, inputs: Sequence[object] = ()
+) -> Iterator[Path]:
+    """The output folder: made, tried and claimed before the work, not after it; gone where nothing came of it."""
+    parent = requested or Path("results")
+    made: list[Path] = []
+    try:
+        made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = requested or new_folder(parent, prompt)
+        if requested is None:
+            made.insert(0, folder)
+    except OSError as error:
+        _remove_empty(made)
+        raise InputError(
+            f"The results cannot be written to {parent} ({error.strerror or error}): choose another folder with "
+            "--output."
+        ) from error
+    if interrupt is not None:
+        interrupt.undo[:] = [lambda: output_folder.abandon(folder), lambda: _remove_empty(made)]
+    try:
+        with output_folder.claimed(folder, inputs):
+            yield folder
+    except BaseException:
+        _remove_empty(made)
+        raise
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def new_folder(parent: Path, prompt: str) -> Path:
+    """Make a folder that was not there, named after the prompt, so that no earlier result is replaced.
+
+    The name has letters, digits and hyphens alone, of any script: no prompt leads out of the parent.
+    """
+    name = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFC", prompt).lower())
+    name = name.strip("-")[:LONGEST_NAME].strip("-") or "explanation"
+    for number in itertools.count(1):
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()  # not asked first: another process may be quicker
+            break
+    return folder
