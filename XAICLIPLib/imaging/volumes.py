@@ -362,7 +362,8 @@ def write_volume(image: sitk.Image, path: str | Path, compress: bool = True) -> 
 
 def _holds(path: Path, suffix: str, image: sitk.Image) -> bool:
     """Whether a file has exactly the voxels of an image."""
-    read = sitk.ReadImage(str(path), imageIO=_READERS[suffix])
+    # A NIfTI of our own has a header that ITK reads as it wrote it, so that no other reader is needed.
+    read = sitk.ReadImage(str(path), imageIO="NiftiImageIO" if suffix in _NIFTI else _READERS[suffix])
     written = sitk.GetArrayViewFromImage(image)
     back = sitk.GetArrayViewFromImage(read)
     return back.dtype == written.dtype and np.array_equal(back, written, equal_nan=written.dtype.kind == "f")
