@@ -30,6 +30,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "rise": {"cell_mm": 15.0, "samples": 120, "wanted_error": 0.0},
     "lime": {"size_mm": 15.0, "samples": 150},
     "structures": {},
+    "owen-gradients": {"steps": 3},
     "integrated-gradients": {"steps": 8},
     "seg-grad-cam": {},
 }
