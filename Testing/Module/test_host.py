@@ -556,6 +556,18 @@ def test_parameters_have_defaults_and_stay_in_the_node(parameters: Any, slicer: 
     assert again.volume is None
 
 
+def test_a_parameter_read_too_early_stays_so_until_its_node_is_modified(parameters: Any, slicer: Any) -> None:
+    """As while a scene is being loaded: the node that is referred to comes in later than the parameter node."""
+    assert parameters.isCached("volume") and parameters.isCached("prompt")
+    node = parameters.parameterNode
+    node.SetNodeReferenceID("volume", "vtkMRMLScalarVolumeNode1")
+    volume = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode")
+    assert (volume.GetID(), node.GetNodeReference("volume")) == ("vtkMRMLScalarVolumeNode1", volume)
+    assert parameters.volume is None
+    node.Modified()
+    assert parameters.volume is volume
+
+
 def test_parameters_refuse_what_their_annotations_do_not_allow(parameters: Any) -> None:
     for name, value, error in (
         ("threshold", 1.5, ValueError),

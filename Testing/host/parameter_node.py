@@ -313,8 +313,15 @@ class _Wrapper:
         self._guis: dict[int, dict[str, Connector]] = {}
         self._nextTag = 0
         self._updating = False
-        for parameter in self.allParameters.values():
-            parameter.read(parameterNode)
+        self._writing: set[str] = set()
+        self._values = {name: parameter.read(parameterNode) for name, parameter in self.allParameters.items()}
+        parameterNode.AddObserver(vtk.vtkCommand.ModifiedEvent, self._read)
+
+    def _read(self, _caller: Any, _event: str) -> None:
+        """Only now: as in Slicer, a reference that could not be resolved when it was read stays None until then."""
+        for name, parameter in self.allParameters.items():
+            if name not in self._writing:
+                self._values[name] = parameter.read(self.parameterNode)
 
     @classmethod
     def _known(cls, name: str) -> Parameter:
@@ -332,13 +339,22 @@ class _Wrapper:
         return Default(self._known(name).default)
 
     def isCached(self, name: str) -> bool:
-        return self._known(name) is not None
+        """All types that are kept here are cached in Slicer, which is right for every one of them."""
+        return self._known(name).name in self._values
 
     def getValue(self, name: str) -> Any:
-        return self._known(name).read(self.parameterNode)
+        value = self._values[self._known(name).name]
+        return list(value) if isinstance(value, list) else value
 
     def setValue(self, name: str, value: Any) -> None:
-        self._known(name).write(self.parameterNode, value)
+        parameter = self._known(name)
+        self._writing.add(name)
+        try:
+            with slicer.util.NodeModify(self.parameterNode):  # whoever hears of it reads the new value
+                parameter.write(self.parameterNode, value)
+                self._values[name] = parameter.read(self.parameterNode)
+        finally:
+            self._writing.discard(name)
 
     def connectParametersToGui(self, mapping: dict[str, Any]) -> int:
         connectors = {name: connector(widget, self._known(name)) for name, widget in mapping.items()}

@@ -10,6 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import qt
 import slicer
 from slicer.i18n import tr as _
 from slicer.ScriptedLoadableModule import ScriptedLoadableModuleLogic
@@ -135,6 +136,7 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
         scene = slicer.mrmlScene
         self.addObserver(scene, scene.NodeRemovedEvent, self._onNodeRemoved)
         self.addObserver(scene, scene.StartCloseEvent, self._onSceneClosing)
+        self.addObserver(scene, scene.EndImportEvent, self._onSceneImported)
 
     def getParameterNode(self) -> Any:
         """The module's parameter node, as a `XAICLIPParameterNode`."""
@@ -437,6 +439,16 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
         if self._run is None or not isinstance(self._run.question, Download):  # which is not for one scene
             self._drop()
         self.views.forget()
+
+    def _onSceneImported(self, *_event: Any) -> None:
+        """Read the parameters again: what was read of a half loaded scene is cached, with references not resolved."""
+        self._rereadParameters()
+        # Once more: node selectors learn only after this event what came in.
+        qt.QTimer.singleShot(0, self._rereadParameters)
+
+    def _rereadParameters(self) -> None:
+        if self._parameters is not None:
+            self._parameters.Modified()  # the wrapper's cache follows nothing else
 
     def _drop(self) -> None:
         """Cancel what goes on, whose result nobody can use any more."""
