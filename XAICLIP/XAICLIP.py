@@ -39,7 +39,6 @@ class XAICLIP(ScriptedLoadableModule):
         self.parent.dependencies = [
             "Colors",
             "Markups",
-            "Plots",
             "Segmentations",
             "SubjectHierarchy",
             "Tables",

@@ -123,34 +123,102 @@ def test_the_legend_tells_small_numbers_apart(display: Any, saliency: Any) -> No
     assert display.legend(node).GetLabelFormat() == "%.2f"
 
 
-def test_slice_views_are_given_back_as_they_were(
-    display: Any, saliency: Any, volume: Any, scene: Any, layout_manager: Any
+@pytest.fixture
+def views(module_path: Any) -> Any:
+    from XAICLIPModule.display.slice_views import SliceViews
+
+    return SliceViews()
+
+
+@pytest.fixture
+def red(layout_manager: Any) -> Any:
+    return layout_manager.sliceWidget("Red").mrmlSliceCompositeNode()
+
+
+def layers(composite: Any) -> tuple[Any, ...]:
+    return (
+        composite.GetBackgroundVolumeID(),
+        composite.GetForegroundVolumeID(),
+        round(composite.GetForegroundOpacity(), 3),
+    )
+
+
+def test_what_lay_over_the_same_scan_comes_back_when_the_overlay_is_hidden(
+    saliency: Any, views: Any, volume: Any, scene: Any, red: Any
 ) -> None:
-    node, views = saliency(1.0), display.SliceViews()
-    before = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "before")
-    composite = layout_manager.sliceWidget("Red").mrmlSliceCompositeNode()
-    composite.SetBackgroundVolumeID(before.GetID())
-    composite.SetForegroundVolumeID(volume.GetID())
-    composite.SetForegroundOpacity(0.25)
+    node, dose = saliency(1.0), scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "dose")
+    red.SetBackgroundVolumeID(volume.GetID())
+    red.SetForegroundVolumeID(dose.GetID())
+    red.SetForegroundOpacity(0.25)
     views.show(volume, node, 0.6)
-    assert composite.GetBackgroundVolumeID() == volume.GetID()
     assert views.opacity(node) == pytest.approx(0.6)
-    views.show(volume, node, 0.7)  # shown again, it is still the first state that is remembered
-    views.giveBack()
-    assert composite.GetBackgroundVolumeID() == before.GetID()
-    assert composite.GetForegroundVolumeID() == volume.GetID()
-    assert composite.GetForegroundOpacity() == 0.25
+    views.show(volume, saliency(0.5), 0.7)  # another map over it: what is below both stays remembered
+    views.show(volume, node, 0.7)
+    views.hide(node)
+    assert layers(red) == (volume.GetID(), dose.GetID(), 0.25)
     assert not views.isShown(node)
 
 
-def test_what_was_deleted_is_not_given_back(
-    display: Any, saliency: Any, volume: Any, scene: Any, layout_manager: Any
+def test_no_other_patients_scan_comes_back_when_the_overlay_is_hidden(
+    saliency: Any, views: Any, volume: Any, scene: Any, red: Any
 ) -> None:
-    node, views = saliency(1.0), display.SliceViews()
+    """The case: a run on the first patient, then the second one's scan is loaded, shown and explained."""
+    first = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "first patient")
+    over_first = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "first patient's other scan")
+    red.SetBackgroundVolumeID(first.GetID())
+    red.SetForegroundVolumeID(over_first.GetID())
+    old, new = saliency(1.0), saliency(0.5)
+    views.show(first, old, 0.6)
+    views.show(volume, new, 0.6)
+    views.hide(new)
+    assert layers(red) == (volume.GetID(), None, 0.0)
+    # And where the views were changed by hand in between.
+    views.show(first, old, 0.6)
+    red.SetBackgroundVolumeID(volume.GetID())
+    red.SetForegroundVolumeID(None)
+    views.show(volume, new, 0.6)
+    views.hide(new)
+    assert layers(red) == (volume.GetID(), None, 0.0)
+
+
+def test_what_the_user_shows_meanwhile_is_left_alone(
+    saliency: Any, views: Any, volume: Any, scene: Any, red: Any
+) -> None:
+    node, before = saliency(1.0), views.shown()
+    views.show(volume, node, 0.6)
+    other = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "other")
+    red.SetForegroundVolumeID(other.GetID())
+    red.SetForegroundOpacity(0.5)
+    for take in (lambda: views.giveBack(before, node), lambda: views.hide(node)):
+        take()
+        assert layers(red) == (volume.GetID(), other.GetID(), 0.5)
+
+
+def test_after_a_run_without_a_result_everything_is_as_it_was(
+    saliency: Any, views: Any, volume: Any, scene: Any, red: Any
+) -> None:
+    first = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "first")
+    red.SetBackgroundVolumeID(first.GetID())
+    old, developing = saliency(1.0), saliency(0.5)
+    views.show(first, old, 0.6)
+    before = views.shown()
+    views.show(volume, developing, 0.4)
+    views.giveBack(before, developing)
+    assert layers(red) == (first.GetID(), old.GetID(), 0.6)
+    views.hide(old)
+    assert layers(red) == (first.GetID(), None, 0.0)
+
+
+def test_what_was_deleted_is_not_given_back(saliency: Any, views: Any, volume: Any, scene: Any, red: Any) -> None:
+    node = saliency(1.0)
     before = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "before")
-    composite = layout_manager.sliceWidget("Red").mrmlSliceCompositeNode()
-    composite.SetForegroundVolumeID(before.GetID())
+    red.SetBackgroundVolumeID(volume.GetID())
+    red.SetForegroundVolumeID(before.GetID())
+    shown = views.shown()
     views.show(volume, node, 0.6)
     scene.RemoveNode(before)
-    views.giveBack()
-    assert composite.GetForegroundVolumeID() is None
+    views.giveBack(shown, node)
+    assert red.GetForegroundVolumeID() is None
+    views.show(volume, node, 0.6)
+    views.hide(node)
+    assert red.GetForegroundVolumeID() is None

@@ -337,15 +337,26 @@ def test_a_layout_manager_shows_nodes_when_asked_for(slicer: Any, layout_manager
 def test_a_layout_brings_the_nodes_of_its_views(slicer: Any, layout_manager: Any) -> None:
     heard: list[int] = []
     layout_manager.connect("layoutChanged(int)", heard.append)
-    wanted = slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpTableView
+    wanted = slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpPlotTableView
+    table = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTableNode")
+    chart = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLPlotChartNode")
+    logic = slicer.app.applicationLogic()
+
+    def choose() -> None:
+        logic.GetSelectionNode().SetActiveTableID(table.GetID())
+        logic.GetSelectionNode().SetActivePlotChartID(chart.GetID())
+        logic.PropagateTableSelection()
+        logic.PropagatePlotChartSelection()
+
+    choose()
     layout_manager.setLayout(wanted)
     assert (layout_manager.layout, heard) == (wanted, [wanted])
-    table = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTableNode")
-    selection = slicer.app.applicationLogic().GetSelectionNode()
-    selection.SetActiveTableID(table.GetID())
-    slicer.app.applicationLogic().PropagateTableSelection()
     (view,) = slicer.util.getNodesByClass("vtkMRMLTableViewNode")
-    assert view.GetTableNodeID() == table.GetID()
+    (plot,) = slicer.util.getNodesByClass("vtkMRMLPlotViewNode")
+    # As in Slicer: a view that the layout makes later does not know what was chosen before.
+    assert (view.GetTableNodeID(), plot.GetPlotChartNodeID()) == (None, None)
+    choose()
+    assert (view.GetTableNodeID(), plot.GetPlotChartNodeID()) == (table.GetID(), chart.GetID())
 
 
 def test_linked_views_follow_each_other(slicer: Any, layout_manager: Any) -> None:

@@ -35,7 +35,7 @@ def red(layout_manager: Any) -> Any:
 
 def test_without_a_result_everything_says_why_it_is_disabled(ui: Any) -> None:
     names = "overlayCheckBox legendCheckBox show3DCheckBox opacitySlider saliencyThresholdSlider windowSpinBox "
-    names += "coloursSelector jumpButton tableButton chartButton compareButton saveButton reportButton"
+    names += "coloursSelector jumpButton tableButton compareButton saveButton reportButton"
     for name in names.split():
         assert not getattr(ui, name).isEnabled(), name
         assert "click Apply" in getattr(ui, name).toolTip, name
@@ -99,7 +99,7 @@ def test_measurements_are_read_at_a_glance(run: Any, ui: Any) -> None:
     rows = {table.item(i, 0).text(): table.item(i, 1).text() for i in range(table.rowCount)}
     assert rows["Score of the undisturbed network"] == "0.975"
     assert rows["Overlap of region and prediction (Dice)"] == "0.80"
-    assert "Warning: The liver touches the edge" in ui.resultSummaryLabel.text
+    assert ui.resultWarningsLabel.text == "Warning: The liver touches the edge of the scan."
 
 
 def test_show_3d_shows_the_organ_and_what_matters(run: Any, ui: Any) -> None:
@@ -129,17 +129,108 @@ def test_the_table_is_shown_in_a_view(run: Any, ui: Any, layout_manager: Any, sl
     ui.tableButton.click()
     selection = slicer_host.app.applicationLogic().GetSelectionNode()
     assert selection.GetActiveTableID() == results.explanationOf(node).measurements.GetID()
+    (view,) = slicer_host.util.getNodesByClass("vtkMRMLTableViewNode")
+    assert view.GetTableNodeID() == selection.GetActiveTableID()
     assert layout_manager.layout == slicer_host.vtkMRMLLayoutNode.SlicerLayoutFourUpTableView
 
 
-def test_the_chart_is_there_for_methods_that_weigh_structures(run: Any, ui: Any) -> None:
+def test_structures_are_bars_with_their_names(run: Any, ui: Any) -> None:
     from XAICLIPModule.testing.played_session import structuresFor
 
     run()
-    assert not ui.chartButton.isEnabled()
-    run(measurements={"score_unperturbed": 0.9, "structures": structuresFor()})
-    assert ui.chartButton.isEnabled(), ui.chartButton.toolTip
-    ui.chartButton.click()
+    assert ui.structuresTable.isHidden()
+    helped = {"structure": "table", "volume_ml": 9.0, "score_lost": -0.05, "share": 0.0}
+    run(measurements={"score_unperturbed": 0.9, "structures": [*structuresFor(), helped]})
+    assert not ui.structuresTable.isHidden()
+    rows = [(ui.structuresTable.item(row, 0).text(), ui.structuresTable.cellWidget(row, 1)) for row in range(3)]
+    assert [(name, bar.value, bar.format) for name, bar in rows] == [
+        ("spleen", 1000, "0.200"),
+        ("aorta", 500, "0.100"),
+        ("table", 250, "-0.050"),
+    ]
+    assert rows[0][1].styleSheet != rows[2][1].styleSheet, "what helped has a colour of its own"
+
+
+def contours(node: Any) -> bool:
+    from XAICLIPModule.scene import results
+
+    return bool(results.explanationOf(node).segmentation.GetDisplayVisibility())
+
+
+def test_only_what_is_chosen_is_shown(run: Any, ui: Any, red: Any) -> None:
+    from XAICLIPModule.display import saliency_display
+    from XAICLIPModule.scene import results
+
+    first = run()
+    ui.show3DCheckBox.setChecked(True)
+    surface = first.GetNodeReference(results.SURFACE_ROLE)
+    second = run()
+    assert (contours(first), contours(second)) == (False, True)
+    assert not surface.GetDisplayVisibility()
+    assert not saliency_display.legend(first).GetVisibility() and saliency_display.legend(second).GetVisibility()
+    ui.resultSelector.setCurrentNode(first)
+    assert (contours(first), contours(second)) == (True, False)
+    assert surface.GetDisplayVisibility() and ui.show3DCheckBox.checked
+    assert red.GetForegroundVolumeID() == first.GetID()
+    assert saliency_display.legend(first).GetVisibility() and not saliency_display.legend(second).GetVisibility()
+
+
+def test_compared_contours_are_drawn_over_their_own_map_alone(run: Any, ui: Any, layout_manager: Any) -> None:
+    from XAICLIPModule.scene import results
+
+    first, second = run(), run()
+    displays = [results.explanationOf(node).segmentation.GetDisplayNode() for node in (second, first)]
+    ui.compareSelector.setCurrentNode(first)
+    assert not contours(first)
+    ui.compareButton.setChecked(True)
+    assert contours(first) and contours(second)
+    views = [layout_manager.sliceWidget(name).mrmlSliceNode().GetID() for name in ("Red", "Yellow")]
+    assert [tuple(display.GetViewNodeIDs()) for display in displays] == [(view,) for view in views]
+    ui.compareButton.setChecked(False)
+    assert (contours(first), contours(second)) == (False, True)
+    assert all(not display.GetViewNodeIDs() for display in displays)
+
+
+def test_results_unfold_with_the_first_one(run: Any, ui: Any, scene: Any) -> None:
+    assert ui.resultsCollapsibleButton.collapsed
+    node = run()
+    assert not ui.resultsCollapsibleButton.collapsed
+    scene.RemoveNode(node)
+    assert ui.resultsCollapsibleButton.collapsed
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_a_deleted_result_takes_everything_of_its_own_with_it(
+    run: Any, ui: Any, scene: Any, slicer_host: Any, by_hand: bool
+) -> None:
+    from XAICLIPModule.scene import removal
+    from XAICLIPModule.testing.played_session import structuresFor
+
+    run()
+    ids = {scene.GetNthNode(i).GetID() for i in range(scene.GetNumberOfNodes())}
+    hierarchy = scene.GetSubjectHierarchyNode()
+    items = hierarchy.GetNumberOfItems()
+    second = run(measurements={"score_unperturbed": 0.9, "structures": structuresFor()})
+    ui.show3DCheckBox.setChecked(True)
+    if by_hand:
+        scene.RemoveNode(second)
+        slicer_host.app.processEvents()
+    else:
+        removal.remove(second)
+    left = {scene.GetNthNode(i).GetID() for i in range(scene.GetNumberOfNodes())} - ids
+    assert not {node for node in left if "Storage" not in node}, left
+    assert hierarchy.GetNumberOfItems() == items
+
+
+def test_what_a_copy_of_a_result_needs_stays(run: Any, scene: Any, slicer_host: Any) -> None:
+    from XAICLIPModule.scene import results
+
+    node = run()
+    segmentation = results.explanationOf(node).segmentation
+    copy = scene.CopyNode(node)
+    scene.RemoveNode(copy)
+    slicer_host.app.processEvents()
+    assert scene.GetNodeByID(segmentation.GetID()) is segmentation
 
 
 def test_two_results_are_compared_side_by_side_and_back(
@@ -270,7 +361,15 @@ def test_a_report_of_another_kind_of_file_is_refused(panel: Any, run: Any, sessi
     assert len(session.requests) == before
 
 
-def test_what_was_checked_is_told_in_plain_words(run: Any, ui: Any) -> None:
+def test_passed_checks_are_folded_away_and_told_in_plain_words(run: Any, ui: Any) -> None:
     flag = {"name": "leans outside", "sentence": "12% of the effect lies outside.", "value": 0.12, "threshold": 0.5}
+    run()
+    assert ui.checksButton.isHidden() and ui.checksLabel.isHidden()
+    run(reliability=[{**flag, "raised": False}, {**flag, "raised": False}, {**flag, "raised": True}])
+    assert ui.checksButton.text == "2 checks passed"
+    assert not ui.checksButton.isHidden() and ui.checksLabel.isHidden()
+    ui.checksButton.click()
+    assert not ui.checksLabel.isHidden()
+    assert ui.checksLabel.text.splitlines() == ["12% of the effect lies outside."] * 2
     run(reliability=[{**flag, "raised": False}])
-    assert "Checked: 12% of the effect lies outside." in ui.resultSummaryLabel.text
+    assert ui.checksButton.text == "1 check passed"

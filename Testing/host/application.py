@@ -136,6 +136,10 @@ class qSlicerLayoutManager(QObject):
             for node in (logic.GetSliceCompositeNode(), logic.GetSliceNode()):
                 slicer.mrmlScene.RemoveNode(node)
             logic.SetMRMLScene(None)
+        # Singletons, which outlive the closing of a scene: the next manager's layouts are to make them anew.
+        for kind in ("vtkMRMLTableViewNode", "vtkMRMLPlotViewNode"):
+            for node in slicer.util.getNodesByClass(kind):
+                slicer.mrmlScene.RemoveNode(node)
 
 
 class qSlicerApplication(wrapped(QtWidgets.QApplication)):

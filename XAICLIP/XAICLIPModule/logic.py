@@ -12,6 +12,7 @@ from typing import Any
 
 import qt
 import slicer
+import vtk
 from slicer.i18n import tr as _
 from slicer.ScriptedLoadableModule import ScriptedLoadableModuleLogic
 from slicer.util import VTKObservationMixin
@@ -19,7 +20,8 @@ from slicer.util import VTKObservationMixin
 from XAICLIPLib.errors import Cancelled, InputError
 from XAICLIPLib.worker import protocol
 from XAICLIPModule.display import saliency_display
-from XAICLIPModule.scene import results
+from XAICLIPModule.display.slice_views import Shown, SliceViews
+from XAICLIPModule.scene import removal, results
 from XAICLIPModule.scene.developing_map import DevelopingMap
 from XAICLIPModule.scene.nodes import isInScene
 from XAICLIPModule.scene.results import ExplanationNodes
@@ -68,7 +70,8 @@ class _Run:
     request: int = 0
     folder: Path | None = None
     map: DevelopingMap | None = None
-    shown: bool = False
+    before: Shown | None = None
+    """What the slice views showed before the map."""
     dropped: bool = False
 
     @property
@@ -129,11 +132,12 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
         self.failed, self.cancelled = Signal(), Signal()
         self.session: Session = session or WorkerSession()
         self.session.greeted.connect(self._onGreeted)
-        self.views = saliency_display.SliceViews()
+        self.views = SliceViews()
         self.state = State.IDLE
         self._run: _Run | None = None
         self._parameters: Any = None  # the wrapped parameter node
         scene = slicer.mrmlScene
+        self.addObserver(scene, scene.NodeAboutToBeRemovedEvent, self._onNodeAboutToBeRemoved)
         self.addObserver(scene, scene.NodeRemovedEvent, self._onNodeRemoved)
         self.addObserver(scene, scene.StartCloseEvent, self._onSceneClosing)
         self.addObserver(scene, scene.EndImportEvent, self._onSceneImported)
@@ -362,8 +366,8 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
         run.map.feed(path)
 
     def _onMapUpdated(self, run: _Run, saliencyNode: Any) -> None:
-        if not run.shown:
-            run.shown = True
+        if run.before is None:
+            run.before = self.views.shown()
             assert isinstance(run.question, Question)
             self._show(run.question.volumeNode, saliencyNode)
         self.estimated.emit(saliencyNode)
@@ -378,8 +382,9 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
         except InputError as error:
             outcome = (self.failed, (str(error), "input"))
         if outcome[0] is not self.finished and run.saliency is not None:
-            results.remove(run.saliency)
-            self.views.giveBack()
+            if run.before is not None:
+                self.views.giveBack(run.before, run.saliency)
+            removal.remove(run.saliency)
         self._end(keepFigure=outcome[0] is self.finished)
         outcome[0].emit(*outcome[1])
 
@@ -429,6 +434,15 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
         self._setState(State.IDLE)
 
     # --- the scene's life ---
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def _onNodeAboutToBeRemoved(self, _scene: Any, _event: Any, node: Any) -> None:
+        """A result that is deleted, here or in another module, takes with it what only it needs."""
+        if slicer.mrmlScene.IsClosing() or not node.IsA("vtkMRMLScalarVolumeNode"):
+            return
+        if node.GetAttribute(saliency_display.SALIENCY_ATTRIBUTE):
+            belongings = removal.belongingsOf(node)  # its references are gone afterwards
+            qt.QTimer.singleShot(0, belongings.remove)
 
     def _onNodeRemoved(self, *_event: Any) -> None:
         run = self._run

@@ -1,4 +1,4 @@
-"""Two explanations side by side, and back."""
+"""Two explanations side by side and back, and a table in a view of its own."""
 
 from __future__ import annotations
 
@@ -7,8 +7,22 @@ from typing import Any
 import slicer
 import vtk
 
+from XAICLIPModule.scene.results import SEGMENTATION_ROLE
+
 LEFT, RIGHT = "Red", "Yellow"
 """Slice views of Slicer's side-by-side layout."""
+
+
+def showTable(tableNode: Any) -> None:
+    """Show a table in a table view; without a main window there is none."""
+    manager = slicer.app.layoutManager()
+    if manager is None:
+        return
+    # The layout makes the view, which would stay empty if the table were chosen before.
+    manager.setLayout(slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpTableView)
+    logic = slicer.app.applicationLogic()
+    logic.GetSelectionNode().SetActiveTableID(tableNode.GetID())
+    logic.PropagateTableSelection()
 
 
 class SideBySide:
@@ -16,6 +30,7 @@ class SideBySide:
 
     def __init__(self) -> None:
         self._before: dict[str, Any] | None = None
+        self._contours: list[tuple[Any, tuple[str, ...]]] = []  # display nodes, and the views they were limited to
 
     @property
     def isShown(self) -> bool:
@@ -25,6 +40,7 @@ class SideBySide:
     def show(self, left: tuple[Any, Any], right: tuple[Any, Any], opacity: float) -> None:
         """Show (volume, saliency) on the left and on the right."""
         manager = slicer.app.layoutManager()
+        self._release()
         if self._before is None:
             self._before = {"layout": manager.layout if manager is not None else None, "views": self._state()}
         if manager is not None:
@@ -38,6 +54,7 @@ class SideBySide:
             composite.SetForegroundVolumeID(saliencyNode.GetID())
             composite.SetForegroundOpacity(opacity)
             view.SetOrientationToAxial()
+            self._limit(saliencyNode, view)
         first, second = _slice(LEFT), _slice(RIGHT)
         if first is not None and second is not None:
             second.SetFieldOfView(*first.GetFieldOfView())
@@ -50,6 +67,7 @@ class SideBySide:
     def giveBack(self) -> None:
         """Show again what was shown before."""
         before, self._before = self._before, None
+        self._release()
         if before is None:
             return
         for name, (background, foreground, opacity, linked, sliceToRas, fieldOfView) in before["views"].items():
@@ -71,6 +89,20 @@ class SideBySide:
     def forget(self) -> None:
         """Take what is shown now for what the user wants."""
         self._before = None
+        self._release()
+
+    def _limit(self, saliencyNode: Any, view: Any) -> None:
+        """Draw the contours of an explanation in its own view alone: those of the other are not about this map."""
+        segmentation = saliencyNode.GetNodeReference(SEGMENTATION_ROLE)
+        display = segmentation.GetDisplayNode() if segmentation is not None else None
+        if display is not None:
+            self._contours.append((display, tuple(display.GetViewNodeIDs() or ())))
+            display.SetViewNodeIDs([view.GetID()])
+
+    def _release(self) -> None:
+        contours, self._contours = self._contours, []
+        for display, views in contours:
+            display.SetViewNodeIDs(list(views))
 
     def _state(self) -> dict[str, tuple[Any, ...]]:
         return {

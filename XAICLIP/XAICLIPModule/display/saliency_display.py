@@ -1,4 +1,4 @@
-"""How a saliency volume looks: colours, window, transparency, legend, and what the slice views show.
+"""How a saliency volume looks: colours, window, transparency, legend.
 
 Every run has a colour table of its own, because its transparency is that run's threshold. A user may choose any other
 table of Slicer instead; then the threshold of the volume's display does what can be done without transparency.
@@ -7,7 +7,6 @@ table of Slicer instead; then the threshold of the volume's display does what ca
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -200,63 +199,3 @@ def showLegend(saliencyNode: Any, shown: bool) -> None:
 def labelFormat(top: float) -> str:
     """Format of a legend's numbers that tells them apart: two decimals, and more for a window below 0.1."""
     return f"%.{max(2, math.ceil(-math.log10(top)) + 1)}f"
-
-
-# --- slice views ---
-
-
-@dataclass
-class _Layers:
-    background: str | None
-    foreground: str | None
-    opacity: float
-
-
-class SliceViews:
-    """What the slice views showed before an overlay was laid over it, to be given back."""
-
-    def __init__(self) -> None:
-        self._before: dict[str, _Layers] = {}
-
-    def show(self, volumeNode: Any, saliencyNode: Any, opacity: float) -> None:
-        """Show a saliency over its volume in every slice view; what was shown is remembered the first time."""
-        for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
-            self._before.setdefault(
-                composite.GetID(),
-                _Layers(
-                    composite.GetBackgroundVolumeID(),
-                    composite.GetForegroundVolumeID(),
-                    composite.GetForegroundOpacity(),
-                ),
-            )
-        background = volumeNode if volumeNode is not None else "keep-current"
-        slicer.util.setSliceViewerLayers(background=background, foreground=saliencyNode, foregroundOpacity=opacity)
-
-    @staticmethod
-    def isShown(saliencyNode: Any) -> bool:
-        """Whether any slice view shows a saliency over a volume."""
-        composites = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
-        return any(composite.GetForegroundVolumeID() == saliencyNode.GetID() for composite in composites)
-
-    @staticmethod
-    def opacity(saliencyNode: Any) -> float | None:
-        """Opacity of an overlay that is shown; None for one that is not."""
-        for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
-            if composite.GetForegroundVolumeID() == saliencyNode.GetID():
-                return float(composite.GetForegroundOpacity())
-        return None
-
-    def giveBack(self) -> None:
-        """Show again what the slice views showed before, as far as it still exists."""
-        for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
-            before = self._before.get(composite.GetID(), _Layers(None, None, 0.0))
-            if before.background and slicer.mrmlScene.GetNodeByID(before.background):
-                composite.SetBackgroundVolumeID(before.background)
-            exists = before.foreground and slicer.mrmlScene.GetNodeByID(before.foreground)
-            composite.SetForegroundVolumeID(before.foreground if exists else None)
-            composite.SetForegroundOpacity(before.opacity)
-        self.forget()
-
-    def forget(self) -> None:
-        """Take what is shown now for what the user wants: after the scene was closed or another one was loaded."""
-        self._before.clear()

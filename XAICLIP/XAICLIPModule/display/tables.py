@@ -1,4 +1,4 @@
-"""The numbers of an explanation as tables and a bar chart."""
+"""The numbers of an explanation as tables."""
 
 from __future__ import annotations
 
@@ -68,23 +68,6 @@ def structuresTable(name: str, structures: Iterable[Mapping[str, Any]]) -> Any:
         ],
     )
     return node
-
-
-def structuresChart(name: str, tableNode: Any, record: Mapping[str, Any]) -> Any:
-    """A bar for each structure: the score lost when it is removed."""
-    series = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLPlotSeriesNode", _("Score lost"))
-    series.SetAndObserveTableNodeID(tableNode.GetID())
-    series.SetPlotType(slicer.vtkMRMLPlotSeriesNode.PlotTypeBar)
-    series.SetLabelColumnName(_("Structure"))
-    series.SetYColumnName(_("Score lost"))
-    series.SetColor(0.85, 0.35, 0.2)
-    chart = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLPlotChartNode", _("{name} chart").format(name=name))
-    chart.AddAndObservePlotSeriesNodeID(series.GetID())
-    chart.SetTitle(_("What the {structure} leans on").format(structure=record["target"]["name"]))
-    chart.SetXAxisTitle(_("Structure that was removed"))
-    chart.SetYAxisTitle(_("Score lost"))
-    chart.SetLegendVisibility(False)
-    return chart
 
 
 def _fill(tableNode: Any, columns: Iterable[tuple[str, list[Any]]]) -> None:

@@ -226,13 +226,11 @@ class Panel:
         self.results.showDeveloping(saliencyNode)
 
     def _onFinished(self, nodes: ExplanationNodes) -> None:
-        warnings = nodes.warnings
-        text = _("Done.") if nodes.complete else _("Cancelled: the map is what was known by then.")
-        self._say("\n".join([text, *warnings]), warning=bool(warnings) or not nodes.complete)
+        # What is to be known about the map stands beside it, under Results, for as long as it is shown.
+        self._say(_("Done.") if nodes.complete else _("Cancelled: the map is what was known by then."))
         self.results.noteFigure(nodes)
         if self.choices.parameters is not None:
             self.choices.parameters.result = nodes.saliency
-        self.ui.resultsCollapsibleButton.collapsed = False
 
     def _onRegionFound(self, segmentationNode: Any, warnings: list[str]) -> None:
         text = _('The region is shown as a segment. To explain within it, edited or not, choose "Within a segment".')
@@ -261,7 +259,8 @@ class Panel:
     def _showChosenResults(self) -> None:
         """Turn back to the results that are selected, after a run that brought none."""
         if self.choices.parameters is not None:
-            self.results.setNodes(self.choices.parameters.result, self.choices.parameters.compared)
+            parameters = self.choices.parameters
+            self.results.setNodes(parameters.result, parameters.compared, overlay=False)
 
     def _onGreeted(self, hello: protocol.Greeting) -> None:
         self.choices.setModels(hello)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
 from XAICLIPLib.errors import InputError
-from XAICLIPModule.display import saliency_display, surfaces, tables
-from XAICLIPModule.display.layouts import SideBySide
+from XAICLIPModule.display import chosen, saliency_display, surfaces, tables
+from XAICLIPModule.display.layouts import SideBySide, showTable
 from XAICLIPModule.display.saliency_display import SALIENCY_ATTRIBUTE
+from XAICLIPModule.display.slice_views import SliceViews
 from XAICLIPModule.logic import XAICLIPLogic
+from XAICLIPModule.panel import structures_bars
 from XAICLIPModule.scene import results, saving
 from XAICLIPModule.scene.nodes import isInScene
 from XAICLIPModule.scene.results import SURFACE_ROLE, ExplanationNodes
@@ -45,6 +48,9 @@ class ResultsPanel(VTKObservationMixin):
         ui.measurementsTable.setHorizontalHeaderLabels([_("Measurement"), _("Value")])
         ui.measurementsTable.horizontalHeader().setStretchLastSection(True)
         ui.measurementsTable.verticalHeader().setVisible(False)
+        ui.structuresTable.setHorizontalHeaderLabels([_("Structure that was removed"), _("Score lost")])
+        ui.structuresTable.horizontalHeader().setStretchLastSection(True)
+        ui.structuresTable.verticalHeader().setVisible(False)
         self._connect()
         self._show()
 
@@ -59,8 +65,9 @@ class ResultsPanel(VTKObservationMixin):
         ui.coloursSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._onColours)
         ui.jumpButton.connect("clicked(bool)", self._onJump)
         ui.tableButton.connect("clicked(bool)", self._onTable)
-        ui.chartButton.connect("clicked(bool)", self._onChart)
         ui.compareButton.connect("toggled(bool)", self._onCompare)
+        ui.checksButton.connect("toggled(bool)", self._showRows)
+        ui.resultsCollapsibleButton.connect("contentsCollapsed(bool)", self._showRows)
         ui.saveButton.connect("clicked(bool)", self._onSave)
         ui.reportButton.connect("clicked(bool)", self._onReport)
 
@@ -70,8 +77,11 @@ class ResultsPanel(VTKObservationMixin):
 
     # --- what is shown ---
 
-    def setNodes(self, saliencyNode: Any, comparedNode: Any) -> None:
-        """Show an explanation, and know the one to compare it with; either may be None."""
+    def setNodes(self, saliencyNode: Any, comparedNode: Any, overlay: bool = True) -> None:
+        """Show an explanation, and know the one to compare it with; either may be None.
+
+        Without ``overlay`` the slice views stay as they are, for example after a run that brought none.
+        """
         if saliencyNode is not self._node:
             if self.sideBySide.isShown:
                 self.sideBySide.giveBack()
@@ -79,8 +89,10 @@ class ResultsPanel(VTKObservationMixin):
             self._node = saliencyNode
             if saliencyNode is not None and saliencyNode.GetDisplayNode() is not None:
                 self.addObserver(saliencyNode.GetDisplayNode(), vtk.vtkCommand.ModifiedEvent, self._onDisplayModified)
-                if not saliency_display.SliceViews.isShown(saliencyNode):
+                chosen.showOnly(saliencyNode)
+                if overlay and not SliceViews.isShown(saliencyNode):
                     self._overlay(True)
+            self.ui.resultsCollapsibleButton.collapsed = saliencyNode is None
         self._compared = comparedNode
         self._show()
 
@@ -133,7 +145,7 @@ class ResultsPanel(VTKObservationMixin):
             _enable(widget, there, why)
         if not there:
             return
-        opacity = saliency_display.SliceViews.opacity(node)
+        opacity = SliceViews.opacity(node)
         ui.overlayCheckBox.setChecked(opacity is not None)
         if opacity is not None:
             ui.opacitySlider.value = opacity
@@ -153,8 +165,27 @@ class ResultsPanel(VTKObservationMixin):
             for column, text in enumerate(values):
                 table.setItem(row, column, qt.QTableWidgetItem(text))
         table.resizeColumnsToContents()
+        structures_bars.show(ui.structuresTable, tables.structureRows(record) if record else [])
+        passed = passedChecks(record)
         ui.resultSummaryLabel.setText(summary(record) if record else "")
-        ui.resultSummaryLabel.setVisible(bool(record))
+        ui.resultWarningsLabel.setText("\n".join(warnings(record)))
+        ui.checksLabel.setText("\n".join(passed))
+        ui.checksButton.setText(
+            _("1 check passed") if len(passed) == 1 else _("{count} checks passed").format(count=len(passed))
+        )
+        self._showRows()
+
+    def _showRows(self, *_changed: Any) -> None:
+        """Show the rows that have something to say; a section that is opened shows all of them."""
+        ui = self.ui
+        if ui.resultsCollapsibleButton.collapsed:
+            return
+        for label in (ui.resultSummaryLabel, ui.resultWarningsLabel):
+            label.setVisible(bool(label.text))
+        ui.structuresTable.setVisible(ui.structuresTable.rowCount > 0)
+        ui.checksButton.setVisible(bool(ui.checksLabel.text))
+        ui.checksButton.setArrowType(qt.Qt.DownArrow if ui.checksButton.checked else qt.Qt.RightArrow)
+        ui.checksLabel.setVisible(ui.checksButton.checked and bool(ui.checksLabel.text))
 
     def _showButtons(self) -> None:
         ui, nodes = self.ui, results.explanationOf(self._node)
@@ -163,12 +194,6 @@ class ResultsPanel(VTKObservationMixin):
             _enable(widget, nodes is not None, why)
         surface = self._node.GetNodeReference(SURFACE_ROLE) if self._node is not None else None
         ui.show3DCheckBox.setChecked(surface is not None and bool(surface.GetDisplayVisibility()))
-        chart = nodes is not None and nodes.chart is not None
-        _enable(
-            ui.chartButton,
-            chart,
-            why or _('Only the method "structures" weighs structures: choose it, and click Apply.'),
-        )
         other = self._compared is not None and self._compared is not self._node
         comparing = nodes is not None and other
         _enable(
@@ -191,7 +216,7 @@ class ResultsPanel(VTKObservationMixin):
             self.logic.views.show(volume, self._node, self.ui.opacitySlider.value)
         else:
             saliency_display.showLegend(self._node, False)
-            self.logic.views.giveBack()
+            self.logic.views.hide(self._node)
 
     def _onOverlay(self, shown: bool) -> None:
         if self._canChange():
@@ -240,26 +265,19 @@ class ResultsPanel(VTKObservationMixin):
             slicer.util.resetThreeDViews()
 
     def _onTable(self, *_clicked: Any) -> None:
-        nodes, manager = self.explanation(), slicer.app.layoutManager()
-        if nodes is None or nodes.measurements is None or manager is None:
-            return
-        selection = slicer.app.applicationLogic().GetSelectionNode()
-        selection.SetActiveTableID(nodes.measurements.GetID())
-        slicer.app.applicationLogic().PropagateTableSelection()
-        manager.setLayout(slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpTableView)
-
-    def _onChart(self, *_clicked: Any) -> None:
         nodes = self.explanation()
-        if nodes is not None and nodes.chart is not None:
-            slicer.modules.plots.logic().ShowChartInLayout(nodes.chart)
+        if nodes is not None and nodes.measurements is not None:
+            showTable(nodes.measurements)
 
     def _onCompare(self, shown: bool) -> None:
         if self._updating:
             return
         if not shown:
             self.sideBySide.giveBack()
+            chosen.showOnly(self._node)
         elif self._node is not None and self._compared is not None:
             pairs = [(node.GetNodeReference(results.INPUT_ROLE), node) for node in (self._node, self._compared)]
+            chosen.showOnly(self._node, self._compared)
             self.sideBySide.show(pairs[0], pairs[1], self.ui.opacitySlider.value)
         self._show()
 
@@ -304,24 +322,30 @@ class ResultsPanel(VTKObservationMixin):
             slicer.util.errorDisplay(str(error), windowTitle=_("XAI-CLIP"))
 
 
-def summary(record: dict[str, Any]) -> str:
-    """What was explained and how, in a few lines, with its warnings and what was checked."""
+def summary(record: Mapping[str, Any]) -> str:
+    """What was explained and how, in a line."""
     segmenter = (record.get("models") or {}).get("segmenter") or {}
-    lines = [
-        _("{structure}, drawn by {model}; {method}, {score}, hidden by {baseline}.").format(
-            structure=record["target"]["name"],
-            model=segmenter.get("name", _("the network")),
-            method=record["parameters"].get("method", ""),
-            score=record["parameters"].get("score", ""),
-            baseline=record["parameters"].get("baseline", ""),
-        )
-    ]
-    if not record.get("complete", True):
-        lines.append(_("Cancelled before the end: the map is incomplete."))
-    lines += [_("Warning: {text}").format(text=text) for text in record.get("warnings", [])]
+    return _("{structure}, drawn by {model}; {method}, {score}, hidden by {baseline}.").format(
+        structure=record["target"]["name"],
+        model=segmenter.get("name", _("the network")),
+        method=record["parameters"].get("method", ""),
+        score=record["parameters"].get("score", ""),
+        baseline=record["parameters"].get("baseline", ""),
+    )
+
+
+def warnings(record: Mapping[str, Any]) -> list[str]:
+    """What a reader must know before he believes a map, a sentence each."""
+    if not record:
+        return []
+    cut = [] if record.get("complete", True) else [_("Cancelled before the end: the map is incomplete.")]
+    return [*cut, *(_("Warning: {text}").format(text=text) for text in record.get("warnings") or [])]
+
+
+def passedChecks(record: Mapping[str, Any]) -> list[str]:
+    """What was checked and gives no reason for doubt, a sentence each."""
     passed = [flag for flag in record.get("reliability") or [] if not flag.get("raised", True)]
-    lines += [_("Checked: {text}").format(text=flag.get("sentence", "")) for flag in passed]
-    return "\n".join(lines)
+    return [str(flag.get("sentence", "")) for flag in passed]
 
 
 def _enable(widget: Any, enabled: bool, why: str) -> None:

@@ -30,7 +30,7 @@ from XAICLIPModule.scene.nodes import isInScene
 RECORD_ATTRIBUTE = "XAICLIP.Record"
 """JSON of the record; a saliency without it is still being computed."""
 INPUT_ROLE, SEGMENTATION_ROLE = "xaiclipInput", "xaiclipSegmentation"
-MEASUREMENTS_ROLE, STRUCTURES_ROLE, CHART_ROLE = "xaiclipMeasurements", "xaiclipStructures", "xaiclipChart"
+MEASUREMENTS_ROLE, STRUCTURES_ROLE = "xaiclipMeasurements", "xaiclipStructures"
 SURFACE_ROLE, ERROR_ROLE = "xaiclipSurface", "xaiclipStandardError"
 
 REGION_SEGMENT, TARGET_SEGMENT = "region", "target"
@@ -51,8 +51,8 @@ class ExplanationNodes:
         Region and target as segments.
     measurements
         vtkMRMLTableNode.
-    structures, chart
-        Table and bar chart of the structures, for the methods that weigh structures; else None.
+    structures
+        vtkMRMLTableNode of the structures, for the methods that weigh structures; else None.
     standardError
         vtkMRMLScalarVolumeNode, for the methods that give one; else None.
     figure
@@ -64,7 +64,6 @@ class ExplanationNodes:
     segmentation: Any
     measurements: Any
     structures: Any = None
-    chart: Any = None
     standardError: Any = None
     figure: Path | None = field(default=None, compare=False)
 
@@ -92,7 +91,7 @@ def explanationOf(saliencyNode: Any) -> ExplanationNodes | None:
         saliencyNode,
         *(
             saliencyNode.GetNodeReference(role)
-            for role in (INPUT_ROLE, SEGMENTATION_ROLE, MEASUREMENTS_ROLE, STRUCTURES_ROLE, CHART_ROLE, ERROR_ROLE)
+            for role in (INPUT_ROLE, SEGMENTATION_ROLE, MEASUREMENTS_ROLE, STRUCTURES_ROLE, ERROR_ROLE)
         ),
     )
 
@@ -205,8 +204,7 @@ def load(
     ]
     structures = tables.structureRows(record)
     if structures:
-        table = tables.structuresTable(name, structures)
-        made += [(STRUCTURES_ROLE, table), (CHART_ROLE, tables.structuresChart(name, table, record))]
+        made.append((STRUCTURES_ROLE, tables.structuresTable(name, structures)))
     if error is not None:
         spread = _volumeLike(volumeNode, _("{name} standard error").format(name=name), error)
         spread.GetDisplayNode().SetWindowLevelMinMax(0, max(float(error.max()), 1e-6))
@@ -219,16 +217,6 @@ def load(
     found = explanationOf(saliency)
     assert found is not None
     return ExplanationNodes(**{**found.__dict__, "figure": figure})
-
-
-def remove(saliencyNode: Any) -> None:
-    """Remove a run that is not wanted: its saliency, and the nodes that only it needs."""
-    roles = (SEGMENTATION_ROLE, MEASUREMENTS_ROLE, STRUCTURES_ROLE, CHART_ROLE, ERROR_ROLE, SURFACE_ROLE)
-    others = [saliencyNode.GetNodeReference(role) for role in (*roles, saliency_display.COLOURS_ROLE)]
-    legend = saliency_display.legend(saliencyNode) if saliencyNode.GetDisplayNode() else None
-    for node in (legend, saliencyNode, *others):
-        if node is not None:
-            slicer.mrmlScene.RemoveNode(node)
 
 
 def _volumeLike(
