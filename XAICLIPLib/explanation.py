@@ -83,12 +83,13 @@ class Explanation:
         """What the user should know."""
         return list(self.record["warnings"])
 
-    def save(self, folder: str | Path) -> dict[str, Path]:
+    def save(self, folder: str | Path, compress: bool = True) -> dict[str, Path]:
         """Write volumes (``saliency.nrrd``, ``probed.nrrd``, ...), ``explanation.json`` and ``figure.png``.
 
         A random method writes ``standard_error.nrrd`` as well, and a target that was given or lies in a box
         ``target.nrrd``. Returns the path of each by its name without the ending. The files of an earlier explanation
-        are replaced, all of them or none (`XAICLIPLib.reporting.output_folder`).
+        are replaced, all of them or none (`XAICLIPLib.reporting.output_folder`). Without ``compress`` the volumes are
+        larger and read at once, for a reader on the same machine.
 
         Raises
         ------
@@ -98,14 +99,14 @@ class Explanation:
         """
         folder = Path(folder)
         with output_folder.replaced(folder) as new:
-            return {name: folder / path.name for name, path in self._write(new).items()}
+            return {name: folder / path.name for name, path in self._write(new, compress).items()}
 
-    def _write(self, folder: Path) -> dict[str, Path]:
+    def _write(self, folder: Path, compress: bool) -> dict[str, Path]:
         """Write all files into an empty folder, the record last."""
         from XAICLIPLib.reporting.figure import save_figure  # matplotlib only when a picture is drawn
 
         written = {
-            name: imaging.write_volume(volume, folder / f"{name}.nrrd")
+            name: imaging.write_volume(volume, folder / f"{name}.nrrd", compress)
             for name, volume in (
                 ("saliency", self.saliency),
                 ("probed", self.probed),

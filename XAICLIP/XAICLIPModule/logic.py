@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -25,6 +26,7 @@ from XAICLIPModule.scene import removal, results
 from XAICLIPModule.scene.developing_map import DevelopingMap
 from XAICLIPModule.scene.nodes import isInScene
 from XAICLIPModule.scene.results import ExplanationNodes
+from XAICLIPModule.scene.turns import SLAB_BYTES, Turns, Work
 from XAICLIPModule.worker.question import Box, Drawn, Question, Segment
 from XAICLIPModule.worker.report_question import ReportQuestion
 from XAICLIPModule.worker.signals import Signal
@@ -73,6 +75,9 @@ class _Run:
     before: Shown | None = None
     """What the slice views showed before the map."""
     dropped: bool = False
+    isLoading: bool = False
+    """Whether the result is here, and being made into nodes."""
+    turns: Turns | None = None
 
     @property
     def saliency(self) -> Any:
@@ -99,6 +104,8 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
         Emitted with the new `State`.
     progressed
         Emitted with stage, done, total and the seconds left of that stage (None while not known).
+    appeared
+        Emitted with the saliency volume when the first map of a run is shown.
     estimated
         Emitted with the saliency volume whenever it was brought up to date while computing.
     finished
@@ -126,7 +133,8 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
     def __init__(self, session: Session | None = None) -> None:
         ScriptedLoadableModuleLogic.__init__(self)
         VTKObservationMixin.__init__(self)
-        self.stateChanged, self.progressed, self.estimated = Signal(), Signal(), Signal()
+        self.stateChanged, self.progressed = Signal(), Signal()
+        self.appeared, self.estimated = Signal(), Signal()
         self.finished, self.regionFound = Signal(), Signal()
         self.reported, self.downloaded = Signal(), Signal()
         self.failed, self.cancelled = Signal(), Signal()
@@ -268,8 +276,8 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
 
     def cancel(self) -> None:
         """End what is going on with what it has; called again, at once and without a result."""
-        if self._run is None:
-            return
+        if self._run is None or self._run.isLoading:
+            return  # in a moment it is there
         if self.state is State.CANCELLING:
             self.session.stop()
             return
@@ -285,6 +293,8 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
         """End whatever goes on, and the worker; before the module goes away."""
         self._drop()
         self.session.stop()
+        if self._run is not None:
+            self._end()  # its result is here, and nobody waits for it any more
         self.session.greeted.disconnect(self._onGreeted)
         self.removeObservers()
 
@@ -320,29 +330,38 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
     def _ask(self, run: _Run) -> None:
         """Write what the worker needs, and send the request."""
         assert self.session.hello is not None
-        self.session.stopped.disconnect(self._onStoppedWhileStarting)
-        try:
-            if isinstance(run.question, Download):
-                asked: dict[str, Any] = {"name": run.question.name}
-            else:
-                # Inside the worker's private folder, which is removed with it, also after a crash.
-                run.folder = Path(tempfile.mkdtemp(prefix="run-", dir=self.session.hello.folder))
-                asked = getattr(run.question, f"{run.kind}Request")(run.folder)
-        except InputError as error:
-            self._end()
-            self.failed.emit(str(error), "input")
+        if isinstance(run.question, Download):
+            self._send(run, {"name": run.question.name})
             return
+        try:
+            # Inside the worker's private folder, which is removed with it, also after a crash.
+            run.folder = Path(tempfile.mkdtemp(prefix="run-", dir=self.session.hello.folder))
         except OSError as error:
-            self._end()
-            self.failed.emit(
-                _("The temporary folder cannot be written ({reason}): free some space on that disk.").format(
-                    reason=error.strerror or error
-                ),
-                "input",
+            self._onNotAsked(
+                InputError(
+                    _("The temporary folder cannot be written ({reason}): free some space on that disk.").format(
+                        reason=error.strerror or error
+                    )
+                )
             )
             return
+        work = getattr(run.question, f"{run.kind}Request")(run.folder)
+        self._work(run, work, lambda asked: self._send(run, asked), self._onNotAsked)
+
+    def _onNotAsked(self, error: InputError) -> None:
+        self._end()
+        self.failed.emit(str(error), "input")
+
+    def _send(self, run: _Run, asked: dict[str, Any]) -> None:
+        self.session.stopped.disconnect(self._onStoppedWhileStarting)
         self._setState(State.RUNNING)
         run.request = self.session.request(run.kind, lambda reply: self._onReply(run, reply), **asked)
+
+    def _work(self, run: _Run, work: Work, done: Callable[[Any], None], failed: Callable[[InputError], None]) -> None:
+        """Do work for a run in turns; it ends with the run."""
+        turns = Turns(work, done, failed)
+        if run is self._run:
+            run.turns = turns
 
     # --- answers ---
 
@@ -367,20 +386,24 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
 
     def _onMapUpdated(self, run: _Run, saliencyNode: Any) -> None:
         if run.before is None:
-            run.before = self.views.shown()
-            assert isinstance(run.question, Question)
-            self._show(run.question.volumeNode, saliencyNode)
+            self._showFirst(run, saliencyNode)
         self.estimated.emit(saliencyNode)
 
     def _onLast(self, run: _Run, reply: Answer) -> None:
-        """Turn the final answer into nodes, then tell: whoever listens may start the next run at once."""
+        """Turn the final answer into nodes, then tell."""
         if run.map is not None:
             run.map.stop()
-        outcome: tuple[Signal, tuple[Any, ...]]
-        try:
-            outcome = self._outcome(run, reply)
-        except InputError as error:
-            outcome = (self.failed, (str(error), "input"))
+        self._work(
+            run,
+            self._outcome(run, reply),
+            lambda outcome: self._conclude(run, outcome),
+            lambda error: self._conclude(run, (self.failed, (str(error), "input"))),
+        )
+
+    def _conclude(self, run: _Run, outcome: tuple[Signal, tuple[Any, ...]]) -> None:
+        """End a run, and tell: whoever listens may start the next one at once."""
+        if run.dropped:
+            outcome = (self.cancelled, ())
         if outcome[0] is not self.finished and run.saliency is not None:
             if run.before is not None:
                 self.views.giveBack(run.before, run.saliency)
@@ -388,7 +411,8 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
         self._end(keepFigure=outcome[0] is self.finished)
         outcome[0].emit(*outcome[1])
 
-    def _outcome(self, run: _Run, reply: Answer) -> tuple[Signal, tuple[Any, ...]]:
+    def _outcome(self, run: _Run, reply: Answer) -> Work:
+        """Make what came of a run: the signal that tells it, and what goes with it."""
         if run.dropped:
             return self.cancelled, ()
         if isinstance(reply, (protocol.Error, Ended)):
@@ -405,16 +429,30 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
             return self.failed, (_("The volume was removed during the computation: there is no result."), "input")
         volumeNode, question = run.question.volumeNode, run.question
         if isinstance(reply, protocol.FoundRegion):
-            array = results.arrayFromFile(reply.files["region"], volumeNode)
-            node = results.regionSegmentation(volumeNode, question.prompt.strip(), array)
+            node = yield from results.loadRegion(volumeNode, question.prompt.strip(), reply.files["region"])
             return self.regionFound, (node, list(reply.warnings))
         assert isinstance(reply, protocol.Explained)
         saliency = run.saliency
-        nodes = results.load(volumeNode, reply.files, reply.record, question.resultName(), saliency)
-        if saliency is None or not self.views.isShown(saliency):
+        run.isLoading = True
+        nodes = yield from results.load(volumeNode, reply.files, reply.record, question.resultName(), saliency)
+        if run.before is None:
+            self._showFirst(run, nodes.saliency)
+        elif not self.views.isShown(nodes.saliency):
             self._show(volumeNode, nodes.saliency)
         saliency_display.showLegend(nodes.saliency, True)
+        assert run.folder is not None
+        # Large files take a while to delete: one in each turn. The rest is for `_end`.
+        for path in (run.folder / "volume.nrrd", *(Path(reply.files[name]) for name in ("saliency", "region"))):
+            if path.is_file() and path.stat().st_size > SLAB_BYTES and path.is_relative_to(run.folder):
+                yield
+                path.unlink(missing_ok=True)
         return self.finished, (nodes,)
+
+    def _showFirst(self, run: _Run, saliencyNode: Any) -> None:
+        assert isinstance(run.question, Question)
+        run.before = self.views.shown()
+        self._show(run.question.volumeNode, saliencyNode)
+        self.appeared.emit(saliencyNode)
 
     def _show(self, volumeNode: Any, saliencyNode: Any) -> None:
         self.views.show(volumeNode, saliencyNode, saliency_display.OPACITY)
@@ -422,6 +460,8 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
     def _end(self, keepFigure: bool = False) -> None:
         """Forget the run and remove its files; the figure is small, and wanted when the results are saved."""
         run, self._run = self._run, None
+        if run is not None and run.turns is not None:
+            run.turns.stop()
         self.session.stopped.disconnect(self._onStoppedWhileStarting)
         if run is not None and run.folder is not None:
             kept = run.folder / "results" / "figure.png" if keepFigure else None

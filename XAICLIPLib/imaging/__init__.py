@@ -21,6 +21,8 @@ from XAICLIPLib.imaging.scan import Scan
 from XAICLIPLib.imaging.volumes import (
     MIN_SIZE,
     SPACING_RANGE,
+    check_grid,
+    check_intensities,
     check_volume,
     read_mask,
     read_scan,
@@ -35,6 +37,8 @@ __all__ = [
     "as_metatensor",
     "body_mask",
     "box_mask",
+    "check_grid",
+    "check_intensities",
     "check_volume",
     "guess_modality",
     "image_from_array",

@@ -260,24 +260,68 @@ def check_volume(image: sitk.Image, name: str = "the volume") -> None:
         2D, 4D, vector or colour, complex, too thin, spacing that no scan has, axes that are not at
         right angles, NaN or infinite voxels (how many), one single value.
     """
-    if name.startswith("the "):
-        name = "T" + name[1:]
-    _check_kind(image, name)
-    if min(image.GetSize()) < MIN_SIZE:
-        size = "×".join(str(n) for n in image.GetSize())
-        raise InputError(f"{name} is too thin ({size} voxels): at least {MIN_SIZE} along each axis are needed.")
-    _check_geometry(image, name)
+    check_grid(image, name)
     array = sitk.GetArrayViewFromImage(image)
-    if array.dtype.kind == "f":
-        bad = array.size - int(np.count_nonzero(np.isfinite(array)))
-        if bad:
-            raise InputError(
-                f"{name} has {bad} voxel{'s' if bad > 1 else ''} of {array.size} that "
-                f"{'are' if bad > 1 else 'is'} NaN or infinite: replace them with numbers first."
-            )
-    low = array.min()
-    if low == array.max():
+    bad = array.size - int(np.count_nonzero(np.isfinite(array))) if array.dtype.kind == "f" else 0
+    check_intensities(float(array.min()), float(array.max()), bad, array.size, name)
+
+
+def check_grid(image: sitk.Image, name: str = "the volume", size: tuple[int, ...] | None = None) -> None:
+    """Refuse what is not a scalar 3D volume with a usable grid, whatever its intensities.
+
+    Parameters
+    ----------
+    image : SimpleITK.Image
+        Any image.
+    name : str
+        What the sentence calls it.
+    size : tuple of int, optional
+        Voxels along each axis, where ``image`` stands for a larger one of the same kind and geometry.
+
+    Raises
+    ------
+    InputError
+        As of `check_volume`.
+    """
+    name = _as_subject(name)
+    _check_kind(image, name)
+    size = size or image.GetSize()
+    if min(size) < MIN_SIZE:
+        listing = "×".join(str(n) for n in size)
+        raise InputError(f"{name} is too thin ({listing} voxels): at least {MIN_SIZE} along each axis are needed.")
+    _check_geometry(image, name)
+
+
+def check_intensities(low: float, high: float, bad: int, count: int, name: str = "the volume") -> None:
+    """Refuse intensities that are no numbers, or all the same.
+
+    Parameters
+    ----------
+    low, high : float
+        The smallest and the largest.
+    bad, count : int
+        How many voxels are NaN or infinite, and how many there are.
+    name : str
+        What the sentence calls the volume.
+
+    Raises
+    ------
+    InputError
+        As of `check_volume`.
+    """
+    name = _as_subject(name)
+    if bad:
+        raise InputError(
+            f"{name} has {bad} voxel{'s' if bad > 1 else ''} of {count} that "
+            f"{'are' if bad > 1 else 'is'} NaN or infinite: replace them with numbers first."
+        )
+    if low == high:
         raise InputError(f"{name} is constant (every voxel is {low:g}): give a scan with something in it.")
+
+
+def _as_subject(name: str) -> str:
+    """A name as the first words of a sentence."""
+    return "T" + name[1:] if name.startswith("the ") else name
 
 
 def _check_kind(image: sitk.Image, name: str) -> None:

@@ -159,7 +159,7 @@ class Answers:
         )
         if cancelled():
             raise Cancelled("Cancelled before there was a result.")
-        path = imaging.write_volume(region.mask, self._new_folder("region-") / "region.nrrd")
+        path = imaging.write_volume(region.mask, self._new_folder("region-") / "region.nrrd", compress=False)
         size = {"source": region.source, "volume_ml": region.volume_ml, "share_of_body": region.share_of_body}
         return protocol.FoundRegion(
             id=request.id, files={"region": str(path)}, region=size, warnings=tuple(region.warnings)
@@ -193,7 +193,8 @@ class Answers:
             raise Cancelled("Nobody waits for the result any more.")
         models = found.record["models"]  # of a network that was loaded before, `explain` does not know the name
         models["segmenter"] = catalogue.provenance_of(request.model, models["segmenter"])
-        files = found.save(output)
+        # What lies in the private folder is read once, by a client that should not have to unpack it.
+        files = found.save(output, compress=not output.resolve().is_relative_to(self.folder.resolve()))
         return protocol.Explained(
             id=request.id,
             complete=found.complete,

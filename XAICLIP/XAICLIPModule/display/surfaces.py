@@ -7,19 +7,46 @@ from typing import Any
 import numpy as np
 import slicer
 import vtk
+from numpy.typing import NDArray
 from slicer.i18n import tr as _
 
 from XAICLIPModule.display import saliency_display
 from XAICLIPModule.scene import export, results
+from XAICLIPModule.scene.map_place import placeOf
 from XAICLIPModule.scene.results import ExplanationNodes
 
 
 def mostSalientPoint(saliencyNode: Any) -> tuple[float, float, float]:
     """World RAS (mm) of the voxel with the largest effect, of either sign."""
-    array = np.abs(slicer.util.arrayFromVolume(saliencyNode))
-    k, j, i = np.unravel_index(int(array.argmax()), array.shape)
-    r, a, s, _one = export.worldFromVolume(saliencyNode) @ [i, j, k, 1]
+    peak, _bounds = placeOf(saliencyNode, slicer.util.arrayFromVolume(saliencyNode))
+    r, a, s, _one = export.worldFromVolume(saliencyNode) @ [*peak, 1]
     return float(r), float(a), float(s)
+
+
+def isInSight(saliencyNode: Any) -> bool:
+    """Whether a slice view that shows a saliency cuts through the box of what has at least half of its largest effect.
+
+    Without a slice view there is nothing to be moved: True.
+    """
+    _peak, bounds = placeOf(saliencyNode, slicer.util.arrayFromVolume(saliencyNode))
+    corners = np.array([[i, j, k, 1.0] for i in bounds[0] for j in bounds[1] for k in bounds[2]])
+    world = export.worldFromVolume(saliencyNode) @ corners.T
+    shown = [view for view in slicer.util.getNodesByClass("vtkMRMLSliceNode") if _shows(view, saliencyNode)]
+    return not shown or any(_cuts(view, world) for view in shown)
+
+
+def _shows(view: Any, saliencyNode: Any) -> bool:
+    logic = slicer.app.applicationLogic().GetSliceLogic(view) if view.IsMappedInLayout() else None
+    composite = logic.GetSliceCompositeNode() if logic is not None else None
+    return composite is not None and composite.GetForegroundVolumeID() == saliencyNode.GetID()
+
+
+def _cuts(view: Any, world: NDArray[np.float64]) -> bool:
+    """Whether the plane of a view goes through the box of these corners (4 × 8), within what the view shows of it."""
+    toSlice = np.linalg.inv(slicer.util.arrayFromVTKMatrix(view.GetSliceToRAS()))
+    low, high = (toSlice @ world)[:3].min(axis=1), (toSlice @ world)[:3].max(axis=1)
+    half = np.array([*view.GetFieldOfView()[:2], 0.0]) / 2
+    return bool((low <= half).all() and (high >= -half).all())
 
 
 def showIn3D(nodes: ExplanationNodes, shown: bool) -> Any:

@@ -156,6 +156,7 @@ class Panel:
         return [
             (logic.stateChanged, self._onStateChanged),
             (logic.progressed, self._onProgressed),
+            (logic.appeared, self.results.follow),
             (logic.estimated, self._onEstimated),
             (logic.finished, self._onFinished),
             (logic.regionFound, self._onRegionFound),

@@ -23,6 +23,8 @@ from XAICLIPModule.scene import results, saving
 from XAICLIPModule.scene.nodes import isInScene
 from XAICLIPModule.scene.results import SURFACE_ROLE, ExplanationNodes
 
+FOLLOW_SETTING = "XAICLIP/MoveViewsToMap"
+
 
 class ResultsPanel(VTKObservationMixin):
     """Shows the explanation that is selected, and lets its looks be changed.
@@ -66,6 +68,9 @@ class ResultsPanel(VTKObservationMixin):
         ui.jumpButton.connect("clicked(bool)", self._onJump)
         ui.tableButton.connect("clicked(bool)", self._onTable)
         ui.compareButton.connect("toggled(bool)", self._onCompare)
+        follow = qt.QSettings().value(FOLLOW_SETTING)
+        ui.followCheckBox.setChecked(follow is None or slicer.util.toBool(follow))
+        ui.followCheckBox.connect("toggled(bool)", lambda on: qt.QSettings().setValue(FOLLOW_SETTING, on))
         ui.checksButton.connect("toggled(bool)", self._showRows)
         ui.resultsCollapsibleButton.connect("contentsCollapsed(bool)", self._showRows)
         ui.saveButton.connect("clicked(bool)", self._onSave)
@@ -102,6 +107,11 @@ class ResultsPanel(VTKObservationMixin):
             self.setNodes(saliencyNode, self._compared)
         else:
             self._show()
+
+    def follow(self, saliencyNode: Any) -> None:
+        """Move the slice views to a map that appeared, where none of them shows it and the user wants that."""
+        if self.ui.followCheckBox.checked and not surfaces.isInSight(saliencyNode):
+            self._jumpTo(saliencyNode)
 
     def noteFigure(self, nodes: ExplanationNodes) -> None:
         """Remember the worker's picture of a run, which is no part of the scene."""
@@ -248,7 +258,11 @@ class ResultsPanel(VTKObservationMixin):
             saliency_display.setColours(self._node, colorNode)
 
     def _onJump(self, *_clicked: Any) -> None:
-        point = surfaces.mostSalientPoint(self._node)
+        self._jumpTo(self._node)
+
+    @staticmethod
+    def _jumpTo(saliencyNode: Any) -> None:
+        point = surfaces.mostSalientPoint(saliencyNode)
         slicer.vtkMRMLSliceNode.JumpAllSlices(slicer.mrmlScene, *point, slicer.vtkMRMLSliceNode.CenteredJumpSlice)
 
     def _onShow3D(self, shown: bool) -> None:

@@ -20,6 +20,9 @@ from slicer.i18n import tr as _
 
 from XAICLIPLib import imaging
 from XAICLIPLib.errors import InputError
+from XAICLIPModule.scene import nrrd
+from XAICLIPModule.scene.nodes import isInScene
+from XAICLIPModule.scene.turns import Work, slabs
 
 LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -39,12 +42,55 @@ def imageFromVolume(volumeNode: Any, beside: Any = None) -> sitk.Image:
     InputError
         The volume is empty, no scalar 3D volume, or under a transform that bends or shears it.
     """
+    grid = _gridOf(volumeNode, beside)
+    array = slicer.util.arrayFromVolume(volumeNode)
+    image = sitk.GetImageFromArray(array, isVector=array.ndim > 3)  # copies
+    image.SetSpacing(grid.GetSpacing())
+    image.SetOrigin(grid.GetOrigin())
+    image.SetDirection(grid.GetDirection())
+    imaging.check_volume(image, _("the volume {name}").format(name=volumeNode.GetName()))
+    return image
+
+
+def writeVolume(volumeNode: Any, path: Path, beside: Any = None) -> Work:
+    """Write the voxels of a scalar volume for the worker, as `imageFromVolume` gives them; the path is what it returns.
+
+    Raises
+    ------
+    InputError
+        As of `imageFromVolume` and `writeImage`, or the volume was removed meanwhile.
+    """
     name = _("the volume {name}").format(name=volumeNode.GetName())
+    grid = _gridOf(volumeNode, beside)
+    array = slicer.util.arrayFromVolume(volumeNode)
+    imaging.check_grid(grid, name, volumeNode.GetImageData().GetDimensions())
+    low, high, bad = np.inf, -np.inf, 0
+    try:
+        with path.open("wb") as file:
+            nrrd.begin(file, array.dtype, grid, volumeNode.GetImageData().GetDimensions())
+            for at in slabs(array):
+                if not isInScene(volumeNode):
+                    raise InputError(_("No volume is chosen: load a scan and choose it."))
+                part = array[at]
+                low, high = min(low, float(part.min())), max(high, float(part.max()))
+                if array.dtype.kind == "f":
+                    bad += part.size - int(np.count_nonzero(np.isfinite(part)))
+                file.write(np.ascontiguousarray(part, part.dtype.newbyteorder("<")).data)
+                if at.stop < len(array):
+                    yield
+    except OSError as error:
+        raise InputError(_notWritable(path.parent)) from error
+    imaging.check_intensities(low, high, bad, array.size, name)
+    return path
+
+
+def _gridOf(volumeNode: Any, beside: Any = None) -> sitk.Image:
+    """A small image of the kind and in the own space (LPS, mm) of a volume, or in that of another beside it."""
     if volumeNode.GetImageData() is None or volumeNode.GetImageData().GetNumberOfPoints() == 0:
         raise InputError(_("The volume {name} has no voxels: choose another one.").format(name=volumeNode.GetName()))
     checkTransform(volumeNode)
     array = slicer.util.arrayFromVolume(volumeNode)
-    image = sitk.GetImageFromArray(array, isVector=array.ndim > 3)  # copies
+    small = sitk.GetImageFromArray(np.zeros((2, 2, 2, *array.shape[3:]), array.dtype), isVector=array.ndim > 3)
     toRas = matrixFromVolume(volumeNode)
     if beside is not None and beside.GetParentTransformNode() is not volumeNode.GetParentTransformNode():
         checkTransform(beside)
@@ -52,11 +98,14 @@ def imageFromVolume(volumeNode: Any, beside: Any = None) -> sitk.Image:
         checkAxes(toRas, volumeNode)
     toLps = LPS_RAS @ toRas
     spacing = np.linalg.norm(toLps[:3, :3], axis=0)
-    image.SetSpacing([float(s) for s in spacing])
-    image.SetOrigin([float(v) for v in toLps[:3, 3]])
-    image.SetDirection([float(v) for v in (toLps[:3, :3] / spacing).ravel()])
-    imaging.check_volume(image, name)
-    return image
+    small.SetSpacing([float(s) for s in spacing])
+    small.SetOrigin([float(v) for v in toLps[:3, 3]])
+    small.SetDirection([float(v) for v in (toLps[:3, :3] / spacing).ravel()])
+    return small
+
+
+def _notWritable(folder: Path) -> str:
+    return _("The temporary folder {folder} cannot be written: free some space on that disk.").format(folder=folder)
 
 
 def matrixFromVolume(volumeNode: Any) -> NDArray[np.float64]:
@@ -122,11 +171,7 @@ def writeImage(image: sitk.Image, path: Path) -> Path:
     try:
         sitk.WriteImage(image, str(path), useCompression=False)
     except RuntimeError as error:
-        raise InputError(
-            _("The temporary folder {folder} cannot be written: free some space on that disk.").format(
-                folder=path.parent
-            )
-        ) from error
+        raise InputError(_notWritable(path.parent)) from error
     return path
 
 

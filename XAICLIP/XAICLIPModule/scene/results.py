@@ -7,7 +7,7 @@ a scene that was saved and loaded again shows the same results.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,17 +15,19 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 import slicer
 import vtk
 from numpy.typing import NDArray
 from slicer.i18n import tr as _
+from vtk.util.numpy_support import numpy_to_vtk
 
 from XAICLIPLib.errors import InputError
 from XAICLIPModule.display import saliency_display, tables
 from XAICLIPModule.display.saliency_display import SALIENCY_ATTRIBUTE
-from XAICLIPModule.scene import terminology
+from XAICLIPModule.scene import map_place, nrrd, terminology
+from XAICLIPModule.scene.map_place import Survey
 from XAICLIPModule.scene.nodes import isInScene
+from XAICLIPModule.scene.turns import Work, slabs
 
 RECORD_ATTRIBUTE = "XAICLIP.Record"
 """JSON of the record; a saliency without it is still being computed."""
@@ -109,56 +111,63 @@ def recordOf(saliencyNode: Any) -> dict[str, Any]:
 # --- from files ---
 
 
-def readImage(path: str | Path) -> sitk.Image:
-    """An image that the worker wrote.
-
-    Raises
-    ------
-    InputError
-        It is not there or damaged.
-    """
-    try:
-        return sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        raise InputError(
-            _("The result {file} cannot be read: click Apply to compute it again.").format(file=Path(path).name)
-        ) from error
+def shapeOf(volumeNode: Any) -> tuple[int, ...]:
+    """Voxels of a volume along k, j, i; all 0 where it has none."""
+    image = volumeNode.GetImageData()
+    return tuple(reversed(image.GetDimensions())) if image is not None else (0, 0, 0)
 
 
-def arrayFromFile(path: str | Path, volumeNode: Any) -> NDArray[Any]:
-    """The voxels (k, j, i) of an image that the worker wrote, which lies on the grid of a volume.
+def mappedFor(path: str | Path, volumeNode: Any) -> NDArray[Any]:
+    """The voxels (k, j, i) of a file that the worker wrote, which lies on the grid of a volume.
 
     Raises
     ------
     InputError
         It cannot be read, or the volume was changed meanwhile.
     """
-    image = readImage(path)
-    if image.GetSize() != tuple(volumeNode.GetImageData().GetDimensions()):
+    array = nrrd.mapped(path)
+    if array.shape != shapeOf(volumeNode):
         raise InputError(
             _("The volume {name} was changed during the computation: click Apply to compute it again.").format(
                 name=volumeNode.GetName()
             )
         )
-    return arrayFromImage(image)
-
-
-def arrayFromImage(image: sitk.Image) -> NDArray[Any]:
-    """The voxels (k, j, i) of an image; a copy, which outlives it."""
-    array: NDArray[Any] = sitk.GetArrayFromImage(image)
     return array
 
 
-def saliencyVolume(volumeNode: Any, name: str, array: NDArray[Any]) -> Any:
-    """A new saliency volume, beside the input; without a record it counts as being computed."""
-    node = _volumeLike(volumeNode, name, array, {SALIENCY_ATTRIBUTE: "1"})
+def saliencyVolume(volumeNode: Any, name: str) -> Any:
+    """A new saliency volume of zeros, beside the input; without a record it counts as being computed."""
+    node = _volumeLike(volumeNode, name, {SALIENCY_ATTRIBUTE: "1"})
     node.SetNodeReferenceID(INPUT_ROLE, volumeNode.GetID())
     placeBeside(volumeNode, None, [node])
-    saliency_display.prepare(node)
+    saliency_display.prepare(node, (0.0, 0.0))
     return node
 
 
-def arrayOf(node: Any) -> NDArray[Any] | None:
+def fill(saliencyNode: Any, voxels: NDArray[Any]) -> Work:
+    """Copy the voxels (k, j, i) of a map into its node, and show them as they are then, with their window.
+
+    Raises
+    ------
+    InputError
+        The node left the scene, or was changed.
+    """
+    survey = Survey(voxels.shape)
+    for at in slabs(voxels):
+        target = _arrayOf(saliencyNode)
+        if target is None or target.shape != voxels.shape:
+            raise InputError(_("The map was removed during the computation: click Apply to compute it again."))
+        part = voxels[at]
+        target[at] = part
+        survey.look(part, at)
+        if at.stop < len(voxels):
+            yield
+    slicer.util.arrayFromVolumeModified(saliencyNode)
+    map_place.note(saliencyNode, survey)
+    saliency_display.prepare(saliencyNode, survey.extremes)
+
+
+def _arrayOf(node: Any) -> NDArray[Any] | None:
     """The voxels of a volume that is still in the scene, to be changed in place; else None."""
     if not isInScene(node) or node.GetImageData() is None:
         return None
@@ -168,8 +177,8 @@ def arrayOf(node: Any) -> NDArray[Any] | None:
 
 def load(
     volumeNode: Any, files: Mapping[str, str], record: Mapping[str, Any], name: str, saliencyNode: Any = None
-) -> ExplanationNodes:
-    """Nodes for a finished explanation.
+) -> Work:
+    """Make the nodes of a finished explanation, which are what the work returns (`ExplanationNodes`).
 
     Parameters
     ----------
@@ -187,42 +196,70 @@ def load(
     Raises
     ------
     InputError
-        A file cannot be read, or the volume was changed meanwhile.
+        A file cannot be read, or the volume was changed or removed meanwhile. No node is left of what was begun.
     """
-    arrays = {what: arrayFromFile(files[what], volumeNode) for what in ("saliency", "region", "segmentation")}
-    error = arrayFromFile(files["standard_error"], volumeNode) if "standard_error" in files else None
-    saliency = saliencyNode
-    if saliency is None:
-        saliency = saliencyVolume(volumeNode, name, arrays["saliency"])
-    else:
-        slicer.util.updateVolumeFromArray(saliency, arrays["saliency"].astype(np.float32, copy=False))
-        saliency_display.prepare(saliency)
-    name = saliency.GetName()
-    made = [
-        (SEGMENTATION_ROLE, _segmentation(volumeNode, name, arrays["region"], arrays["segmentation"], record)),
-        (MEASUREMENTS_ROLE, tables.measurementsTable(name, record)),
-    ]
-    structures = tables.structureRows(record)
-    if structures:
-        made.append((STRUCTURES_ROLE, tables.structuresTable(name, structures)))
-    if error is not None:
-        spread = _volumeLike(volumeNode, _("{name} standard error").format(name=name), error)
-        spread.GetDisplayNode().SetWindowLevelMinMax(0, max(float(error.max()), 1e-6))
-        made.append((ERROR_ROLE, spread))
-    for role, node in made:
-        saliency.SetNodeReferenceID(role, node.GetID())
-    _noteProvenance(saliency, record)
-    placeBeside(volumeNode, name, [saliency, *(node for _role, node in made)])
+    read = ("saliency", "region", "segmentation", *(["standard_error"] if "standard_error" in files else []))
+    arrays = {what: mappedFor(files[what], volumeNode) for what in read}
+    made: list[tuple[str, Any]] = []
+    saliency = saliencyNode if isInScene(saliencyNode) else saliencyVolume(volumeNode, name)
+    try:
+        yield from fill(saliency, arrays["saliency"])
+        name = saliency.GetName()
+        labels, target = arrays["segmentation"], record["target"]
+        drawn = target["label"] if isinstance(target["label"], list) else [target["label"]]
+        masks = {
+            TARGET_SEGMENT: (yield from crop(labels, lambda part: _anyOf(part, drawn))),
+            REGION_SEGMENT: (yield from crop(arrays["region"], lambda part: part != 0)),
+        }
+        if not isInScene(volumeNode):
+            raise InputError(_("The volume was removed during the computation: there is no result."))
+        made.append((SEGMENTATION_ROLE, _segmentation(volumeNode, name, masks, record)))
+        made.append((MEASUREMENTS_ROLE, tables.measurementsTable(name, record)))
+        structures = tables.structureRows(record)
+        if structures:
+            made.append((STRUCTURES_ROLE, tables.structuresTable(name, structures)))
+        if "standard_error" in arrays:
+            spread = _volumeLike(volumeNode, _("{name} standard error").format(name=name))
+            made.append((ERROR_ROLE, spread))
+            largest = yield from _copyInto(spread, arrays["standard_error"])
+            spread.GetDisplayNode().SetWindowLevelMinMax(0, max(largest, 1e-6))
+        for role, node in made:
+            saliency.SetNodeReferenceID(role, node.GetID())
+        _noteProvenance(saliency, record)
+        placeBeside(volumeNode, name, [saliency, *(node for _role, node in made)])
+    except BaseException:
+        for node in (*(node for _role, node in made), *([saliency] if saliency is not saliencyNode else [])):
+            if isInScene(node):
+                slicer.mrmlScene.RemoveNode(node)
+        raise
     figure = Path(files["figure"]) if "figure" in files else None
-    found = explanationOf(saliency)
-    assert found is not None
-    return ExplanationNodes(**{**found.__dict__, "figure": figure})
+    nodes = explanationOf(saliency)
+    assert nodes is not None
+    return ExplanationNodes(**{**nodes.__dict__, "figure": figure})
 
 
-def _volumeLike(
-    volumeNode: Any, name: str, array: NDArray[Any], attributes: Mapping[str, str] = MappingProxyType({})
-) -> Any:
-    """A float32 volume in the geometry, and under the transform, of another."""
+def _copyInto(node: Any, voxels: NDArray[Any]) -> Generator[None, None, float]:
+    """Copy voxels into a volume, and return the largest."""
+    largest = 0.0
+    for at in slabs(voxels):
+        target = _arrayOf(node)
+        if target is None:
+            raise InputError(_("The volume was removed during the computation: there is no result."))
+        target[at] = voxels[at]
+        largest = max(largest, float(voxels[at].max()))
+        if at.stop < len(voxels):
+            yield
+    slicer.util.arrayFromVolumeModified(node)
+    return largest
+
+
+def _volumeLike(volumeNode: Any, name: str, attributes: Mapping[str, str] = MappingProxyType({})) -> Any:
+    """A float32 volume of zeros in the geometry, and under the transform, of another."""
+    image = vtk.vtkImageData()
+    image.SetDimensions(volumeNode.GetImageData().GetDimensions())
+    # numpy's zeros take no time, however many: the system gives the memory when it is written to.
+    zeros = np.zeros(image.GetNumberOfPoints(), np.float32)
+    image.GetPointData().SetScalars(numpy_to_vtk(zeros))
     node = slicer.mrmlScene.CreateNodeByClass("vtkMRMLScalarVolumeNode")
     node.UnRegister(None)  # Python holds it from here on
     node.SetName(slicer.mrmlScene.GenerateUniqueName(name))
@@ -232,7 +269,7 @@ def _volumeLike(
     matrix = vtk.vtkMatrix4x4()
     volumeNode.GetIJKToRASMatrix(matrix)
     node.SetIJKToRASMatrix(matrix)
-    slicer.util.updateVolumeFromArray(node, np.ascontiguousarray(array, dtype=np.float32))
+    node.SetAndObserveImageData(image)
     node.SetAndObserveTransformNodeID(volumeNode.GetTransformNodeID())
     # Not CreateDefaultDisplayNodes: it works out a window from the histogram, which takes seconds for a large scan.
     view = slicer.mrmlScene.CreateNodeByClass("vtkMRMLScalarVolumeDisplayNode")
@@ -248,30 +285,90 @@ def _volumeLike(
 # --- segments ---
 
 
-def _segmentation(
-    volumeNode: Any, name: str, region: NDArray[Any], labels: NDArray[Any], record: Mapping[str, Any]
-) -> Any:
-    """Region and target as segments in the geometry of the volume."""
-    target = record["target"]
-    wanted = target["label"] if isinstance(target["label"], list) else [target["label"]]
-    structure = str(target["name"])
-    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", _("{name} segments").format(name=name))
+@dataclass(frozen=True)
+class Crop:
+    """The part of a mask that has something in it.
+
+    Attributes
+    ----------
+    mask
+        uint8 (k, j, i), 1 inside.
+    start
+        Indices (i, j, k) of its first voxel in the whole.
+    """
+
+    mask: NDArray[np.uint8]
+    start: tuple[int, int, int]
+
+
+def crop(array: NDArray[Any], isInside: Callable[[NDArray[Any]], NDArray[np.bool_]]) -> Generator[None, None, Any]:
+    """Find the voxels (k, j, i) of an array for which something holds: a `Crop`, or None where there are none."""
+    planes, columns = np.zeros(len(array), bool), np.zeros(array.shape[1:], bool)
+    for at in slabs(array):
+        inside = isInside(array[at])
+        planes[at] = inside.any(axis=(1, 2))
+        columns |= inside.any(axis=0)
+        if at.stop < len(array):
+            yield
+    if not planes.any():
+        return None
+    k, j, i = (_span(line) for line in (planes, columns.max(axis=1), columns.max(axis=0)))
+    part = array[k, j, i]
+    mask = np.zeros(part.shape, np.uint8)
+    for at in slabs(part):
+        mask[at] = isInside(part[at])
+        if at.stop < len(part):
+            yield
+    return Crop(mask, (i.start, j.start, k.start))
+
+
+def _span(line: NDArray[np.bool_]) -> slice:
+    return slice(int(line.argmax()), len(line) - int(line[::-1].argmax()))
+
+
+def _addSegment(segmentationNode: Any, key: str, name: str, colour: Sequence[float], mask: Any, volumeNode: Any) -> Any:
+    """Add a segment with a `Crop` of a mask on the grid of a volume, or an empty one (None)."""
+    if mask is None:
+        segmentationNode.GetSegmentation().AddEmptySegment(key, name, colour)
+        return segmentationNode.GetSegmentation().GetSegment(key)
+    image = slicer.vtkOrientedImageData()
+    (i, j, k), (depth, height, width) = mask.start, mask.mask.shape
+    image.SetExtent(i, i + width - 1, j, j + height - 1, k, k + depth - 1)
+    image.GetPointData().SetScalars(numpy_to_vtk(mask.mask.ravel()))
+    toRas = vtk.vtkMatrix4x4()
+    volumeNode.GetIJKToRASMatrix(toRas)
+    image.SetImageToWorldMatrix(toRas)
+    segment = slicer.vtkSegment()
+    segment.SetName(name)
+    segment.SetColor(colour)
+    kind = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
+    segment.AddRepresentation(kind, image)
+    segmentationNode.GetSegmentation().AddSegment(segment, key)
+    return segment
+
+
+def _segmentationFor(volumeNode: Any, name: str) -> Any:
+    """A segmentation without segments in the geometry, and under the transform, of a volume."""
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", name)
     node.CreateDefaultDisplayNodes()
     node.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
     node.SetAndObserveTransformNodeID(volumeNode.GetTransformNodeID())
+    return node
+
+
+def _segmentation(volumeNode: Any, name: str, masks: Mapping[str, Any], record: Mapping[str, Any]) -> Any:
+    """Region and target as segments in the geometry of the volume."""
+    structure = str(record["target"]["name"])
+    node = _segmentationFor(volumeNode, _("{name} segments").format(name=name))
     segments = (
-        (TARGET_SEGMENT, _("{structure} (predicted)"), _anyOf(labels, wanted), TARGET_COLOUR),
-        (REGION_SEGMENT, _('region of "{structure}"'), region != 0, REGION_COLOUR),
+        (TARGET_SEGMENT, _("{structure} (predicted)").format(structure=structure), TARGET_COLOUR),
+        (REGION_SEGMENT, _('region of "{structure}"').format(structure=record["prompt"]), REGION_COLOUR),
     )
-    for key, title, mask, colour in segments:
-        title = title.format(structure=record["prompt"] if key == REGION_SEGMENT else structure)
-        node.GetSegmentation().AddEmptySegment(key, title, colour)
-        segment = node.GetSegmentation().GetSegment(key)
-        code = terminology.entry(structure)
+    code = terminology.entry(structure)
+    for key, title, colour in segments:
+        segment = _addSegment(node, key, title, colour, masks[key], volumeNode)
         if code:
             segment.SetTag(segment.GetTerminologyEntryTagName(), code)
-        if mask.any():
-            slicer.util.updateSegmentBinaryLabelmapFromArray(mask.astype(np.uint8), node, key, volumeNode)
     view = node.GetDisplayNode()
     view.SetOpacity2DFill(0.0)  # outlines: fills would hide the map
     view.SetSegmentVisibility3D(REGION_SEGMENT, False)
@@ -279,33 +376,30 @@ def _segmentation(
     return node
 
 
-def _anyOf(labels: NDArray[Any], wanted: list[int]) -> NDArray[np.bool_]:
-    mask: NDArray[np.bool_] = labels == wanted[0] if len(wanted) == 1 else np.isin(labels, wanted)
+def _anyOf(labels: NDArray[Any], drawn: list[int]) -> NDArray[np.bool_]:
+    mask: NDArray[np.bool_] = labels == drawn[0] if len(drawn) == 1 else np.isin(labels, drawn)
     return mask
 
 
-def regionSegmentation(volumeNode: Any, prompt: str, region: NDArray[Any]) -> Any:
-    """A region that was looked for alone, as a segment that the user can edit and then explain within.
+def loadRegion(volumeNode: Any, prompt: str, path: str) -> Work:
+    """Make a segment of a region that was looked for alone, which the user can edit and then explain within.
 
     Raises
     ------
     InputError
-        The region is empty.
+        The region is empty or cannot be read, or the volume was changed or removed meanwhile.
     """
-    if not region.any():
+    mask = yield from crop(mappedFor(path, volumeNode), lambda part: part != 0)
+    if not isInScene(volumeNode):
+        raise InputError(_("The volume was removed during the computation: there is no result."))
+    if mask is None:
         raise InputError(
             _(
                 '"{prompt}" was not found in the volume {name}: lower the threshold, or draw the region yourself.'
             ).format(prompt=prompt, name=volumeNode.GetName())
         )
-    title = _('Region of "{prompt}"').format(prompt=prompt)
-    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", title)
-    node.CreateDefaultDisplayNodes()
-    node.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
-    node.SetAndObserveTransformNodeID(volumeNode.GetTransformNodeID())
-    node.GetSegmentation().AddEmptySegment(REGION_SEGMENT, prompt, REGION_COLOUR)
-    mask = (region != 0).astype(np.uint8)
-    slicer.util.updateSegmentBinaryLabelmapFromArray(mask, node, REGION_SEGMENT, volumeNode)
+    node = _segmentationFor(volumeNode, _('Region of "{prompt}"').format(prompt=prompt))
+    _addSegment(node, REGION_SEGMENT, prompt, REGION_COLOUR, mask, volumeNode)
     placeBeside(volumeNode, None, [node])
     return node
 

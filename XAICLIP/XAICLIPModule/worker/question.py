@@ -14,6 +14,7 @@ from slicer.i18n import tr as _
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.explainers import methods
 from XAICLIPModule.scene import export
+from XAICLIPModule.scene.turns import Work
 
 
 @dataclass(frozen=True)
@@ -115,15 +116,15 @@ class Question:
         parts = (self.volumeNode.GetName(), self.prompt.strip(), self.method or next(iter(methods.METHODS)))
         return " – ".join(parts)
 
-    def localizeRequest(self, folder: Path) -> dict[str, Any]:
-        """The fields of a ``localize`` request; the volume is written into the folder.
+    def localizeRequest(self, folder: Path) -> Work:
+        """Make the fields of a ``localize`` request; the volume is written into the folder.
 
         Raises
         ------
         InputError
             The volume cannot be used or written.
         """
-        volume = export.writeImage(export.imageFromVolume(self.volumeNode), folder / "volume.nrrd")
+        volume = yield from export.writeVolume(self.volumeNode, folder / "volume.nrrd")
         return {
             "volume": str(volume),
             "prompt": self.prompt.strip(),
@@ -134,18 +135,18 @@ class Question:
             "device": self.device,
         }
 
-    def explainRequest(self, folder: Path) -> dict[str, Any]:
-        """The fields of an ``explain`` request; volume and masks are written into the folder, and so will results be.
+    def explainRequest(self, folder: Path) -> Work:
+        """Make the fields of an ``explain`` request; volume and masks are written into the folder, and so results.
 
         Raises
         ------
         InputError
             The volume or what is drawn cannot be used or written.
         """
-        further = [
-            str(export.writeImage(export.imageFromVolume(node, self.volumeNode), folder / f"volume-{number}.nrrd"))
-            for number, node in enumerate(self.furtherVolumeNodes, 2)
-        ]
+        further = []
+        for number, node in enumerate(self.furtherVolumeNodes, 2):
+            path = yield from export.writeVolume(node, folder / f"volume-{number}.nrrd", self.volumeNode)
+            further.append(str(path))
         region, target = self.region, self.target
         asked: dict[str, Any] = {"region": region}
         if not isinstance(region, str):
@@ -154,8 +155,9 @@ class Question:
             asked["target"] = {"structure": target}
         elif target is not None:
             asked["target"] = {"mask": str(export.writeImage(target.mask(self.volumeNode), folder / "target.nrrd"))}
+        volume = yield from self.localizeRequest(folder)
         return {
-            **self.localizeRequest(folder),
+            **volume,
             **asked,
             "further_volumes": further or None,
             "output": str(folder / "results"),

@@ -11,6 +11,7 @@ from slicer.i18n import tr as _
 from XAICLIPLib.errors import InputError
 from XAICLIPModule.scene import export, saving
 from XAICLIPModule.scene.results import ExplanationNodes
+from XAICLIPModule.scene.turns import Work
 
 ENDINGS = (".html", ".pdf")
 
@@ -38,8 +39,8 @@ class ReportQuestion:
         if self.output.suffix.lower() not in ENDINGS:
             raise InputError(_("A report is an .html or a .pdf file: give the name one of these endings."))
 
-    def reportRequest(self, folder: Path) -> dict[str, Any]:
-        """The fields of a ``report`` request; explanation and scan are written into the folder.
+    def reportRequest(self, folder: Path) -> Work:
+        """Make the fields of a ``report`` request; explanation and scan are written into the folder.
 
         Raises
         ------
@@ -51,6 +52,6 @@ class ReportQuestion:
         saving.save(self.nodes, saved)
         asked = {"folder": str(saved), "output": str(self.output)}
         if self.volumeNode is not None:
-            image = export.imageFromVolume(self.volumeNode)
-            asked["volume"] = str(export.writeImage(image, folder / "volume.nrrd"))
+            volume = yield from export.writeVolume(self.volumeNode, folder / "volume.nrrd")
+            asked["volume"] = str(volume)
         return asked
