@@ -350,6 +350,12 @@ def test_a_layout_brings_the_nodes_of_its_views(slicer: Any, layout_manager: Any
 
     choose()
     layout_manager.setLayout(wanted)
+    red = layout_manager.sliceWidget("Red").mrmlSliceNode()
+    assert red.IsMappedInLayout()
+    layout_manager.setLayout(slicer.vtkMRMLLayoutNode.SlicerLayoutOneUpGreenSliceView)
+    assert not red.IsMappedInLayout()
+    layout_manager.setLayout(wanted)
+    del heard[:2]
     assert (layout_manager.layout, heard) == (wanted, [wanted])
     (view,) = slicer.util.getNodesByClass("vtkMRMLTableViewNode")
     (plot,) = slicer.util.getNodesByClass("vtkMRMLPlotViewNode")

@@ -93,6 +93,54 @@ def test_jump_goes_to_the_most_salient_place(run: Any, ui: Any, layout_manager: 
         assert view.GetSliceToRAS().GetElement(axis, 3) == pytest.approx(wanted[axis], abs=0.01)
 
 
+def offset(layout_manager: Any, name: str, axis: int) -> float:
+    return float(layout_manager.sliceWidget(name).mrmlSliceNode().GetSliceToRAS().GetElement(axis, 3))
+
+
+@pytest.mark.parametrize("estimates", [True, False])
+def test_views_that_show_nothing_of_a_new_map_move_to_it(
+    panel: Any, ui: Any, session: Any, volume: Any, layout_manager: Any, slicer_host: Any, estimates: bool
+) -> None:
+    from XAICLIPModule.display import surfaces
+    from XAICLIPModule.worker.question import Question
+
+    def explain() -> Any:
+        slicer_host.vtkMRMLSliceNode.JumpAllSlices(slicer_host.mrmlScene, 500, 500, 500)
+        panel.logic.startExplaining(Question(volume, "liver"))
+        if estimates:
+            session.estimate(volume)
+            first = offset(layout_manager, "Red", 2)
+        session.explain(volume)
+        if estimates:
+            assert offset(layout_manager, "Red", 2) == first, "once, when the first map appears"
+        return surfaces.mostSalientPoint(ui.resultSelector.currentNode())
+
+    assert ui.followCheckBox.checked
+    peak = explain()
+    for name, axis in (("Red", 2), ("Green", 1), ("Yellow", 0)):
+        assert offset(layout_manager, name, axis) == pytest.approx(peak[axis], abs=0.01)
+    ui.followCheckBox.setChecked(False)
+    explain()
+    assert offset(layout_manager, "Red", 2) == pytest.approx(500)
+    import qt
+
+    assert slicer_host.util.toBool(qt.QSettings().value("XAICLIP/MoveViewsToMap")) is False
+
+
+def test_views_stay_where_one_of_them_shows_the_map(
+    panel: Any, ui: Any, session: Any, volume: Any, layout_manager: Any, slicer_host: Any
+) -> None:
+    from XAICLIPModule.scene import export
+    from XAICLIPModule.worker.question import Question
+
+    place = (export.worldFromVolume(volume) @ (8, 7, 6, 1))[:3]
+    slicer_host.vtkMRMLSliceNode.JumpAllSlices(slicer_host.mrmlScene, *place, 1)
+    layout_manager.sliceWidget("Red").sliceLogic().SetSliceOffset(500)
+    panel.logic.startExplaining(Question(volume, "liver"))
+    session.explain(volume)
+    assert offset(layout_manager, "Red", 2) == pytest.approx(500)
+
+
 def test_measurements_are_read_at_a_glance(run: Any, ui: Any) -> None:
     run()
     table = ui.measurementsTable

@@ -124,6 +124,9 @@ class qSlicerLayoutManager(QObject):
         node = self._layout_logic.GetLayoutNode()
         if node.GetViewArrangement() != layout:
             node.SetViewArrangement(layout)
+            description = node.GetLayoutDescription(layout)
+            for name, widget in self._widgets.items():
+                widget.mrmlSliceNode().SetMappedInLayout(f'singletontag="{name}"' in description)
             self.layoutChanged(layout)
 
     layout = QtCore.Property(int, lambda self: self._layout_logic.GetLayoutNode().GetViewArrangement(), setLayout)

@@ -26,7 +26,7 @@ from XAICLIPModule.scene import removal, results
 from XAICLIPModule.scene.developing_map import DevelopingMap
 from XAICLIPModule.scene.nodes import isInScene
 from XAICLIPModule.scene.results import ExplanationNodes
-from XAICLIPModule.scene.turns import SLAB_BYTES, Turns, Work
+from XAICLIPModule.scene.turns import Turns, Work, isLarge
 from XAICLIPModule.worker.question import Box, Drawn, Question, Segment
 from XAICLIPModule.worker.report_question import ReportQuestion
 from XAICLIPModule.worker.signals import Signal
@@ -443,7 +443,7 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
         assert run.folder is not None
         # Large files take a while to delete: one in each turn. The rest is for `_end`.
         for path in (run.folder / "volume.nrrd", *(Path(reply.files[name]) for name in ("saliency", "region"))):
-            if path.is_file() and path.stat().st_size > SLAB_BYTES and path.is_relative_to(run.folder):
+            if path.is_file() and isLarge(path.stat().st_size) and path.is_relative_to(run.folder):
                 yield
                 path.unlink(missing_ok=True)
         return self.finished, (nodes,)

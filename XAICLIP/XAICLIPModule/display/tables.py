@@ -9,20 +9,22 @@ import slicer
 import vtk
 from slicer.i18n import tr as _
 
-NUMBERS: dict[str, tuple[str, str]] = {
-    "score_unperturbed": ("Score of the undisturbed network", "{:.3f}"),
-    "target_volume_ml": ("Volume of the target", "{:.1f} ml"),
-    "largest_score_lost": ("Largest score lost", "{:.4f}"),
-    "smallest_score_lost": ("Smallest score lost (below 0: hiding helped)", "{:.4f}"),
-    "effect_inside_target": ("Share of the effect inside the target", "{:.1%}"),
-    "effect_inside_target_if_uniform": ("The same share, were the map uniform", "{:.1%}"),
-    "probed_volume_ml": ("Volume that was tried", "{:.0f} ml"),
-    "perturbations": ("Perturbations computed", "{:.0f}"),
-    "perturbations_planned": ("Perturbations planned", "{:.0f}"),
-    "patches_computed": ("Network patches computed", "{:.0f}"),
-    "patches_full_inference_would_compute": ("Patches that full inference would compute", "{:.0f}"),
-}
-"""Measurements that have a name of their own in the table; others appear under the name that the record gives them."""
+
+def numbers() -> dict[str, tuple[str, str]]:
+    """Name and format of the measurements that have a name of their own; others go by the record's."""
+    return {
+        "score_unperturbed": (_("Score of the undisturbed network"), "{:.3f}"),
+        "target_volume_ml": (_("Volume of the target"), "{:.1f} ml"),
+        "largest_score_lost": (_("Largest score lost"), "{:.4f}"),
+        "smallest_score_lost": (_("Smallest score lost (below 0: hiding helped)"), "{:.4f}"),
+        "effect_inside_target": (_("Share of the effect inside the target"), "{:.1%}"),
+        "effect_inside_target_if_uniform": (_("The same share, were the map uniform"), "{:.1%}"),
+        "probed_volume_ml": (_("Volume that was tried"), "{:.0f} ml"),
+        "perturbations": (_("Perturbations computed"), "{:.0f}"),
+        "perturbations_planned": (_("Perturbations planned"), "{:.0f}"),
+        "patches_computed": (_("Network patches computed"), "{:.0f}"),
+        "patches_full_inference_would_compute": (_("Patches that full inference would compute"), "{:.0f}"),
+    }
 
 
 def measurementsTable(name: str, record: Mapping[str, Any]) -> Any:
@@ -42,16 +44,27 @@ def rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     agreement = record["region"].get("agreement_with_prediction") or {}
     if agreement.get("dice") is not None:
         found.append((_("Overlap of region and prediction (Dice)"), f"{agreement['dice']:.2f}"))
+    named = numbers()
     for key, value in record["measurements"].items():
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            title, form = NUMBERS.get(key, (key.replace("_", " "), "{:g}"))
-            found.append((_(title), form.format(value)))
+            title, form = named.get(key, (key.replace("_", " "), "{:g}"))
+            found.append((title, form.format(value)))
     return found
 
 
 def structureRows(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The structures that a method weighed, most important first; empty for methods that weigh places."""
-    return [row for row in record["measurements"].get("structures") or [] if row.get("score_lost") is not None]
+    rows = record["measurements"].get("structures")
+    return [row for row in rows if _isWeighed(row)] if isinstance(rows, list) else []
+
+
+def _isWeighed(row: Any) -> bool:
+    """Whether a record of elsewhere has numbers where there should be some."""
+    return (
+        isinstance(row, dict)
+        and isinstance(row.get("score_lost"), (int, float))
+        and all(isinstance(row.get(key) or 0, (int, float)) for key in ("volume_ml", "share"))
+    )
 
 
 def structuresTable(name: str, structures: Iterable[Mapping[str, Any]]) -> Any:

@@ -16,7 +16,7 @@ from XAICLIPLib.explainers import methods
 from XAICLIPLib.scoring import options
 from XAICLIPLib.worker import protocol
 from XAICLIPModule.display.saliency_display import SALIENCY_ATTRIBUTE
-from XAICLIPModule.panel import further_images
+from XAICLIPModule.panel import further_images, method_words
 from XAICLIPModule.panel.further_images import FurtherImages
 from XAICLIPModule.panel.installation_panel import InstallationPanel
 from XAICLIPModule.panel.method_form import MethodForm
@@ -95,7 +95,7 @@ class Choices(VTKObservationMixin):
 
     def _fillChoices(self) -> None:
         ui = self.ui
-        _fill(ui.methodComboBox, [(name, name) for name in methods.METHODS])
+        _fill(ui.methodComboBox, [(method_words.name(name), name) for name in methods.METHODS])
         _fill(ui.scoreComboBox, [(score, score) for score in options.SCORES])
         _fill(ui.baselineComboBox, [(baseline, baseline) for baseline in options.BASELINES])
         _fill(ui.modalityComboBox, [(_("Guessed from its intensities"), ""), ("CT", "CT"), ("MR", "MR")])
@@ -246,7 +246,7 @@ class Choices(VTKObservationMixin):
 
     def _showMethod(self) -> None:
         description = methods.describe()[self.ui.methodComboBox.currentData]
-        self.ui.methodSummaryLabel.setText(description["summary"])
+        self.ui.methodSummaryLabel.setText(method_words.translated(description["summary"]))
         name = self.ui.methodComboBox.currentData
         values = self._allMethodParameters().get(name, {})
         if (name, values) != self._shownMethod:

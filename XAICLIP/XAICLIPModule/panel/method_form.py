@@ -8,6 +8,8 @@ from typing import Any
 import qt
 from slicer.i18n import tr as _
 
+from XAICLIPModule.panel.method_words import translated
+
 AUTOMATIC = -1.0
 """What a spin box holds, and shows as "automatic", where the method works a parameter out: no parameter is negative."""
 
@@ -116,8 +118,8 @@ def _read(parameter: Mapping[str, Any], widget: Any) -> Any:
 
 def _title(parameter: Mapping[str, Any]) -> str:
     name = parameter["name"].removesuffix("_mm").replace("_", " ")
-    return f"{name[:1].upper()}{name[1:]}" + ("" if parameter["type"] == "flag" else ":")
+    return translated(f"{name[:1].upper()}{name[1:]}") + ("" if parameter["type"] == "flag" else ":")
 
 
 def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}."
+    return translated(f"{text[:1].upper()}{text[1:]}.")

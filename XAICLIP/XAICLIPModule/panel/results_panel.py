@@ -24,6 +24,8 @@ from XAICLIPModule.scene.nodes import isInScene
 from XAICLIPModule.scene.results import SURFACE_ROLE, ExplanationNodes
 
 FOLLOW_SETTING = "XAICLIP/MoveViewsToMap"
+ROW_HEIGHT = 22
+"""Of the tables, in pixels: Qt's own leaves room for an editor that these do not have."""
 
 
 class ResultsPanel(VTKObservationMixin):
@@ -53,6 +55,8 @@ class ResultsPanel(VTKObservationMixin):
         ui.structuresTable.setHorizontalHeaderLabels([_("Structure that was removed"), _("Score lost")])
         ui.structuresTable.horizontalHeader().setStretchLastSection(True)
         ui.structuresTable.verticalHeader().setVisible(False)
+        for table in (ui.measurementsTable, ui.structuresTable):
+            table.verticalHeader().setDefaultSectionSize(ROW_HEIGHT)
         self._connect()
         self._show()
 
@@ -177,7 +181,8 @@ class ResultsPanel(VTKObservationMixin):
         table.resizeColumnsToContents()
         structures_bars.show(ui.structuresTable, tables.structureRows(record) if record else [])
         passed = passedChecks(record)
-        ui.resultSummaryLabel.setText(summary(record) if record else "")
+        developing = _("This map is still being computed, and will change.") if self._node is not None else ""
+        ui.resultSummaryLabel.setText(summary(record) if record else developing)
         ui.resultWarningsLabel.setText("\n".join(warnings(record)))
         ui.checksLabel.setText("\n".join(passed))
         ui.checksButton.setText(
@@ -192,7 +197,8 @@ class ResultsPanel(VTKObservationMixin):
             return
         for label in (ui.resultSummaryLabel, ui.resultWarningsLabel):
             label.setVisible(bool(label.text))
-        ui.structuresTable.setVisible(ui.structuresTable.rowCount > 0)
+        for table in (ui.measurementsTable, ui.structuresTable):
+            table.setVisible(table.rowCount > 0)
         ui.checksButton.setVisible(bool(ui.checksLabel.text))
         ui.checksButton.setArrowType(qt.Qt.DownArrow if ui.checksButton.checked else qt.Qt.RightArrow)
         ui.checksLabel.setVisible(ui.checksButton.checked and bool(ui.checksLabel.text))

@@ -81,6 +81,11 @@ def slabs(array: NDArray[Any]) -> Iterator[slice]:
         yield slice(start, min(start + count, len(array)))
 
 
+def isLarge(size: int) -> bool:
+    """Whether this many bytes take a while to work on."""
+    return size > SLAB_BYTES
+
+
 def wholly(work: Work) -> Any:
     """What comes of work that is done without a pause."""
     try:
