@@ -11,7 +11,16 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).resolve().parent
-BENCHMARKS = ("models.py", "incremental.py", "explainers.py", "peers.py", "scaling.py", "devices.py", "panel.py")
+BENCHMARKS = (
+    "models.py",
+    "incremental.py",
+    "explainers.py",
+    "peers.py",
+    "scaling.py",
+    "devices.py",
+    "panel.py",
+    "panel_large.py",
+)
 
 
 def machine() -> str:

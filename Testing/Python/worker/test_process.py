@@ -279,6 +279,7 @@ def test_explain_writes_a_map_in_the_geometry_of_the_scan_and_tells_how_far_it_i
     files = {name: Path(path) for name, path in end["files"].items()}
     assert {path.parent.name for path in files.values()} == {"out"}
     assert {"saliency", "region", "segmentation", "explanation", "figure"} <= set(files)
+    assert b"encoding: gzip" in files["saliency"].read_bytes()[:1000], "in a folder of the client's choice"
     volume, saliency = sitk.ReadImage(scan["volume"]), sitk.ReadImage(str(files["saliency"]))
     assert saliency.GetSize() == volume.GetSize()
     np.testing.assert_allclose(saliency.GetOrigin(), volume.GetOrigin())

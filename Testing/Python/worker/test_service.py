@@ -110,10 +110,10 @@ class Found:
     complete: bool = True
     record: dict[str, Any] = field(default_factory=lambda: {"models": {"segmenter": {"licence": "unknown"}}})
 
-    def save(self, folder: Path) -> dict[str, Path]:
+    def save(self, folder: Path, compress: bool = True) -> dict[str, Path]:
         path = folder / "explanation.json"
         path.write_text(json.dumps(self.record), encoding="utf-8")
-        return {"explanation": path}
+        return {"explanation": path, "compressed" if compress else "plain": path}
 
 
 @pytest.fixture
@@ -141,6 +141,15 @@ def test_what_a_request_leaves_out_is_for_the_library_to_choose(asked: list[dict
     assert (call["image"], call["prompt"], call["on_estimate"]) == (["v.nrrd"], "liver", None)
     assert reply.record == {"models": {"segmenter": {"licence": "Apache-2.0"}}}, "the default network's"
     assert Path(reply.files["explanation"]).parent.parent == tmp_path
+
+
+def test_results_in_the_private_folder_need_no_unpacking(asked: list[dict[str, Any]], tmp_path: Path) -> None:
+    private = tmp_path / "private"
+    private.mkdir()
+    for output, kind in ((None, "plain"), (private / "run-1" / "results", "plain"), (tmp_path / "mine", "compressed")):
+        given = {} if output is None else {"output": str(output)}
+        reply = ask(private, Explain(id=1, volume="v.nrrd", prompt="liver", **given))
+        assert kind in reply.files, output
 
 
 def test_what_a_request_gives_reaches_the_library_under_its_name(

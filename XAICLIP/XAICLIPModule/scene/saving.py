@@ -20,11 +20,12 @@ from XAICLIPModule.scene import export, results
 from XAICLIPModule.scene.results import ExplanationNodes
 
 
-def save(nodes: ExplanationNodes, folder: Path) -> list[Path]:
+def save(nodes: ExplanationNodes, folder: Path, compress: bool = True) -> list[Path]:
     """Write saliency, region, target, measurements and record of a run into a folder, all or nothing.
 
     The volumes lie in the scan's own space, without its transform, so that they fit the file it came from.
-    ``figure.png`` is written while the worker's picture is at hand, which a scene does not keep.
+    ``figure.png`` is written while the worker's picture is at hand, which a scene does not keep. Without ``compress``
+    the volumes are larger, and written much faster.
 
     Returns
     -------
@@ -37,19 +38,19 @@ def save(nodes: ExplanationNodes, folder: Path) -> list[Path]:
         The folder cannot be written, or holds a file of one of these names that was not written so.
     """
     with output_folder.replaced(folder) as new:
-        return [folder / path.name for path in _write(nodes, new)]
+        return [folder / path.name for path in _write(nodes, new, compress)]
 
 
-def _write(nodes: ExplanationNodes, folder: Path) -> list[Path]:
+def _write(nodes: ExplanationNodes, folder: Path, compress: bool) -> list[Path]:
     """Write all files into an empty folder, the record last."""
-    written = [_saveSaliency(nodes, folder)]
+    written = [_saveSaliency(nodes, folder, compress)]
     for segment in (results.REGION_SEGMENT, results.TARGET_SEGMENT):
         if nodes.segmentation is not None and nodes.segmentation.GetSegmentation().GetSegment(segment):
             try:
                 mask = export.maskFromSegment(nodes.segmentation, segment, nodes.saliency)
             except InputError:
                 continue  # an empty region is no file
-            written.append(imaging.write_volume(mask, folder / f"{segment}.nrrd"))
+            written.append(imaging.write_volume(mask, folder / f"{segment}.nrrd", compress))
     try:
         for node, name in ((nodes.measurements, "measurements"), (nodes.structures, "structures")):
             if node is not None:
@@ -68,10 +69,10 @@ def _write(nodes: ExplanationNodes, folder: Path) -> list[Path]:
     return written
 
 
-def _saveSaliency(nodes: ExplanationNodes, folder: Path) -> Path:
+def _saveSaliency(nodes: ExplanationNodes, folder: Path, compress: bool) -> Path:
     image = sitk.GetImageFromArray(slicer.util.arrayFromVolume(nodes.saliency))
     image.CopyInformation(export.grid(nodes.saliency))
-    return imaging.write_volume(image, folder / "saliency.nrrd")
+    return imaging.write_volume(image, folder / "saliency.nrrd", compress)
 
 
 def _saveTable(tableNode: object, path: Path) -> Path:

@@ -49,7 +49,7 @@ class ReportQuestion:
         """
         saved = folder / "explanation"
         saved.mkdir()
-        saving.save(self.nodes, saved)
+        saving.save(self.nodes, saved, compress=False)
         asked = {"folder": str(saved), "output": str(self.output)}
         if self.volumeNode is not None:
             volume = yield from export.writeVolume(self.volumeNode, folder / "volume.nrrd")
