@@ -38,7 +38,7 @@ def sentences() -> tuple[str, ...]:
         _("Exhaustive"),
         _("Evaluate every cube, also where a coarse grid already tells enough."),
         _("Tolerance"),
-        _("Look no closer when cubes lose what was expected, to this share of the largest effect."),
+        _("Look no closer when cubes lose what was expected, to this share of the largest effect; 0: every cube."),
         # rise
         _("Hide random smooth patterns, and work out from all of them what each place contributes."),
         _("Cell"),
@@ -64,9 +64,14 @@ def sentences() -> tuple[str, ...]:
         _("Remove each structure that the network segments, and the rest of the body, in turn."),
         _("Pairs"),
         _("Also remove every two of this many most important structures together."),
+        # owen-gradients
+        _("What the network needs around the organ and which part of the organ it needs, told apart, by gradients."),
+        _("Detail"),
+        _("Edge of the cube over which a place's credit is summed."),
+        _("Steps"),
+        _("Points on each of the four ways."),
         # integrated-gradients
         _("For comparison: gradients of the score along the way from the baseline to the scan."),
-        _("Steps"),
         _("Points on the way."),
         # seg-grad-cam
         _("For comparison: feature maps of a layer, weighted by the gradient of the score."),
