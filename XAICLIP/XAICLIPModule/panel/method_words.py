@@ -18,6 +18,7 @@ def name(method: str) -> str:
         "structures": _("Structures"),
         "integrated-gradients": _("Integrated gradients"),
         "seg-grad-cam": _("Seg-Grad-CAM"),
+        "owen-gradients": _("Owen gradients"),
     }.get(method, method)
 
 
