@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from XAICLIPLib.errors import InputError
@@ -29,12 +29,21 @@ from XAICLIPLib.system.lazy import lazy
 if TYPE_CHECKING:
     import numpy as np
     import torch
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from XAICLIPLib.explainers.setting import Setting
     from XAICLIPLib.scoring.scorer import Scorer
 else:
     np, torch = lazy("numpy"), lazy("torch")
+
+LARGEST_SCALE = 4.0
+"""What a way gains is known from its two ends. Where its gradients add up to less than a quarter of it, or to more than
+four times as much, they say too little to be scaled to it."""
+
+EVEN = 0.5
+"""Share of the organ's credit that is spread evenly over it. Within an organ gradients are noisy, and by the other half
+every part of it draws itself; what this is worth is measured in Testing/benchmarks/EXPLAINERS.md."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,7 @@ class OwenGradients(Method):
     )
 
     detail_mm: float = parameter(12.0, "edge of the cube over which a place's credit is summed", 1, 100, "mm")
-    steps: int = parameter(5, "points on each of the four ways", 2, 100)
+    steps: int = parameter(6, "points on the two ways beside the rest of the scan; those without it have fewer", 2, 100)
 
     @property
     def reach_mm(self) -> float:
@@ -73,7 +82,7 @@ def owen_gradients(
     spacing_mm: Sequence[float],
     *,
     detail_mm: float = 12.0,
-    steps: int = 5,
+    steps: int = 6,
 ) -> Iterator[Estimate]:
     """Gradients of the score along four ways; the saliency of a place is the credit of the cube around it.
 
@@ -94,7 +103,8 @@ def owen_gradients(
         Edge of the cube whose credit is summed for its middle voxel: single voxels of a gradient are noise. Organ and
         context are summed apart, so that neither bleeds into the other.
     steps
-        Points on each way.
+        Points on each of the two ways beside the rest; the two without it, where the network draws next to nothing,
+        have half of them, at least 2.
 
     Raises
     ------
@@ -103,9 +113,10 @@ def owen_gradients(
 
     Notes
     -----
-    The findings are ``credit_of_organ`` and ``credit_of_context``, which add up to ``score_change`` (of the volume over
-    the baseline) but for ``completeness_gap``; and ``organ_alone``, ``context_alone``: the score where only that is
-    shown.
+    What each way gains is known exactly from the scores at its two ends, and its credit is scaled to that: the score of
+    a network often jumps between two points. The findings are ``credit_of_organ`` and ``credit_of_context``, which add up
+    to ``score_change`` (of the volume over the baseline) where all ways could be scaled; ``completeness_gap``, how far
+    they are from it before scaling; and ``organ_alone`` and ``context_alone``: the score where only that is shown.
     """
     if not isinstance(scorer.baseline, torch.Tensor):
         raise InputError(
@@ -121,24 +132,60 @@ def owen_gradients(
         name: scorer.differentiable_score(torch.where(shown, scorer.volume, baseline))
         for name, shown in {"organ": organ, "context": context, "nothing": ~(organ | context)}.items()
     }
-    nodes, weights = np.polynomial.legendre.leggauss(steps)
-    # What is shown step by step, and what beside it all the while.
-    ways = ((context, organ), (organ, context), (context, nothing), (organ, nothing))
-    running = _OwenMap(torch.zeros_like(difference[0]), organ, context, in_voxels(detail_mm, spacing_mm), scores)
-    running.scores["all"] = scorer.differentiable_score()
-    planned = steps * len(ways)
-    # From the middle of each way outwards, one way after the other, so that a running estimate knows something of all.
-    for done, (point, way) in enumerate(
-        ((p, w) for p in np.argsort(np.abs(nodes), kind="stable") for w in range(len(ways))), 1
-    ):
-        moving, beside = ways[way]
-        at = float(nodes[point] + 1) / 2
+    scores["all"] = scorer.differentiable_score()
+    # What is shown step by step, what beside it all the while, at how many points, and what that gains.
+    few = max(2, steps // 2)
+    ways = (
+        (context, organ, steps, scores["all"] - scores["organ"]),
+        (organ, context, steps, scores["all"] - scores["context"]),
+        (context, nothing, few, scores["context"] - scores["nothing"]),
+        (organ, nothing, few, scores["organ"] - scores["nothing"]),
+    )
+    points = [
+        (abs(node), way, float(node + 1) / 2, float(weight) / 2)
+        for way, (_, _, count, _) in enumerate(ways)
+        for node, weight in zip(*np.polynomial.legendre.leggauss(count), strict=True)
+    ]
+    credits = [_Way(torch.zeros_like(difference[0]), gain) for *_, gain in ways]
+    running = _OwenMap(organ, context, credits, in_voxels(detail_mm, spacing_mm), scores)
+    # From the middle of each way outwards, so that a running estimate knows something of all.
+    for done, (_, way, at, weight) in enumerate(sorted(points), 1):
+        moving, beside, _, _ = ways[way]
         volume = baseline + difference * (at * moving + beside.to(difference.dtype))
         volume = torch.where(organ | context, volume, scorer.volume)
-        gradient = scorer.gradient(volume)
-        running.credit += float(weights[point]) / 2 * (gradient * difference * moving).sum(0) / 2
-        running.weight[way] += float(weights[point]) / 2
-        yield Estimate(done, planned, running)
+        credits[way].credit += weight * (scorer.gradient(volume) * difference * moving).sum(0)
+        credits[way].covered += weight
+        yield Estimate(done, len(points), running)
+
+
+@dataclass
+class _Way:
+    """One way from hidden to shown.
+
+    Attributes
+    ----------
+    credit
+        (X, Y, Z): what its gradients so far give each voxel.
+    gain
+        What it gains in all, from its two ends.
+    covered
+        How much of it was covered, from 0 to 1.
+    """
+
+    credit: Tensor
+    gain: float
+    covered: float = 0.0
+
+    def total(self) -> float:
+        """What its gradients add up to, as of the whole way."""
+        return float(self.credit.sum(dtype=torch.float64)) / self.covered if self.covered else 0.0
+
+    def scaled(self) -> Tensor:
+        """(X, Y, Z): the credit, scaled to the gain where it is near enough."""
+        total = self.total()
+        factor = self.gain / total if total else 0.0
+        factor = factor if 1 / LARGEST_SCALE <= factor <= LARGEST_SCALE else 1.0
+        return self.credit * (factor / max(self.covered, 1e-12))
 
 
 @dataclass
@@ -147,60 +194,56 @@ class _OwenMap(RunningMap):
 
     Attributes
     ----------
-    credit
-        (X, Y, Z): of each voxel.
     organ, context
         (X, Y, Z) bool: the unions.
+    ways
+        Context beside the organ, organ within the context, context alone, organ alone.
     cube
         Voxels along each axis over which credit is summed.
     scores
         Where only the organ, only the context, all or nothing is shown.
-    weight
-        How much of each way was covered, by its number.
     """
 
-    credit: Tensor
     organ: Tensor
     context: Tensor
+    ways: list[_Way]
     cube: tuple[int, ...]
     scores: dict[str, float]
-    weight: dict[int, float] = field(default_factory=lambda: dict.fromkeys(range(4), 0.0))
+
+    def credit(self) -> Tensor:
+        """(X, Y, Z), on the device: of each voxel the mean of its two ways."""
+        return sum((way.scaled() for way in self.ways), torch.zeros_like(self.ways[0].credit)) / 2
 
     def saliency(self) -> Tensor:
-        return sum((self.part(union) for union in (self.organ, self.context)), torch.zeros(self.organ.shape))
+        credit = self.credit().cpu().numpy().astype(np.float64)
+        both = sum(self._around(credit, union.cpu().numpy()) for union in (self.organ, self.context))
+        return torch.from_numpy(np.asarray(both, np.float32))
 
-    def part(self, union: Tensor) -> Tensor:
-        """(X, Y, Z), float32, on the CPU: credit of the cube around each voxel of a union, as of a full cube of it."""
+    def _around(self, credit: NDArray[np.float64], union: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """(X, Y, Z): credit of the cube around each voxel of a union, as of a cube that lies wholly in it."""
         from scipy.ndimage import uniform_filter
 
-        inside = union.cpu().numpy()
-        means = [
-            uniform_filter(np.where(inside, values, 0).astype(np.float64), self.cube, mode="constant")
-            for values in (self.credit.cpu().numpy(), np.ones(inside.shape))
-        ]
-        covered = max(self._covered(union), 1e-12)
-        values = np.where(inside, means[0] / np.maximum(means[1], 1e-9) * math.prod(self.cube) / covered, 0)
-        return torch.from_numpy(values.astype(np.float32))
+        if union.any() and np.array_equal(union, self.organ.cpu().numpy()):
+            credit = (1 - EVEN) * credit + EVEN * credit[union].mean()
+        sums, sizes = (
+            uniform_filter(np.where(union, values, 0.0), self.cube, mode="constant")
+            for values in (credit, np.ones(union.shape))
+        )
+        means = sums / np.maximum(sizes, 1e-9)
+        return np.asarray(np.where(union, means * math.prod(self.cube), 0.0))
 
     def probed(self) -> Tensor:
         return (self.organ | self.context).cpu()
 
     def findings(self) -> dict[str, Any]:
-        organ, context = (
-            float(self.credit[union].sum(dtype=torch.float64)) / max(self._covered(union), 1e-12)
-            for union in (self.organ, self.context)
-        )
+        credit = self.credit()
+        raw = sum(way.total() for way in self.ways) / 2
         change = self.scores["all"] - self.scores["nothing"]
         return {
-            "credit_of_organ": organ,
-            "credit_of_context": context,
+            "credit_of_organ": float(credit[self.organ].sum(dtype=torch.float64)),
+            "credit_of_context": float(credit[self.context].sum(dtype=torch.float64)),
             "organ_alone": self.scores["organ"],
             "context_alone": self.scores["context"],
             "score_change": change,
-            "completeness_gap": abs(organ + context - change),
+            "completeness_gap": abs(raw - change),
         }
-
-    def _covered(self, union: Tensor) -> float:
-        """How much of a union's two ways was covered, from 0 to 1."""
-        ways = (0, 2) if union is self.context else (1, 3)
-        return sum(self.weight[way] for way in ways) / 2

@@ -38,8 +38,8 @@ def test_organ_and_context_get_their_owen_values() -> None:
     both, nothing = score(torch.ones_like(organ)), score(torch.zeros_like(organ))
     expected = (both - score(~organ) + score(organ) - nothing) / 2, (both - score(organ) + score(~organ) - nothing) / 2
     findings = explained(scorer, steps=24).findings()
-    assert (findings["credit_of_organ"], findings["credit_of_context"]) == pytest.approx(expected, abs=2e-3)
-    assert findings["completeness_gap"] < 2e-3
+    assert (findings["credit_of_organ"], findings["credit_of_context"]) == pytest.approx(expected, abs=1e-5)
+    assert findings["completeness_gap"] < 0.02, "the gradients alone come near it"
     assert findings["score_change"] == pytest.approx(both - nothing, abs=1e-6)
     assert min(abs(value) for value in expected) > 0.01, "both count, or the comparison says nothing"
 
@@ -94,7 +94,7 @@ def test_running_estimates_are_on_the_scale_of_the_last() -> None:
         float(estimate.saliency().abs().sum())
         for estimate in owen_gradients(scorer, scorer.target.reference, everywhere, SPACING, detail_mm=4.0, steps=6)
     ]
-    assert len(sizes) == 24
+    assert len(sizes) == 2 * 6 + 2 * 3
     assert 0.3 < sizes[3] / sizes[-1] < 3
 
 

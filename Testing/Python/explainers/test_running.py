@@ -351,7 +351,7 @@ def test_every_score_is_used_and_named(method: str) -> None:
         assert not any("do not interpret" in warning for warning in result.warnings)
     for one, other in itertools.combinations(SCORES, 2):
         differs = bool(np.abs(maps[one] - maps[other]).max() > 1e-6)
-        by_gradient = method in ("integrated-gradients", "seg-grad-cam")
+        by_gradient = method in ("owen-gradients", "integrated-gradients", "seg-grad-cam")
         assert differs != (by_gradient and {one, other} == {"soft dice", "hard dice"}), (one, other)
 
 

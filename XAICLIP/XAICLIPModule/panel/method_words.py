@@ -70,7 +70,7 @@ def sentences() -> tuple[str, ...]:
         _("Detail"),
         _("Edge of the cube over which a place's credit is summed."),
         _("Steps"),
-        _("Points on each of the four ways."),
+        _("Points on the two ways beside the rest of the scan; those without it have fewer."),
         # integrated-gradients
         _("For comparison: gradients of the score along the way from the baseline to the scan."),
         _("Points on the way."),
