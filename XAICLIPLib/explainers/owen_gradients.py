@@ -114,9 +114,9 @@ def owen_gradients(
     Notes
     -----
     What each way gains is known exactly from the scores at its two ends, and its credit is scaled to that: the score of
-    a network often jumps between two points. The findings are ``credit_of_organ`` and ``credit_of_context``, which add up
-    to ``score_change`` (of the volume over the baseline) where all ways could be scaled; ``completeness_gap``, how far
-    they are from it before scaling; and ``organ_alone`` and ``context_alone``: the score where only that is shown.
+    a network often jumps between two points. The findings are ``credit_of_organ`` and ``credit_of_context``, which add
+    up to ``score_change`` (of the volume over the baseline) where all ways could be scaled; ``completeness_gap``, how
+    far they are from it before scaling; and ``organ_alone`` and ``context_alone``: the score where only that is shown.
     """
     if not isinstance(scorer.baseline, torch.Tensor):
         raise InputError(
