@@ -250,6 +250,8 @@ def test_an_id_of_the_hub_in_a_scene_is_not_downloaded_unasked(panel: Any, ui: A
     ui.promptLineEdit.setText("liver")
     panel.logic.getParameterNode().localizer = "hf-hub:someone/clip"
     wait(lambda: session.hello is not None)
+    assert missing(ui) == "Confirm the localizer that the scene names, or choose another."
+    ui.localizerFromSceneButton.click()
     assert missing(ui) == "Choose another model: hf-hub:someone/clip is not on this machine."
 
 

@@ -213,6 +213,8 @@ def test_a_network_of_the_users_own_needs_trust_that_no_scene_can_give(
     (tmp_path / "other").mkdir()
     panel.panel.choices.parameters.model = str(tmp_path / "other")  # as a scene brings it
     assert not ready.trustCheckBox.checked, "trust in one network is none in the next"
+    ready.modelFromSceneButton.click()
+    assert not ready.trustCheckBox.checked, "who uses a network does not trust its code yet"
     ready.applyButton.click()
     assert (session.requests[2].model, session.requests[2].trust) == (str(tmp_path / "other"), None)
 
@@ -223,6 +225,7 @@ def test_a_target_that_the_next_network_has_not_is_asked_for_again(panel: Any, r
     pick(ready.targetStructureComboBox, "spleen")
     assert ready.applyButton.isEnabled()
     panel.panel.choices.parameters.model = str(tmp_path)
+    ready.modelFromSceneButton.click()
     assert not ready.applyButton.isEnabled()
     assert "structures of this network are not known" in ready.applyButton.toolTip
 

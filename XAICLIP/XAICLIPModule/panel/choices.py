@@ -181,6 +181,8 @@ class Choices(VTKObservationMixin):
             self.parameters.disconnectGui(self._guiTag)
             self.removeObserver(self.parameters, vtk.vtkCommand.ModifiedEvent, self._onParametersModified)
         self.parameters = parameters
+        self._trusted = ""  # nor is what was trusted in one scene in the next
+        self.ui.trustCheckBox.setChecked(False)
         if parameters is None:
             return
         # Not connectGui: it gives no tag up to Slicer 5.13, so that the former parameter node would stay connected.
@@ -286,8 +288,7 @@ class Choices(VTKObservationMixin):
                 chosen = getattr(self.ui, f"{kind}SourceComboBox").currentData
                 for name in {name for names in rows.values() for name in names}:
                     getattr(self.ui, name).setVisible(name in rows.get(chosen, ()))
-        if not self.ui.regionCollapsibleButton.collapsed:
-            self.localizers.showAbsence(self._isGuided())
+        self.localizers.showAbsence(self._isGuided(), not self.ui.regionCollapsibleButton.collapsed)
 
     def _isGuided(self) -> bool:
         return bool(self.ui.regionSourceComboBox.currentData == "guided")
@@ -345,10 +346,12 @@ class Choices(VTKObservationMixin):
     def _onOwnModel(self, path: str) -> None:
         if self.parameters is not None:
             self.parameters.model = path
+            self._onParametersModified()  # also where a scene had named it already
 
     def _onOwnLocalizer(self, path: str) -> None:
         if self.parameters is not None:
             self.parameters.localizer = path
+            self._onParametersModified()
 
     def _onFurtherImages(self) -> None:
         if self.parameters is not None and not self._updating:
