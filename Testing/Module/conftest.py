@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -125,11 +126,12 @@ def module_path(slicer_host: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Pat
 @pytest.fixture
 def session(module_path: Path, scene: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A worker that the test plays, in the place of the process that the logic would start."""
-    from XAICLIPModule import logic
     from XAICLIPModule.testing.played_session import PlayedSession
+    from XAICLIPModule.worker import shared_session
 
     played = PlayedSession(tmp_path)
-    monkeypatch.setattr(logic, "WorkerSession", lambda: played)
+    monkeypatch.setattr(shared_session.SHARED, "_session", played)
+    monkeypatch.setattr(shared_session.SHARED, "_users", weakref.WeakSet())
     return played
 
 

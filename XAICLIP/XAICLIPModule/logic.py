@@ -16,7 +16,6 @@ import slicer
 import vtk
 from slicer.i18n import tr as _
 from slicer.ScriptedLoadableModule import ScriptedLoadableModuleLogic
-from slicer.util import VTKObservationMixin
 
 from XAICLIPLib.errors import Cancelled, InputError
 from XAICLIPLib.worker import protocol
@@ -27,10 +26,12 @@ from XAICLIPModule.scene.developing_map import DevelopingMap
 from XAICLIPModule.scene.nodes import isInScene
 from XAICLIPModule.scene.results import ExplanationNodes
 from XAICLIPModule.scene.turns import Turns, Work, isLarge
+from XAICLIPModule.scene.weak_observer import observe
 from XAICLIPModule.worker.question import Box, Drawn, Question, Segment
 from XAICLIPModule.worker.report_question import ReportQuestion
+from XAICLIPModule.worker.shared_session import SHARED
 from XAICLIPModule.worker.signals import Signal
-from XAICLIPModule.worker.worker_session import Answer, Ended, Session, WorkerSession
+from XAICLIPModule.worker.worker_session import Answer, Ended, Session
 
 
 class State(Enum):
@@ -90,13 +91,14 @@ class _Run:
         return not isinstance(self.question, Question) or isInScene(self.question.volumeNode)
 
 
-class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
+class XAICLIPLogic(ScriptedLoadableModuleLogic):
     """Explains why a segmentation network drew a structure where it did.
 
     Parameters
     ----------
     session
-        The worker; tests give another.
+        The worker; by default one that all logics of this Slicer share. A logic that nobody holds any more goes, and
+        needs no `stop`: nothing that outlives it keeps it, but for what it computes.
 
     Attributes
     ----------
@@ -132,23 +134,24 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
 
     def __init__(self, session: Session | None = None) -> None:
         ScriptedLoadableModuleLogic.__init__(self)
-        VTKObservationMixin.__init__(self)
         self.stateChanged, self.progressed = Signal(), Signal()
         self.appeared, self.estimated = Signal(), Signal()
         self.finished, self.regionFound = Signal(), Signal()
         self.reported, self.downloaded = Signal(), Signal()
         self.failed, self.cancelled = Signal(), Signal()
-        self.session: Session = session or WorkerSession()
-        self.session.greeted.connect(self._onGreeted)
+        self._sharesSession = session is None
+        self.session: Session = session if session is not None else SHARED.join(self)
         self.views = SliceViews()
         self.state = State.IDLE
         self._run: _Run | None = None
         self._parameters: Any = None  # the wrapped parameter node
         scene = slicer.mrmlScene
-        self.addObserver(scene, scene.NodeAboutToBeRemovedEvent, self._onNodeAboutToBeRemoved)
-        self.addObserver(scene, scene.NodeRemovedEvent, self._onNodeRemoved)
-        self.addObserver(scene, scene.StartCloseEvent, self._onSceneClosing)
-        self.addObserver(scene, scene.EndImportEvent, self._onSceneImported)
+        self._endObserving = [
+            observe(scene, scene.NodeAboutToBeRemovedEvent, self._onNodeAboutToBeRemoved),
+            observe(scene, scene.NodeRemovedEvent, self._onNodeRemoved),
+            observe(scene, scene.StartCloseEvent, self._onSceneClosing),
+            observe(scene, scene.EndImportEvent, self._onSceneImported),
+        ]
 
     def getParameterNode(self) -> Any:
         """The module's parameter node, as a `XAICLIPParameterNode`."""
@@ -290,33 +293,42 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
             self.session.cancel(request)
 
     def stop(self) -> None:
-        """End whatever goes on, and the worker; before the module goes away."""
+        """End whatever goes on, and the worker where no other logic needs it; before the module goes away."""
         self._drop()
-        self.session.stop()
+        if self._sharesSession:
+            SHARED.leave(self)
+        else:
+            self.session.stop()
         if self._run is not None:
             self._end()  # its result is here, and nobody waits for it any more
-        self.session.greeted.disconnect(self._onGreeted)
-        self.removeObservers()
+        for end in self._endObserving:
+            end()
 
     def _start(self, question: Question | Download | ReportQuestion, kind: str) -> None:
-        if self._run is not None:
-            raise InputError(_("A computation is going on: wait for it, or cancel it first."))
+        if self._run is not None or self.session.isBusy:
+            raise InputError(_busy())
         if not isinstance(question, Download):
             question.check()
         if isinstance(question, Question) and kind == "explain":
             checkDrawn(question.region)
             checkDrawn(question.target)
+        self.session.endOutdated()
         self._run = _Run(question, kind)
         self._setState(State.STARTING)
         if self.session.hello is not None:
             self._ask(self._run)
             return
+        self.session.greeted.connect(self._onGreeted)
         self.session.stopped.connect(self._onStoppedWhileStarting)
         try:
             self.session.start()
         except InputError:
             self._end()
             raise
+
+    def _stopWaiting(self) -> None:
+        self.session.greeted.disconnect(self._onGreeted)
+        self.session.stopped.disconnect(self._onStoppedWhileStarting)
 
     def _onGreeted(self, _hello: protocol.Greeting) -> None:
         if self._run is not None and self.state is State.STARTING:
@@ -330,6 +342,8 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
     def _ask(self, run: _Run) -> None:
         """Write what the worker needs, and send the request."""
         assert self.session.hello is not None
+        self.session.greeted.disconnect(self._onGreeted)
+        self.session.stopped.connect(self._onStoppedWhileStarting)
         if isinstance(run.question, Download):
             self._send(run, {"name": run.question.name})
             return
@@ -353,7 +367,10 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
         self.failed.emit(str(error), "input")
 
     def _send(self, run: _Run, asked: dict[str, Any]) -> None:
-        self.session.stopped.disconnect(self._onStoppedWhileStarting)
+        self._stopWaiting()
+        if self.session.isBusy:
+            self._onNotAsked(InputError(_busy()))  # another logic was faster
+            return
         self._setState(State.RUNNING)
         run.request = self.session.request(run.kind, lambda reply: self._onReply(run, reply), **asked)
 
@@ -462,7 +479,7 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
         run, self._run = self._run, None
         if run is not None and run.turns is not None:
             run.turns.stop()
-        self.session.stopped.disconnect(self._onStoppedWhileStarting)
+        self._stopWaiting()
         if run is not None and run.folder is not None:
             kept = run.folder / "results" / "figure.png" if keepFigure else None
             for path in (run.folder, run.folder / "results"):
@@ -516,6 +533,10 @@ class XAICLIPLogic(VTKObservationMixin, ScriptedLoadableModuleLogic):
         if state is not self.state:
             self.state = state
             self.stateChanged.emit(state)
+
+
+def _busy() -> str:
+    return _("A computation is going on: wait for it, or cancel it first.")
 
 
 def checkDrawn(drawn: str | Drawn | None) -> None:

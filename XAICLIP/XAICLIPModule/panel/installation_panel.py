@@ -10,7 +10,7 @@ from slicer.i18n import tr as _
 
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.worker import protocol
-from XAICLIPModule.worker import dependencies, interpreter
+from XAICLIPModule.worker import dependencies, interpreter, worker_session
 from XAICLIPModule.worker.worker_session import Session
 
 DEVICE_SETTING, PRECISION_SETTING = "XAICLIP/Device", "XAICLIP/Precision"
@@ -43,6 +43,8 @@ class InstallationPanel:
             ui.precisionComboBox.addItem(text, precision)
         ui.precisionComboBox.setCurrentIndex(max(ui.precisionComboBox.findData(settings.value(PRECISION_SETTING)), 0))
         ui.precisionComboBox.connect("currentIndexChanged(int)", self._onPrecision)
+        ui.idleSpinBox.setValue(worker_session.idleMinutes())
+        ui.idleSpinBox.connect("valueChanged(int)", self._onIdleMinutes)
         ui.deviceComboBox.connect("currentIndexChanged(int)", self._onDevice)
         ui.pythonPathLineEdit.connect("currentPathChanged(QString)", self._onPython)
         ui.wheelhousePathLineEdit.connect("currentPathChanged(QString)", self._onWheelhouse)
@@ -130,6 +132,9 @@ class InstallationPanel:
 
     def _onWheelhouse(self, path: str) -> None:
         qt.QSettings().setValue(dependencies.WHEELHOUSE_SETTING, path.strip())
+
+    def _onIdleMinutes(self, minutes: int) -> None:
+        qt.QSettings().setValue(worker_session.IDLE_SETTING, minutes)
 
     def _onStopWorker(self, *_clicked: Any) -> None:
         self.session.stop()

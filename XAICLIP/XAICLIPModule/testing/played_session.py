@@ -47,6 +47,14 @@ class PlayedSession:
         self._folder, self._greets = folder, greets
         self._listeners: dict[int, Listener] = {}
 
+    @property
+    def isBusy(self) -> bool:
+        """Whether somebody waits for an answer."""
+        return bool(self._listeners)
+
+    def endOutdated(self) -> None:
+        """It is of no interpreter."""
+
     def start(self) -> None:
         """Say hello, where it is to be said at once."""
         if self._greets and self.hello is None:

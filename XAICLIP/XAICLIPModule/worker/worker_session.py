@@ -27,6 +27,23 @@ LONGEST_LINE = 64 * 2**20
 HELLO_TIMEOUT_MS = 180_000
 """A first import of PyTorch from a slow disk takes minutes; what takes longer is broken."""
 
+IDLE_SETTING = "XAICLIP/WorkerIdleMinutes"
+"""QSettings key of the minutes after which a worker that nobody asks anything is ended."""
+
+IDLE_MINUTES = 10
+MINUTE_MS = 60_000
+FAREWELL_MS = 10_000
+"""What an idle worker gets to end by itself."""
+
+
+def idleMinutes() -> int:
+    """The setting, or its default where it is no number of minutes."""
+    try:
+        minutes = int(qt.QSettings().value(IDLE_SETTING) or IDLE_MINUTES)
+    except (TypeError, ValueError):
+        return IDLE_MINUTES
+    return min(max(minutes, 1), 24 * 60)
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -55,6 +72,13 @@ class Session(Protocol):
     stopped: Signal
     logged: Signal
     hello: protocol.Greeting | None
+
+    @property
+    def isBusy(self) -> bool:
+        """Whether somebody waits for an answer: a worker computes one thing at a time."""
+
+    def endOutdated(self) -> None:
+        """End a worker that runs in another Python, or with other settings, than are chosen now."""
 
     def start(self) -> None:
         """Start the worker where none runs; `greeted` follows, or `stopped` with a sentence for the user."""
@@ -92,6 +116,10 @@ class WorkerSession:
         self.hello: protocol.Greeting | None = None
         self._choose = choose
         self._process: Any = None
+        self._interpreter: interpreter.Interpreter | None = None
+        self._idle = qt.QTimer()
+        self._idle.setSingleShot(True)
+        self._idle.connect("timeout()", self._onIdle)
         self._retired: list[Any] = []
         self._buffer = b""
         self._tail: deque[str] = deque(maxlen=40)
@@ -106,9 +134,25 @@ class WorkerSession:
         return self._process is not None
 
     @property
+    def isBusy(self) -> bool:
+        """Whether somebody waits for an answer."""
+        return bool(self._listeners)
+
+    @property
     def log(self) -> list[str]:
         """The last lines that the worker wrote to stderr."""
         return list(self._tail)
+
+    def endOutdated(self) -> None:
+        """End a worker that runs in another Python, or another environment, than are chosen now.
+
+        Raises
+        ------
+        InputError
+            The interpreter of the settings does not exist.
+        """
+        if self._process is not None and not self.isBusy and self._choose() != self._interpreter:
+            self.stop()
 
     def start(self) -> None:
         """Start the worker where none runs, and say hello.
@@ -120,9 +164,10 @@ class WorkerSession:
         """
         if self._process is not None:
             return
-        chosen = self._choose()
-        self._retired.clear()
+        chosen = self._interpreter = self._choose()
+        self._retired = [process for process in self._retired if process.state() != qt.QProcess.NotRunning]
         self._buffer, self._asked = b"", False
+        self._idle.stop()
         self._tail.clear()
         environment = qt.QProcessEnvironment()
         for name, value in chosen.environment.items():
@@ -132,7 +177,7 @@ class WorkerSession:
         process.setWorkingDirectory(interpreter.emptyFolder())
         process.readyReadStandardOutput.connect(self._onOutput)
         process.readyReadStandardError.connect(self._onErrorOutput)
-        process.finished.connect(self._onFinished)
+        process.finished.connect(lambda *_status: self._onFinished(process))
         process.errorOccurred.connect(self._onProcessError)
         self._process = process
         process.start(chosen.program, isolation.arguments("XAICLIPLib.worker"))
@@ -154,6 +199,7 @@ class WorkerSession:
         number = self._nextId()
         message = protocol.REQUESTS[kind](id=number, **fields)
         self._listeners[number] = listener
+        self._idle.stop()
         if self.hello is None:
             self._waiting.append(message)
         else:
@@ -180,13 +226,35 @@ class WorkerSession:
         if process is None:
             return
         self._asked = True
+        self._idle.stop()
         if process.state() == qt.QProcess.Running:
             self._send(protocol.Shutdown(id=self._nextId()))
             process.closeWriteChannel()
             process.waitForFinished(patience_ms if not self._listeners else min(patience_ms, 300))
         if self._process is process:
             self._kill(process)
-            self._onFinished()
+            self._onFinished(process)
+
+    def _rest(self) -> None:
+        """End the worker in a while, where nobody asks it anything until then."""
+        if self._process is not None and not self.isBusy:
+            self._idle.start(idleMinutes() * MINUTE_MS)
+
+    def _onIdle(self) -> None:
+        """End the worker without waiting for it: Slicer's user is at something else."""
+        process = self._process
+        if process is None or self.isBusy:
+            return
+        self._send(protocol.Shutdown(id=self._nextId()))
+        process.closeWriteChannel()
+        self._process, self.hello = None, None
+        self._retired.append(process)
+        qt.QTimer.singleShot(FAREWELL_MS, lambda: self._endForGood(process))
+        self.stopped.emit("")
+
+    def _endForGood(self, process: Any) -> None:
+        if process.state() != qt.QProcess.NotRunning:
+            self._kill(process)
 
     # --- the process ---
 
@@ -215,11 +283,11 @@ class WorkerSession:
                 child.kill()
         process.waitForFinished(2000)
 
-    def _onFinished(self, *_status: Any) -> None:
+    def _onFinished(self, process: Any) -> None:
         """The process has ended: whoever waits for an answer gets an error."""
-        process = self._process
-        if process is None:
-            return
+        if self._process is not process:
+            return  # one that was given up, or ended because it was idle
+        self._idle.stop()
         self._onErrorOutput()
         self._onOutput()
         self._process, self.hello = None, None
@@ -352,8 +420,10 @@ class WorkerSession:
         waiting, self._waiting = self._waiting, []
         for message in waiting:
             self._send(message)
+        self._rest()
 
     def _answer(self, reply: Answer) -> None:
         assert reply.id is not None
         listener = self._listeners.pop(reply.id) if reply.type in FINAL else self._listeners[reply.id]
+        self._rest()
         listener(reply)
