@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-from XAICLIPLib.errors import InputError
-
 from .conftest import wait
 
 
@@ -22,129 +20,54 @@ def dependencies(module_path: Path, scene: Any) -> Any:
     return dependencies
 
 
-@pytest.fixture
-def asked(dependencies: Any, slicer_host: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Slicer outside its testing mode, with a user who agrees, and two packages missing until pip was called."""
-    seen: dict[str, Any] = {"answer": True, "missing": ["monai>=1.5.1", "einops>=0.7"]}
-
-    def confirm(text: str, *_more: Any) -> bool:
-        seen["text"] = text
-        return bool(seen["answer"])
-
-    def pip_install(arguments: list[str]) -> None:
-        seen["pip"] = arguments
-        seen["constraints"] = Path(arguments[arguments.index("--constraint") + 1]).read_text()
-        seen["missing"] = seen.get("left", [])
-
-    monkeypatch.setattr(slicer_host.app, "_testing", False)
-    monkeypatch.setattr(slicer_host.util, "confirmOkCancelDisplay", confirm)
-    monkeypatch.setattr(slicer_host.util, "pip_install", pip_install)
-    monkeypatch.setattr(dependencies, "missing", lambda: seen["missing"])
-    return seen
-
-
-def test_requirements_are_looked_up_without_importing_them(dependencies: Any) -> None:
+@pytest.mark.parametrize("newer", [True, False], ids=["Slicer 5.12", "Slicer 5.10"])
+def test_requirements_are_looked_up_without_importing_them(dependencies: Any, newer: bool, monkeypatch: Any) -> None:
+    if not newer:
+        monkeypatch.setitem(sys.modules, "slicer.packaging", None)
+        assert not dependencies.isSlicerInstalling()
     assert dependencies.missing(["numpy>=1.26", "SimpleITK>=2.4", "numpy"]) == []
     wanted = ["numpy>=99", "no_such_package>=1", "open_clip_torch>=3.0"]
     assert dependencies.missing(wanted) == wanted[:2]
     assert dependencies.requirements()[0].startswith("torch")
 
 
-def test_one_question_says_what_how_large_and_where(dependencies: Any, asked: dict[str, Any]) -> None:
-    assert dependencies.ensure()
-    for said in ("2 Python packages", "monai, einops", "MB", "Slicer's own Python", "pypi.org", "cancel"):
-        assert said in asked["text"]
+def test_slicers_own_check_of_requirements_is_used_where_there_is_one(dependencies: Any, monkeypatch: Any) -> None:
+    seen: list[str] = []
+    packaging = types.ModuleType("slicer.packaging")
+    packaging.pip_check = lambda requirement: seen.append(requirement) or requirement != "monai>=1.5.1"  # type: ignore[attr-defined]
+    packaging.isPipInstallInProgress = lambda: True  # type: ignore[attr-defined]
+    assert not dependencies.isSlicerInstalling()
+    monkeypatch.setitem(sys.modules, "slicer.packaging", packaging)
+    assert dependencies.missing(["monai>=1.5.1", "no_such_package"]) == ["monai>=1.5.1"]
+    assert seen == ["monai>=1.5.1", "no_such_package"]
+    assert dependencies.isSlicerInstalling()
 
 
-def test_pip_may_not_touch_slicers_own_packages(dependencies: Any, asked: dict[str, Any]) -> None:
-    dependencies.ensure()
-    assert asked["pip"][:2] == ["monai>=1.5.1", "einops>=0.7"]
-    for name in ("numpy", "scipy", "SimpleITK", "vtk", "torch"):
-        assert f"{name}=={metadata.version(name)}\n" in asked["constraints"]
+def test_one_question_says_what_how_large_where_from_and_what_stays(dependencies: Any) -> None:
+    text = dependencies.question(["monai>=1.5.1", "einops>=0.7", "no_such_package"], None)
+    for said in (
+        "3 Python packages",
+        "monai, einops, no_such_package",
+        "MB",
+        "Slicer's own Python",
+        "pypi.org",
+        "cancel",
+    ):
+        assert said in text
+    kept = int(text.split(" packages stay")[0].rsplit(" ", 1)[1])
+    assert kept == len(dependencies.pins(["monai>=1.5.1", "einops>=0.7"])) > 30
+    assert "may be replaced by newer ones: " in text and "einops" in text.split("newer ones: ")[1]
 
 
-def test_a_folder_of_wheels_keeps_pip_off_the_network(dependencies: Any, asked: dict[str, Any], tmp_path: Path) -> None:
-    import qt
-
-    qt.QSettings().setValue(dependencies.WHEELHOUSE_SETTING, str(tmp_path))
-    asked["missing"] = ["torch>=2.8", "monai>=1.5.1"]
-    dependencies.ensure()
-    assert asked["pip"][:2] == ["torch>=2.8", "monai>=1.5.1"]
-    assert asked["pip"][-3:] == ["--no-index", "--find-links", str(tmp_path)]
-    assert str(tmp_path) in asked["text"]
-    qt.QSettings().setValue(dependencies.WHEELHOUSE_SETTING, str(tmp_path / "gone"))
-    asked["missing"] = ["monai>=1.5.1"]
-    with pytest.raises(InputError, match="is not there"):
-        dependencies.ensure()
-
-
-def test_torch_comes_from_the_pytorch_extension(
-    dependencies: Any, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked["missing"] = ["torch>=2.8", "monai>=1.5.1"]
-    monkeypatch.setitem(sys.modules, "PyTorchUtils", None)
-    with pytest.raises(InputError, match="extension PyTorch"):
-        dependencies.ensure()
-    assert "pip" not in asked
-    calls = []
-
-    class PyTorchUtilsLogic:
-        def installTorch(self, **options: Any) -> Any:
-            calls.append(options)
-            return types
-
-    extension = types.ModuleType("PyTorchUtils")
-    extension.PyTorchUtilsLogic = PyTorchUtilsLogic  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "PyTorchUtils", extension)
-    assert dependencies.ensure()
-    assert calls == [{"askConfirmation": False, "torchVersionRequirement": ">=2.8"}]
-    assert asked["pip"][0] == "monai>=1.5.1"
-
-
-def test_a_worker_from_before_is_ended(dependencies: Any, asked: dict[str, Any]) -> None:
-    ended: list[str] = []
-    dependencies.ensure(lambda: ended.append("ended"))
-    assert ended == ["ended"]
-    dependencies.ensure(lambda: ended.append("again"))  # nothing is missing any more
-    assert ended == ["ended"]
-
-
-def test_who_declines_gets_nothing_installed(dependencies: Any, asked: dict[str, Any]) -> None:
-    asked["answer"] = False
-    assert not dependencies.ensure()
-    assert "pip" not in asked
-
-
-def test_what_is_still_missing_afterwards_is_told(dependencies: Any, asked: dict[str, Any]) -> None:
-    asked["left"] = ["einops>=0.7"]
-    with pytest.raises(InputError, match=r"still missing.*einops"):
-        dependencies.ensure()
-
-
-def test_a_python_of_the_users_own_is_left_alone(dependencies: Any, asked: dict[str, Any]) -> None:
-    import qt
-
-    qt.QSettings().setValue("XAICLIP/PythonInterpreter", sys.executable)
-    assert dependencies.ensure()
-    assert "text" not in asked
-
-
-def test_nothing_is_installed_while_testing(dependencies: Any, asked: dict[str, Any], slicer_host: Any) -> None:
-    slicer_host.app._testing = True
-    with pytest.raises(InputError, match="while testing"):
-        dependencies.ensure()
-    assert "text" not in asked
-
-
-def test_a_failed_installation_is_one_sentence(
-    dependencies: Any, asked: dict[str, Any], slicer_host: Any, monkeypatch: Any
-) -> None:
-    def fail(_arguments: list[str]) -> None:
-        raise RuntimeError("no route to host")
-
-    monkeypatch.setattr(slicer_host.util, "pip_install", fail)
-    with pytest.raises(InputError, match=r"could not be installed \(no route to host\)"):
-        dependencies.ensure()
+def test_all_that_is_installed_is_pinned_but_for_what_is_too_old_and_what_that_needs(dependencies: Any) -> None:
+    everything = dict(pin.lower().split("==") for pin in dependencies.pins())
+    for name in ("numpy", "scipy", "simpleitk", "vtk", "torch", "matplotlib"):
+        assert everything[name] == metadata.version(name)
+    assert len(everything) == len(dependencies.pins()) > 30
+    free = dependencies.replaceable(["torch>=99", "no_such_package>=1"])
+    assert {"torch", "sympy", "typing-extensions"} <= free and not {"numpy", "scipy", "matplotlib"} & free
+    left = {pin.split("==")[0].lower() for pin in dependencies.pins(["torch>=99"])}
+    assert "torch" not in left and {"numpy", "matplotlib"} <= left
 
 
 def test_the_installation_is_examined_in_the_python_that_computes(dependencies: Any) -> None:

@@ -1,5 +1,7 @@
 """Scenes that came from somebody else: what they name is not touched, and what is wrong in them is no exception."""
 
+# ruff: noqa: F811
+
 from __future__ import annotations
 
 import os
@@ -14,7 +16,7 @@ from .test_panel import plain, ready, ui  # noqa: F401
 
 
 @pytest.fixture
-def brought(tmp_path: Path, panel: Any, ready: Any, session: Any, volume: Any) -> Callable[..., None]:  # noqa: F811
+def brought(tmp_path: Path, panel: Any, ready: Any, session: Any, volume: Any) -> Callable[..., None]:
     """A function that loads a scene of a stranger, made with these values of the parameter node."""
     import slicer
 
@@ -51,7 +53,7 @@ def touched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_path_that_comes_with_a_scene_is_used_after_a_click_and_not_before(
     kind: str,
     brought: Any,
-    ready: Any,  # noqa: F811
+    ready: Any,
     session: Any,
     tmp_path: Path,
 ) -> None:
@@ -82,7 +84,7 @@ def test_a_scene_touches_no_path_of_its_own(brought: Any, touched: list[str], se
 
 def test_a_name_that_only_the_worker_may_know_is_confirmed_too(
     brought: Any,
-    ready: Any,  # noqa: F811
+    ready: Any,
     session: Any,
 ) -> None:
     brought(model="relative-folder")
@@ -91,7 +93,7 @@ def test_a_name_that_only_the_worker_may_know_is_confirmed_too(
     assert ready.modelFromSceneButton.isVisibleTo(ready.applyButton.window())
 
 
-def test_what_the_user_chose_here_is_not_asked_about(ready: Any, panel: Any, monkeypatch: Any, tmp_path: Path) -> None:  # noqa: F811
+def test_what_the_user_chose_here_is_not_asked_about(ready: Any, panel: Any, monkeypatch: Any, tmp_path: Path) -> None:
     import qt
 
     monkeypatch.setattr(qt.QFileDialog, "getExistingDirectory", lambda *_arguments: str(tmp_path))

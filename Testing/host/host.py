@@ -7,7 +7,7 @@ import importlib.metadata
 import os
 import sys
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +100,9 @@ def _packaging() -> types.ModuleType:
     """`slicer.packaging` of Slicer 5.12: looks, and installs nothing, as Slicer does in testing mode."""
     from packaging.requirements import Requirement
 
-    def pip_check(requirements: Requirement | Sequence[Requirement]) -> bool:
-        wanted = [requirements] if isinstance(requirements, Requirement) else list(requirements)
-        for requirement in wanted:
+    def pip_check(req: str | Requirement | list[str | Requirement]) -> bool:
+        for given in req if isinstance(req, list) else [req]:
+            requirement = Requirement(given) if isinstance(given, str) else given
             try:
                 version = importlib.metadata.version(requirement.name)
             except importlib.metadata.PackageNotFoundError:
@@ -110,6 +110,9 @@ def _packaging() -> types.ModuleType:
             if not requirement.specifier.contains(version, prereleases=True):
                 return False
         return True
+
+    def isPipInstallInProgress() -> bool:
+        return False
 
     def pip_ensure(
         requirements: list[Requirement],
@@ -131,7 +134,7 @@ def _packaging() -> types.ModuleType:
     def pip_uninstall(requirements: str | list[str], **options: Any) -> None:
         raise RuntimeError(f"The test host uninstalls nothing: {requirements} was asked for.")
 
-    return _module("slicer.packaging", (pip_check, pip_ensure, pip_install, pip_uninstall))
+    return _module("slicer.packaging", (pip_check, isPipInstallInProgress, pip_ensure, pip_install, pip_uninstall))
 
 
 def _sample_data() -> types.ModuleType:

@@ -11,6 +11,7 @@ from slicer.i18n import tr as _
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.worker import protocol
 from XAICLIPModule.worker import dependencies, interpreter, worker_session
+from XAICLIPModule.worker.package_installation import InstallationState, PackageInstallation
 from XAICLIPModule.worker.worker_session import Session
 
 DEVICE_SETTING, PRECISION_SETTING = "XAICLIP/Device", "XAICLIP/Precision"
@@ -29,6 +30,7 @@ class InstallationPanel:
 
     def __init__(self, ui: Any, session: Session) -> None:
         self.ui, self.session = ui, session
+        self.packages = PackageInstallation(session.stop)
         self._examination = dependencies.Examination(self._onExamined)
         settings = qt.QSettings()
         ui.pythonPathLineEdit.currentPath = str(settings.value(interpreter.SETTING) or "")
@@ -54,6 +56,8 @@ class InstallationPanel:
         session.greeted.connect(self._onGreeted)
         session.stopped.connect(self._onStopped)
         session.logged.connect(self._log)
+        self.packages.logged.connect(self._log)
+        self.packages.stateChanged.connect(self._onPackages)
         self._showButtons()
 
     @property
@@ -70,6 +74,7 @@ class InstallationPanel:
     def close(self) -> None:
         """Let go of the session."""
         self._examination.stop()
+        self.packages.stop()
         self.session.greeted.disconnect(self._onGreeted)
         self.session.stopped.disconnect(self._onStopped)
         self.session.logged.disconnect(self._log)
@@ -82,21 +87,31 @@ class InstallationPanel:
             self._log(str(error))
             return
         self._log(_("Looking at packages, device and models …"))
-        self.ui.checkInstallationButton.setEnabled(False)
+        self._showButtons()
 
     def onInstall(self, *_clicked: Any) -> None:
-        """Install what is missing into Slicer's Python, after asking."""
+        """Install what is missing into Slicer's Python, after asking; again, to cancel that."""
+        if self.packages.isBusy:
+            self.packages.cancel()
+            return
         try:
-            if not dependencies.missing():
-                slicer.util.infoDisplay(_("All packages that XAI-CLIP needs are installed."), windowTitle=_("XAI-CLIP"))
-            elif dependencies.ensure(self.session.stop):
-                self._log(_("The packages are installed."))
+            if self.session.isBusy:
+                raise InputError(_("A computation is going on: wait for it, or cancel it first."))
+            self.packages.ensure(self._onPackagesThere)
         except InputError as error:
             self._log(str(error))
             slicer.util.errorDisplay(str(error), windowTitle=_("XAI-CLIP"))
 
+    def _onPackagesThere(self) -> None:
+        self._log(_("All packages that XAI-CLIP needs are installed."))
+
+    def _onPackages(self, state: InstallationState) -> None:
+        if state is InstallationState.INSTALLING:
+            self.ui.installationCollapsibleButton.collapsed = False  # the log is here
+        self._showButtons()
+
     def _onExamined(self, findings: list[dependencies.Finding], problem: str) -> None:
-        self.ui.checkInstallationButton.setEnabled(True)
+        self.ui.checkInstallationButton.setEnabled(not self.packages.isBusy)
         for line in [*map(str, findings), problem]:
             if line:
                 self._log(line)
@@ -164,9 +179,17 @@ class InstallationPanel:
     def _showButtons(self) -> None:
         ui = self.ui
         own = bool(str(qt.QSettings().value(interpreter.SETTING) or ""))
-        ui.installButton.setEnabled(not own)
+        installing = self.packages.isBusy
+        ui.installButton.setText(_("Cancel installation") if installing else _("Install packages…"))
+        ui.installButton.setEnabled(installing or not own)
+        for widget in (ui.pythonPathLineEdit, ui.wheelhousePathLineEdit, ui.checkInstallationButton):
+            widget.setEnabled(
+                not installing and (widget is not ui.checkInstallationButton or not self._examination.isRunning)
+            )
         ui.installButton.setToolTip(
-            _("Install the packages with pip into the Python that you named; Slicer changes nothing there.")
+            _("End the installation; what is not finished is not installed.")
+            if installing
+            else _("Install the packages with pip into the Python that you named; Slicer changes nothing there.")
             if own
             else _("Install what is missing into Slicer's own Python.")
         )

@@ -17,7 +17,7 @@ from XAICLIPModule.panel.choices import Choices
 from XAICLIPModule.panel.installation_panel import InstallationPanel
 from XAICLIPModule.panel.results_panel import ResultsPanel
 from XAICLIPModule.scene.results import ExplanationNodes
-from XAICLIPModule.worker import dependencies
+from XAICLIPModule.worker.package_installation import InstallationState
 
 
 class Panel:
@@ -51,11 +51,11 @@ class Panel:
     def close(self) -> None:
         """Let go of scene, logic and parameter node; before the widgets go away."""
         self.setParameterNode(None)
+        for signal, slot in self._logicSlots():
+            signal.disconnect(slot)
         self.choices.close()
         self.installation.close()
         self.results.close()
-        for signal, slot in self._logicSlots():
-            signal.disconnect(slot)
 
     def setParameterNode(self, parameters: Any) -> None:
         """Show the choices and results of a `XAICLIPParameterNode`, and write the user's into it; None for none."""
@@ -82,7 +82,12 @@ class Panel:
     def checkCanApply(self) -> None:
         """Enable what can be clicked, and let the tool tips of the rest say what is missing."""
         ui = self.ui
-        if self.logic.state is State.IDLE:
+        if self.installation.packages.isBusy:
+            ui.applyButton.setEnabled(self.installation.packages.state is InstallationState.INSTALLING)
+            ui.applyButton.setToolTip(_("End the installation; what is not finished is not installed."))
+            ui.showRegionButton.setEnabled(False)
+            ui.showRegionButton.setToolTip(_("Packages are being installed."))
+        elif self.logic.state is State.IDLE:
             absent = self.choices.missing()
             ui.applyButton.setEnabled(not absent)
             ui.applyButton.setToolTip(
@@ -107,6 +112,9 @@ class Panel:
 
     def onApplyButton(self, *_clicked: Any) -> None:
         """Apply, Cancel, or Stop, by what goes on."""
+        if self.installation.packages.isBusy:
+            self.installation.packages.cancel()
+            return
         if self.logic.state is not State.IDLE:
             self.logic.cancel()
             return
@@ -122,7 +130,7 @@ class Panel:
 
     def _lookForModels(self) -> None:
         """Ask the worker what is on this machine, where that matters; where it does not start, nobody knows."""
-        if self.choices.parameters is None or not self.choices.isUnsure:
+        if self.choices.parameters is None or not self.choices.isUnsure or self.installation.packages.isBusy:
             return
         if self.logic.session.hello is not None:
             self.choices.setModels(self.logic.session.hello)
@@ -138,22 +146,50 @@ class Panel:
 
     def _begin(self, start: Callable[[], None]) -> None:
         try:
-            if dependencies.ensure(self.logic.session.stop):
-                self._say("")
+            if self.logic.session.isBusy:
+                raise InputError(_("A computation is going on: wait for it, or cancel it first."))
+            self.installation.packages.ensure(lambda: self._started(start))
+        except InputError as error:
+            self._onFailed(str(error), "input")
+
+    def _started(self, start: Callable[[], None]) -> None:
+        """Begin what was waiting for packages: the scene may have changed meanwhile."""
+        try:
+            self._say("")
+            if self.choices.parameters is not None:
                 start()
         except InputError as error:
             self._onFailed(str(error), "input")
 
+    def _onInstallation(self, state: InstallationState) -> None:
+        if state is InstallationState.INSTALLING:
+            self._say(_("Installing packages …"))
+        elif state is InstallationState.CANCELLING:
+            self._say(_("Ending the installation …"))
+        self._showState()
+        self.checkCanApply()
+
+    def _onInstallationLine(self, line: str) -> None:
+        if self.installation.packages.state is InstallationState.INSTALLING:
+            self._say(_("Installing packages: {line}").format(line=line if len(line) <= 100 else line[:99] + "…"))
+
+    def _onInstalled(self, problem: str) -> None:
+        self._say(problem or _("The packages are installed."), warning=bool(problem))
+
     def _onReturnPressed(self) -> None:
         # Return in the list of completions accepts one, and should not start minutes of work.
-        if self.logic.state is State.IDLE and not self.choices.isCompleting and not self.choices.missing():
+        idle = self.logic.state is State.IDLE and not self.installation.packages.isBusy
+        if idle and not self.choices.isCompleting and not self.choices.missing():
             self.onApplyButton()
 
     # --- what goes on ---
 
     def _logicSlots(self) -> list[tuple[Any, Any]]:
-        logic = self.logic
+        logic, packages = self.logic, self.installation.packages
         return [
+            (packages.stateChanged, self._onInstallation),
+            (packages.logged, self._onInstallationLine),
+            (packages.ended, self._onInstalled),
             (logic.stateChanged, self._onStateChanged),
             (logic.progressed, self._onProgressed),
             (logic.appeared, self.results.follow),
@@ -177,15 +213,17 @@ class Panel:
         self.checkCanApply()
 
     def _showState(self) -> None:
-        ui, state = self.ui, self.logic.state
+        ui, state, installing = self.ui, self.logic.state, self.installation.packages.isBusy
         titles = {
             State.IDLE: _("Apply"),
             State.STARTING: _("Cancel"),
             State.RUNNING: _("Cancel"),
             State.CANCELLING: _("Stop at once"),
         }
-        ui.applyButton.setText(titles[state])
-        ui.progressBar.setVisible(state is not State.IDLE)
+        ui.applyButton.setText(_("Cancel") if installing else titles[state])
+        ui.progressBar.setVisible(installing or state is not State.IDLE)
+        if installing:
+            ui.progressBar.setRange(0, 0)
         if state is not State.IDLE:  # remembered, for what is said once it has ended
             self._isDownloading = self.logic.isDownloading
         if state is State.STARTING:
@@ -203,8 +241,8 @@ class Panel:
             *("inputSelector", "sampleButton", "modelComboBox", "modelFolderButton", "modelDownloadButton"),
             *("furtherImagesSpinBox", "promptLineEdit", "localizerDownloadButton"),
         ):
-            getattr(ui, name).setEnabled(state is State.IDLE)
-        self.choices.furtherImages.setEnabled(state is State.IDLE)
+            getattr(ui, name).setEnabled(state is State.IDLE and not installing)
+        self.choices.furtherImages.setEnabled(state is State.IDLE and not installing)
 
     def _onProgressed(self, stage: str, done: int, total: int, secondsLeft: float | None) -> None:
         if self.logic.state is not State.RUNNING:

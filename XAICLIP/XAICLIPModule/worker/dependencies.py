@@ -1,7 +1,7 @@
 """The Python packages that the worker needs: which are missing in Slicer's Python, and how they get there.
 
-Nothing is looked at before it is needed, nothing is installed without asking, and nothing at all where the user named a
-Python of their own. Slicer's own packages are pinned, so that pip cannot replace one under the running application.
+Nothing is looked at before it is needed. What is installed already is pinned, so that pip cannot replace a package
+under the running application or another extension; `package_installation` does what is decided here.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import json
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import qt
-import slicer
 from slicer.i18n import tr as _
 
 from XAICLIPLib.errors import InputError
@@ -27,8 +25,11 @@ from XAICLIPModule.worker import interpreter
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "Resources" / "XAICLIPRequirements.txt"
 WHEELHOUSE_SETTING = "XAICLIP/Wheelhouse"
 
-PINNED = ("numpy", "scipy", "SimpleITK", "requests", "vtk")
-"""Packages of Slicer that must stay as they are."""
+NEVER_REPLACED = frozenset({"numpy", "scipy", "simpleitk", "requests", "vtk", "pip", "setuptools", "packaging"})
+"""Packages of Slicer that must stay as they are, whatever another package wants."""
+
+VERSION = re.compile(r"(\d+!)?\d+(\.\d+)*[\w.+-]*")
+"""What pip takes for a version."""
 
 DOWNLOAD_MB: Mapping[str, int] = {
     "torch": 900,
@@ -60,6 +61,9 @@ def nameOf(requirement: str) -> str:
 
 
 def _isMet(requirement: str) -> bool:
+    packaging = _packaging()
+    if packaging is not None:
+        return bool(packaging.pip_check(requirement))
     try:
         installed = metadata.version(nameOf(requirement))
     except metadata.PackageNotFoundError:
@@ -77,15 +81,23 @@ def question(absent: Iterable[str], wheelhouse: Path | None) -> str:
     """What the user is asked before anything is installed: what, how large, where to and where from."""
     absent = list(absent)
     size = sum(DOWNLOAD_MB.get(nameOf(requirement), 3) for requirement in absent)
+    kept = len(pins(absent))
+    newer = sorted(replaceable(absent))
     source = str(wheelhouse) if wheelhouse else _("the Python package index (pypi.org) and pytorch.org")
     text = _(
         "XAI-CLIP needs {count} Python packages that are not installed: {packages}.\n\n"
         "They are installed into Slicer's own Python, from {source}. About {size} MB are downloaded (up to 3 GB for "
-        "PyTorch on a computer with an NVIDIA GPU), once. Slicer's own packages are not changed.\n\n"
+        "PyTorch on a computer with an NVIDIA GPU), once.\n\n"
+        "Of what is installed already, {kept} packages stay at their versions{exceptions}.\n\n"
         "To leave Slicer as it is, cancel, and name a Python of yours under Device and installation."
     )
     return text.format(
-        count=len(absent), packages=", ".join(nameOf(requirement) for requirement in absent), source=source, size=size
+        count=len(absent),
+        packages=", ".join(nameOf(requirement) for requirement in absent),
+        source=source,
+        size=size,
+        kept=kept,
+        exceptions=_("; these may be replaced by newer ones: {names}").format(names=", ".join(newer)) if newer else "",
     )
 
 
@@ -102,97 +114,73 @@ def wheelhouse() -> Path | None:
         return None
     if not Path(folder).is_dir():
         raise InputError(
-            _("The folder of wheels {folder} is not there: name another under Device and installation.").format(
+            _("The offline package folder {folder} is not there: name another under Device and installation.").format(
                 folder=folder
             )
         )
     return Path(folder)
 
 
-def ensure(installed: Callable[[], None] = lambda: None) -> bool:
-    """Install what is missing in Slicer's Python, after asking; False where the user declined.
-
-    Nothing is done where the user named a Python of their own: its worker tells what it lacks.
-
-    Parameters
-    ----------
-    installed
-        Called after packages were installed: a worker from before cannot see them.
-
-    Raises
-    ------
-    InputError
-        Something is missing and cannot be installed here: the message says what to do.
-    """
-    if not interpreter.chosen().isSlicers:
-        return True
-    absent = missing()
-    if not absent:
-        return True
-    if slicer.app.testingEnabled():
-        raise InputError(
-            _("These Python packages are missing, and nothing is installed while testing: {packages}.").format(
-                packages=", ".join(absent)
-            )
-        )
-    source = wheelhouse()
-    if not slicer.util.confirmOkCancelDisplay(question(absent, source), _("XAI-CLIP - install Python packages")):
-        return False
-    install(absent, source)
-    installed()
-    absent = missing()
-    if absent:
-        raise InputError(
-            _(
-                "These Python packages are still missing after the installation: {packages}. See the Python console."
-            ).format(packages=", ".join(absent))
-        )
-    return True
+def isSlicerInstalling() -> bool:
+    """Whether Slicer itself is installing packages without blocking; Slicer up to 5.10 does not say so."""
+    isInProgress = getattr(_packaging(), "isPipInstallInProgress", None)
+    return bool(isInProgress is not None and isInProgress())
 
 
-def install(absent: Iterable[str], source: Path | None) -> None:
-    """Install packages into Slicer's Python: torch through the PyTorch extension, the others with pip.
-
-    Raises
-    ------
-    InputError
-        The PyTorch extension is needed and not there, or the installation failed.
-    """
-    absent = list(absent)
-    torch = [requirement for requirement in absent if nameOf(requirement) == "torch"]
-    if torch and source is None:
-        _installTorch(torch[0])
-        absent.remove(torch[0])
-    if not absent:
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        constraints = Path(folder) / "constraints.txt"
-        constraints.write_text("\n".join(pins(absent)) + "\n", encoding="utf-8")
-        offline = ["--no-index", "--find-links", str(source)] if source else []
-        try:
-            slicer.util.pip_install([*absent, "--constraint", str(constraints), *offline])
-        except Exception as error:  # CalledProcessError, RuntimeError or uv's, by the version of Slicer
-            raise InputError(
-                _(
-                    "The packages could not be installed ({reason}): check the network or the folder of wheels; the "
-                    "Python console says more."
-                ).format(reason=error)
-            ) from error
+def _packaging() -> Any:
+    """`slicer.packaging`, which Slicer has from 5.12 on; None before."""
+    try:
+        return importlib.import_module("slicer.packaging")
+    except ImportError:
+        return None
 
 
 def pins(absent: Iterable[str] = ()) -> list[str]:
-    """Slicer's own packages as they are, for pip's constraints; torch is free where it is to be installed itself."""
-    found = []
-    free = any(nameOf(requirement) == "torch" for requirement in absent)
-    for name in (*PINNED, *(() if free else ("torch", "torchvision"))):
+    """All that is installed, as it is, for pip's constraints; `replaceable` is free.
+
+    Slicer has loaded some of it, and other extensions rely on the rest.
+    """
+    free = replaceable(absent)
+    found: dict[str, str] = {}
+    for distribution in metadata.distributions():
+        name, version = distribution.metadata["Name"], distribution.version
+        if name and version and VERSION.fullmatch(version) and _canonical(name) not in free:
+            found.setdefault(_canonical(name), f"{name}=={version}")  # the first on the path is the one in use
+    return [found[name] for name in sorted(found)]
+
+
+def replaceable(absent: Iterable[str]) -> set[str]:
+    """The installed packages that may get another version: what is missing because it is too old, and what that needs.
+
+    Never those that Slicer has loaded (`NEVER_REPLACED`).
+    """
+    left, free = [nameOf(requirement) for requirement in absent], set[str]()
+    if any(_canonical(name) == "torch" for name in left):
+        left += ["torchvision", "torchaudio"]  # each fits one version of torch alone
+    while left:
+        name = _canonical(left.pop())
         try:
-            found.append(f"{name}=={metadata.version(name)}")
+            needed = metadata.requires(name) or []
         except metadata.PackageNotFoundError:
             continue
-    return found
+        if name not in free and name not in NEVER_REPLACED:
+            free.add(name)
+            left += [nameOf(requirement) for requirement in needed if "extra ==" not in requirement]
+    return free
 
 
-def _installTorch(requirement: str) -> None:
+def _canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def installTorch(requirement: str) -> None:
+    """Install torch with Slicer's PyTorch extension.
+
+    Raises
+    ------
+    InputError
+        The extension is not there, or did not install it.
+    """
     try:
         import PyTorchUtils
     except ModuleNotFoundError as error:
