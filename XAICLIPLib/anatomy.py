@@ -2,6 +2,9 @@
 
 The vocabulary itself is data: ``Resources/anatomy.json``. A prompt becomes a set of words and a
 side; it means a structure only if every word of it is accounted for and the side is the same.
+
+What a text means is found with the standard library alone, so that 3D Slicer's panel can ask before any package is
+installed; what it may have meant (`suggestion`, `suggestions`) needs rapidfuzz.
 """
 
 from __future__ import annotations
@@ -15,9 +18,6 @@ from functools import cache
 from itertools import dropwhile
 from types import MappingProxyType
 from typing import Any, Literal
-
-from rapidfuzz import fuzz, process
-from rapidfuzz.distance import OSA
 
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.resources import resource_path
@@ -263,6 +263,8 @@ ALIKE = 75
 
 def suggestion(words: str) -> str | None:
     """The structure whose name or synonym is most like words that `resolve` does not understand; None: none is."""
+    from rapidfuzz import fuzz, process
+
     phrases = {phrase: s.name for s in vocabulary().values() for phrase in (s.name, *s.synonyms)}
     found = process.extractOne(words.strip().lower(), phrases, scorer=fuzz.ratio, score_cutoff=ALIKE)
     return None if found is None else phrases[found[0]]
@@ -342,7 +344,7 @@ def _is_typo(word: str, other: str) -> bool:
     "campus"): they forgive a letter left out, two that changed places, a doubled one and, from six letters on, a wrong
     vowel.
     """
-    if word[0] != other[0] or OSA.distance(word, other) > (2 if len(other) > 10 else 1):
+    if word[0] != other[0] or _slips(word, other) > (2 if len(other) > 10 else 1):
         return False
     if len(other) > 7:
         return True
@@ -352,6 +354,31 @@ def _is_typo(word: str, other: str) -> bool:
         or re.sub(r"(.)\1", r"\1", word) == re.sub(r"(.)\1", r"\1", other)
         or (len(other) > 5 and re.sub("[aeiouy]", "_", word) == re.sub("[aeiouy]", "_", other))
     )
+
+
+MANY_SLIPS = 3
+"""No typing error has so many; they are not counted further."""
+
+
+def _slips(word: str, other: str) -> int:
+    """How many letters were left out, added, replaced or swapped with their neighbours, up to `MANY_SLIPS`.
+
+    The optimal string alignment distance.
+    """
+    if abs(len(word) - len(other)) >= MANY_SLIPS:
+        return MANY_SLIPS
+    before: list[int] = []
+    row = list(range(len(other) + 1))
+    for i, letter in enumerate(word, 1):
+        before, above, row = row, before, [i]
+        for j, wanted in enumerate(other, 1):
+            cost = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (letter != wanted))
+            if i > 1 and j > 1 and letter == other[j - 2] and word[i - 2] == wanted:
+                cost = min(cost, above[j - 2] + 1)
+            row.append(cost)
+        if min(row) >= MANY_SLIPS:
+            return MANY_SLIPS
+    return min(row[-1], MANY_SLIPS)
 
 
 @dataclass(frozen=True)
@@ -399,6 +426,8 @@ def suggestions(prompt: str, count: int = 3) -> list[str]:
 
     A side in the text is kept: "left kindey thing" suggests nothing on the right.
     """
+    from rapidfuzz import fuzz, process
+
     words, side = _key(_words(prompt))
     phrases = [
         (phrase, found.name)

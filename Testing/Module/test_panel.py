@@ -56,10 +56,10 @@ def test_what_is_not_on_this_machine_says_so(ui: Any, session: Any) -> None:
     assert "Not on this machine" in ui.localizerComboBox.itemData(index, qt.Qt.ToolTipRole)
 
 
-def test_words_are_completed_from_models_and_vocabulary(ui: Any) -> None:
+def test_words_are_completed_from_what_the_network_draws(ui: Any) -> None:
     completer = ui.promptLineEdit.completer()
     completer.setCompletionPrefix("kidn")
-    assert completer.completionCount() > 2
+    assert completer.completionCount() == 2
     completer.setCompletionPrefix("gallbl")
     assert completer.currentCompletion() == "gallbladder"
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -457,3 +460,21 @@ def test_other_spellings_and_unknown_words_are_no_typing_errors(prompt: str) -> 
 def test_what_is_not_understood_but_like_a_name_is_suggested(words: str, meant: str | None) -> None:
     assert anatomy.resolve(words) is None
     assert anatomy.suggestion(words) == meant
+
+
+def test_slips_are_counted_as_rapidfuzz_counts_them() -> None:
+    from rapidfuzz.distance import OSA
+
+    words = sorted(anatomy._index().known)[::7]
+    for word, other in itertools.product([*words, "kindey", "livre", "pancraes", "vertebre"], words):
+        assert anatomy._slips(word, other) == min(OSA.distance(word, other), anatomy.MANY_SLIPS), (word, other)
+
+
+def test_what_a_text_means_is_found_without_any_package() -> None:
+    code = (
+        "import sys; sys.modules['rapidfuzz'] = None\n"
+        "from XAICLIPLib import anatomy\n"
+        "print([(found := anatomy.resolve(w)) and found.name for w in ('hepar', 'left kindey', 'qwertz')])"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "['liver', 'left kidney', None]"

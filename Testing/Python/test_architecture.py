@@ -62,6 +62,7 @@ ONE_DOOR = {
 # XAICLIP/, the Slicer module, talks to the library through the worker's messages and these alone.
 MODULE_MAY_IMPORT = {
     "errors",
+    "anatomy",
     "resources",
     "imaging",
     "imaging.phantom",

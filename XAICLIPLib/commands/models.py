@@ -232,6 +232,7 @@ def _try(entry: Entry, trust: bool) -> None:
     from XAICLIPLib.models.catalogue import NoNetwork, load_segmenter
     from XAICLIPLib.models.entry import MODALITIES
     from XAICLIPLib.models.user_entries import remove, update
+    from XAICLIPLib.segmentation.segmenter import class_names
 
     try:
         network = load_segmenter(entry.name, torch.device("cpu"), trust)
@@ -241,11 +242,8 @@ def _try(entry: Entry, trust: bool) -> None:
     except InputError as error:
         say(f"It does not load as it is: {error}")
         return
-    shift = network.activation == "softmax"  # channel 0 is the background
-    names = (str(name).strip() for channel, name in network.labels.items() if channel or not shift)
     modality = network.modality if network.modality in MODALITIES else "any"
-    structures = tuple(dict.fromkeys(filter(None, names)))
-    listed = replace(entry, structures=structures, modality=modality, inputs=tuple(network.inputs))
+    listed = replace(entry, structures=class_names(network), modality=modality, inputs=tuple(network.inputs))
     try:
         update(listed)
     except InputError:  # names that a catalogue cannot hold, such as two inputs that are both called CT

@@ -118,3 +118,11 @@ class Promptable(Protocol):
         ``modality`` is that of the image, CT or MR; None where the intensities are to tell.
         """
         ...
+
+
+def class_names(network: Segmenter | Promptable) -> tuple[str, ...]:
+    """The names of what a network draws, in the order of its channels; none where it draws what it is pointed at."""
+    labels: Mapping[int, str] = getattr(network, "labels", {})
+    background = 0 if getattr(network, "activation", "") == "softmax" else None
+    names = (str(name).strip() for channel, name in labels.items() if channel != background)
+    return tuple(dict.fromkeys(filter(None, names)))

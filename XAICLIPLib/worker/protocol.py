@@ -20,6 +20,7 @@ explain    volume, further_volumes?, prompt, output?, model?,    progress and es
            device?, precision?, batch_size?, seed?, trust?,
            check?, estimates?
 report     folder, output, volume?, pdf?                         reported
+describe   model, device?, trust?                                described
 download   name                                                  progress ..., then downloaded
 cancel     request                                               cancelling
 shutdown                                                         bye, and the worker ends
@@ -45,10 +46,12 @@ shutdown                                                         bye, and the wo
   estimates waiting reads the last.
 - ``report`` writes the explanation in ``folder`` as a page for a reader, into the file ``output`` (.html or .pdf), with
   slices of the scan where ``volume`` names it; ``pdf`` writes the PDF beside the HTML.
+- ``describe`` loads a network and tells what it draws and takes, for a client that shows it; the next ``explain`` need
+  not load it again. A worker from before it answers with an error of kind ``protocol``.
 - ``cancel`` is heard while a request is computed. That request then ends with its partial ``explanation``, where
   ``complete`` is false, or with an error of kind ``cancelled``. A request that ended meanwhile can no longer be
   cancelled: an error of kind ``protocol`` says so.
-- One localize, explain, report or download is worked on at a time; another meanwhile gets an error of kind
+- One localize, explain, report, describe or download is worked on at a time; another meanwhile gets an error of kind
   ``protocol``.
 - ``error`` ends the request that it answers. ``kind`` is ``protocol`` (a mistake of the client, or busy), ``input``
   (the user can mend it), ``cancelled``, ``memory``, ``missing package`` or ``internal``; ``message`` is a sentence for
@@ -202,6 +205,16 @@ class Report(Request):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Describe(Request):
+    """Ask what a network draws and takes."""
+
+    type = "describe"
+    model: str = _field(json_values.path)
+    device: str | None = _field(json_values.text, None)
+    trust: bool | None = _field(json_values.flag, None)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Download(Request):
     """Get a model of the catalogue onto this machine."""
 
@@ -315,6 +328,15 @@ class Reported(Reply):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Described(Reply):
+    """Answers `Describe`: the names of the classes that it draws, without background, and of the images it takes."""
+
+    type = "described"
+    structures: tuple[str, ...] = _field(json_values.texts)
+    inputs: tuple[str, ...] = _field(json_values.texts)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Downloaded(Reply):
     """Answers `Download`: where the model lies, None where a library keeps it in a place of its own."""
 
@@ -349,13 +371,13 @@ class Error(Reply):
 
 
 REQUESTS: Mapping[str, type[Request]] = {
-    kind.type: kind for kind in (Hello, Localize, Explain, Report, Download, Cancel, Shutdown)
+    kind.type: kind for kind in (Hello, Localize, Explain, Report, Describe, Download, Cancel, Shutdown)
 }
 REPLIES: Mapping[str, type[Reply]] = {
     kind.type: kind
     for kind in (
         *(Greeting, Devices, Progress, Estimate, FoundRegion, Explained),
-        *(Reported, Downloaded, Cancelling, Bye, Error),
+        *(Reported, Described, Downloaded, Cancelling, Bye, Error),
     )
 }
 

@@ -19,7 +19,7 @@ from XAICLIPLib.reporting import output_folder
 from XAICLIPLib.scoring import options
 from XAICLIPLib.system.packages import NEEDED, versions
 from XAICLIPLib.worker import protocol
-from XAICLIPLib.worker.protocol import Box, Download, Explain, Localize, Mask, Named, Reply, Report, Request
+from XAICLIPLib.worker.protocol import Box, Describe, Download, Explain, Localize, Mask, Named, Reply, Report, Request
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -96,11 +96,11 @@ class Answers:
 
     def compute(
         self,
-        request: Localize | Explain | Report | Download,
+        request: Localize | Explain | Report | Describe | Download,
         cancelled: Callable[[], bool],
         abandoned: Callable[[], bool],
-    ) -> protocol.FoundRegion | protocol.Explained | protocol.Reported | protocol.Downloaded:
-        """Find a region, explain, write a report or download, with progress on the way.
+    ) -> protocol.FoundRegion | protocol.Explained | protocol.Reported | protocol.Described | protocol.Downloaded:
+        """Find a region, explain, write a report, describe or download, with progress on the way.
 
         Parameters
         ----------
@@ -127,6 +127,8 @@ class Answers:
             return self._localize(request, cancelled)
         if isinstance(request, Report):
             return self._report(request)
+        if isinstance(request, Describe):
+            return self._describe(request)
         # Mistakes here are told at once, and not after PyTorch and the models were loaded.
         methods.method(request.method or next(iter(methods.METHODS)), **request.parameters or {})
         wanted = Path(request.output) if request.output else None
@@ -208,6 +210,14 @@ class Answers:
 
         files = save_report(request.folder, request.output, volume=request.volume, pdf=bool(request.pdf))
         return protocol.Reported(id=request.id, files={name: str(path.resolve()) for name, path in files.items()})
+
+    def _describe(self, request: Describe) -> protocol.Described:
+        from XAICLIPLib.segmentation.segmenter import class_names
+
+        network = self._models.segmenter(request.model, _ready(request.device), bool(request.trust))
+        return protocol.Described(
+            id=request.id, structures=class_names(network), inputs=tuple(getattr(network, "inputs", ()))
+        )
 
     def _download(self, request: Download, cancelled: Callable[[], bool]) -> protocol.Downloaded:
         from XAICLIPLib.models import acquisition, catalogue

@@ -300,3 +300,12 @@ def test_an_estimate_that_the_client_has_deleted_is_no_mistake(tmp_path: Path) -
     for _ in range(4):
         answers._tell_estimate(sitk.Image(4, 4, 4, sitk.sitkFloat32), Teller(1, send))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_is_described_and_kept(tmp_path: Path) -> None:
+    answers = Answers(tmp_path, lambda _reply: None)
+    reply = answers.compute(protocol.Describe(id=3, model="abdomen-ct", device="cpu"), lambda: False, lambda: False)
+    assert isinstance(reply, protocol.Described) and reply.id == 3
+    assert len(reply.structures) == 13 and "left kidney" in reply.structures and "background" not in reply.structures
+    assert len(reply.inputs) == 1
+    assert len(answers._models._loaded) == 1

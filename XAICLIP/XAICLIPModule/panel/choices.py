@@ -16,7 +16,7 @@ from XAICLIPLib.explainers import methods
 from XAICLIPLib.scoring import options
 from XAICLIPLib.worker import protocol
 from XAICLIPModule.display.saliency_display import SALIENCY_ATTRIBUTE
-from XAICLIPModule.panel import further_images, method_words
+from XAICLIPModule.panel import feasibility, further_images, method_words
 from XAICLIPModule.panel.further_images import FurtherImages
 from XAICLIPModule.panel.installation_panel import InstallationPanel
 from XAICLIPModule.panel.method_form import MethodForm
@@ -75,6 +75,8 @@ class Choices(VTKObservationMixin):
         self._installation = installation
         self._guiTag: Any = None
         self._updating = False
+        self._completer: Any = None
+        self._completions: list[str] = []
         self._trusted = ""  # the network that the trust box is about
         self._shownMethod: tuple[str, dict[str, Any]] | None = None
         download = self.downloadWanted.emit
@@ -109,12 +111,7 @@ class Choices(VTKObservationMixin):
                 (_("A box"), "box"),
             ],
         )
-        completer = qt.QCompleter(self._completions(), ui.promptLineEdit)
-        completer.setCaseSensitivity(qt.Qt.CaseInsensitive)
-        completer.setFilterMode(qt.Qt.MatchContains)
-        completer.setMaxVisibleItems(12)
-        ui.promptLineEdit.setCompleter(completer)
-        self._completer = completer
+        self._complete()
 
     def _fillRegions(self) -> None:
         sources = [
@@ -127,10 +124,17 @@ class Choices(VTKObservationMixin):
         offered = {*self._regions, "segment", "box"}
         _fill(self.ui.regionSourceComboBox, [(text, source) for text, source in sources if source in offered])
 
-    def _completions(self) -> list[str]:
-        """Structures for the prompt: those of the models first, then the whole vocabulary."""
-        own = [structure for model in self.models.models for structure in model.structures]
-        return list(dict.fromkeys([*own, *terminology.structures()]))
+    def _complete(self) -> None:
+        """Complete the prompt with what the chosen network draws; with the whole vocabulary where that is not known."""
+        offered = list(self.models.chosen().structures) or terminology.structures()
+        if offered == self._completions:
+            return
+        completer = qt.QCompleter(offered, self.ui.promptLineEdit)
+        completer.setCaseSensitivity(qt.Qt.CaseInsensitive)
+        completer.setFilterMode(qt.Qt.MatchContains)
+        completer.setMaxVisibleItems(12)
+        self.ui.promptLineEdit.setCompleter(completer)
+        self._completer, self._completions = completer, offered
 
     @property
     def isCompleting(self) -> bool:
@@ -140,6 +144,7 @@ class Choices(VTKObservationMixin):
     def _connectWidgets(self) -> None:
         ui = self.ui
         ui.sampleButton.connect("clicked(bool)", self._onSample)
+        ui.trustCheckBox.connect("toggled(bool)", lambda _trusted: self._onParametersModified())
         for kind in ROWS:
             getattr(ui, f"{kind}CollapsibleButton").connect("contentsCollapsed(bool)", self._showRows)
         for combo, name in self._boundCombos():
@@ -270,6 +275,7 @@ class Choices(VTKObservationMixin):
             if own
             else _('The localizer\'s own threshold is used: check "Own threshold" to choose another.')
         )
+        self._complete()
         model = self.models.chosen()
         ui.modelDescriptionLabel.setText(model.description())
         self.models.showAbsence()
@@ -438,6 +444,9 @@ class Choices(VTKObservationMixin):
             found.append(absent)
         found += further_images.missing(parameters.inputVolume, self._furtherNames(), self.furtherImages.volumes())
         found += self.missingToLocalize()[len(self.missingForAny()) :]
+        if parameters.targetSource != "structure":  # which says by itself what is explained
+            network = self.models.chosen()
+            found += filter(None, [feasibility.objection(parameters.prompt, network.name, network.structures)])
         for kind, where in (("region", _("Region")), ("target", _("Target"))):
             drawn = self._drawn(kind)
             if isinstance(drawn, Segment) and (drawn.node is None or not drawn.segmentId):
@@ -454,6 +463,18 @@ class Choices(VTKObservationMixin):
         guided = self._isGuided()
         choices = [self.models, *([self.localizers] if guided else [])]
         return any(choice.missing() and not choice.known for choice in choices)
+
+    def toDescribe(self) -> tuple[str, bool] | None:
+        """The network of which only a worker can tell what it draws, and whether its code is trusted; None if none."""
+        if self.parameters is None or not self.models.isOwn or self.models.missing():
+            return None
+        asked = (self.models.chosen().name, bool(self.ui.trustCheckBox.checked))
+        return None if self.models.isDescribed(*asked) else asked
+
+    def describe(self, name: str, trusted: bool, reply: protocol.Described | None) -> None:
+        """A worker has said what a network of the user's own draws; None where it could not load it."""
+        self.models.describe(name, trusted, reply)
+        self._onParametersModified()
 
     def setModels(self, hello: protocol.Greeting | None) -> None:
         """The worker knows its models better than the shipped list does; None where there is no worker to ask."""

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import qt
 from slicer.i18n import tr as _
 
+from XAICLIPLib.worker import protocol
 from XAICLIPModule.worker import catalogue
 from XAICLIPModule.worker.catalogue import Model
 
@@ -60,6 +61,7 @@ class ModelChoice:
         self.models = catalogue.shipped("segmenter" if prefix == "model" else "localizer")
         self.known = False
         self._ownNames: list[str] = []
+        self._described: dict[tuple[str, bool], protocol.Described | None] = {}
         self.sceneBox = getattr(ui, f"{prefix}FromSceneWidget")
         self._sceneLabel = getattr(ui, f"{prefix}FromSceneLabel")
         self.confirmButton = getattr(ui, f"{prefix}FromSceneButton")
@@ -111,7 +113,14 @@ class ModelChoice:
         if name not in self._ownNames:
             return Model(name, _("Named by the scene, and not looked at yet: {folder}").format(folder=name))
         here = os.path.exists(name) or (self.known and self._prefix == "model" and not name.startswith("hf-hub:"))
-        return Model(name, _("A network of your own: {folder}").format(folder=name), installed=here)
+        told = self._described.get((name, True)) or self._described.get((name, False))
+        return Model(
+            name,
+            _("A network of your own: {folder}").format(folder=name),
+            structures=told.structures if told is not None else (),
+            inputs=told.inputs or None if told is not None else None,
+            installed=here,
+        )
 
     @property
     def isOwn(self) -> bool:
@@ -123,6 +132,14 @@ class ModelChoice:
         """Whether the chosen one is in no list, and was not chosen here: a scene brought it."""
         name = self.combo.currentData or ""
         return bool(name) and name not in self._ownNames and all(model.name != name for model in self.models)
+
+    def isDescribed(self, name: str, trusted: bool) -> bool:
+        """Whether a worker was asked about a network of the user's own, with or without trust in its code."""
+        return (name, trusted) in self._described
+
+    def describe(self, name: str, trusted: bool, reply: protocol.Described | None) -> None:
+        """Remember what a worker said of a network of the user's own."""
+        self._described[name, trusted] = reply
 
     def take(self, name: str) -> None:
         """Take a model, by its path, for the user's own choice."""

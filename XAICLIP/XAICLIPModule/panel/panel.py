@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,8 @@ class Panel:
         self.checkCanApply()
         if self.choices.isUnsure:
             qt.QTimer.singleShot(0, self._lookForModels)  # the worker's hello may change the choices at once
+        elif self.choices.toDescribe() is not None:
+            qt.QTimer.singleShot(0, self._describe)
 
     # --- Apply ---
 
@@ -139,6 +142,29 @@ class Panel:
             self.logic.lookForModels()
         except InputError:
             self._onSessionStopped("")
+
+    def _describe(self) -> None:
+        """Ask the worker what a network of the user's own draws; nothing is told where that does not work."""
+        asked, session = self.choices.toDescribe(), self.logic.session
+        if asked is None or session.isBusy or self.installation.packages.isBusy or self.logic.state is not State.IDLE:
+            return
+        if session.hello is None:
+            with suppress(InputError):
+                session.start()  # whose hello brings us back here
+            return
+        name, trusted = asked
+        self.choices.models.describe(name, trusted, None)  # asked once, whatever comes of it
+        session.requestAside(
+            "describe",
+            lambda reply: self._onDescribed(name, trusted, reply),
+            model=name,
+            device=self.installation.device,
+            trust=trusted,
+        )
+
+    def _onDescribed(self, name: str, trusted: bool, reply: Any) -> None:
+        if isinstance(reply, protocol.Described) and self.choices.parameters is not None:
+            self.choices.describe(name, trusted, reply)
 
     def _onSessionStopped(self, _message: str) -> None:
         if self.choices.isUnsure:

@@ -34,6 +34,8 @@ class PlayedSession:
         What was asked, in order.
     installed
         Names of models that are on this machine, beside those that ship.
+    descriptions
+        What networks of the user's own draw, by their paths; of others it does not say.
     cancelled
         The ids of the requests that were to be cancelled.
     """
@@ -44,6 +46,7 @@ class PlayedSession:
         self.requests: list[Any] = []
         self.cancelled: list[int] = []
         self.installed: set[str] = set()
+        self.descriptions: dict[str, tuple[str, ...]] = {}
         self._folder, self._greets = folder, greets
         self._listeners: dict[int, Listener] = {}
 
@@ -95,6 +98,19 @@ class PlayedSession:
         line = protocol.encode(protocol.REQUESTS[kind](id=number, **fields))
         self.requests.append(protocol.parse_request(line))
         self._listeners[number] = listener
+        return number
+
+    def requestAside(self, kind: str, listener: Listener, /, **fields: Any) -> int:
+        """Answer at once."""
+        number = 1_000_000
+        asked = protocol.parse_request(protocol.encode(protocol.REQUESTS[kind](id=number, **fields)))
+        assert isinstance(asked, protocol.Describe)
+        reply: protocol.Reply
+        if asked.model in self.descriptions:
+            reply = protocol.Described(id=number, structures=self.descriptions[asked.model], inputs=("image",))
+        else:
+            reply = protocol.Error(id=number, kind="input", message="It does not load.")
+        listener(protocol.parse_reply(protocol.encode(reply)))
         return number
 
     def cancel(self, request: int) -> None:

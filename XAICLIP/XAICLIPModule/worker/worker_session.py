@@ -61,7 +61,7 @@ class Ended:
 Answer = protocol.Reply | Ended
 Listener = Callable[[Any], None]
 
-FINAL = frozenset({"region", "explanation", "reported", "downloaded", "error", "bye"})
+FINAL = frozenset({"region", "explanation", "reported", "described", "downloaded", "error", "bye"})
 """Types of answers after which a request is over."""
 
 
@@ -85,6 +85,9 @@ class Session(Protocol):
 
     def request(self, kind: str, listener: Listener, /, **fields: Any) -> int:
         """Ask; every answer goes to ``listener``, the last of them in any case. Returns the id of the request."""
+
+    def requestAside(self, kind: str, listener: Listener, /, **fields: Any) -> int:
+        """Ask something small on the side: it does not make the session busy, and what is asked meanwhile waits."""
 
     def cancel(self, request: int) -> None:
         """Ask the worker to end a request with what it has."""
@@ -126,6 +129,7 @@ class WorkerSession:
         self._listeners: dict[int, Listener] = {}
         self._waiting: list[protocol.Request] = []
         self._lastId = 0
+        self._aside: int | None = None
         self._asked = False
 
     @property
@@ -135,8 +139,8 @@ class WorkerSession:
 
     @property
     def isBusy(self) -> bool:
-        """Whether somebody waits for an answer."""
-        return bool(self._listeners)
+        """Whether somebody waits for an answer, other than to what was asked aside."""
+        return bool(self._listeners.keys() - {self._aside})
 
     @property
     def log(self) -> list[str]:
@@ -200,10 +204,18 @@ class WorkerSession:
         message = protocol.REQUESTS[kind](id=number, **fields)
         self._listeners[number] = listener
         self._idle.stop()
-        if self.hello is None:
+        if self.hello is None or self._aside is not None:
             self._waiting.append(message)
         else:
             self._send(message)
+        return number
+
+    def requestAside(self, kind: str, listener: Listener, /, **fields: Any) -> int:
+        """Ask something small: it does not make the session busy, and what is asked meanwhile waits for its end."""
+        isFree = self.hello is not None and self._aside is None
+        number = self.request(kind, listener, **fields)
+        if isFree:
+            self._aside = number
         return number
 
     def cancel(self, request: int) -> None:
@@ -237,13 +249,13 @@ class WorkerSession:
 
     def _rest(self) -> None:
         """End the worker in a while, where nobody asks it anything until then."""
-        if self._process is not None and not self.isBusy:
+        if self._process is not None and not self._listeners:
             self._idle.start(idleMinutes() * MINUTE_MS)
 
     def _onIdle(self) -> None:
         """End the worker without waiting for it: Slicer's user is at something else."""
         process = self._process
-        if process is None or self.isBusy:
+        if process is None or self._listeners:
             return
         self._send(protocol.Shutdown(id=self._nextId()))
         process.closeWriteChannel()
@@ -417,13 +429,20 @@ class WorkerSession:
             return
         self.hello = reply
         self.greeted.emit(reply)
+        self._sendWaiting()
+        self._rest()
+
+    def _sendWaiting(self) -> None:
         waiting, self._waiting = self._waiting, []
         for message in waiting:
             self._send(message)
-        self._rest()
 
     def _answer(self, reply: Answer) -> None:
         assert reply.id is not None
         listener = self._listeners.pop(reply.id) if reply.type in FINAL else self._listeners[reply.id]
+        if reply.type in FINAL and reply.id == self._aside:
+            self._aside = None
+            if self._process is not None and self.hello is not None:
+                self._sendWaiting()
         self._rest()
         listener(reply)
