@@ -155,12 +155,13 @@ class XAICLIPLogic(ScriptedLoadableModuleLogic):
 
     def getParameterNode(self) -> Any:
         """The module's parameter node, as a `XAICLIPParameterNode`."""
-        from XAICLIPModule.parameters import XAICLIPParameterNode  # see there why so late
+        from XAICLIPModule.parameters import XAICLIPParameterNode, repair  # see there why so late
 
         wrap: Any = XAICLIPParameterNode  # the decorator gives it a constructor that types do not know
         node = super().getParameterNode()
         # One wrapper for each node: each observes it for as long as it lives, and nothing ends that.
         if self._parameters is None or self._parameters.parameterNode is not node:
+            repair(node)
             self._parameters = wrap(node)
         return self._parameters
 

@@ -6,7 +6,7 @@ this one.
 
 # No ``from __future__ import annotations``: the wrapper reads the annotations themselves.
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from slicer import vtkMRMLMarkupsROINode, vtkMRMLScalarVolumeNode, vtkMRMLSegmentationNode
 from slicer.parameterNodeWrapper import Default, WithinRange, parameterNodeWrapper
@@ -69,3 +69,30 @@ class XAICLIPParameterNode:
     outputName: str
     result: vtkMRMLScalarVolumeNode
     compared: vtkMRMLScalarVolumeNode
+
+
+NUMBERS: dict[str, tuple[type, float, float]] = {
+    "furtherImages": (int, 0, 7),
+    "furtherVolumes_len": (int, 0, 7),
+    "seed": (int, 0, 2147483647),
+    "regionThreshold": (float, 0, 1),
+    "regionMargin": (float, -1, 100),
+}
+"""What stands in the node for numbers, with their kinds and bounds."""
+
+
+def repair(node: Any) -> None:
+    """Take out of a parameter node what is not of its kind, before it is wrapped, so that its default is taken.
+
+    A scene may be an older one, or a stranger's; the wrapper would raise wherever such a value is read.
+    """
+    for name, (kind, least, most) in NUMBERS.items():
+        text = node.GetParameter(name)
+        try:
+            fits = not text or least <= kind(text) <= most  # what is not a number is in no bounds
+        except (ValueError, OverflowError):
+            fits = False
+        if not fits:
+            node.UnsetParameter(name)
+    if node.GetParameter("ownThreshold") not in ("", "True", "False"):
+        node.UnsetParameter("ownThreshold")

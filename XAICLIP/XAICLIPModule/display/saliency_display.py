@@ -13,6 +13,8 @@ import numpy as np
 import slicer
 from slicer.i18n import tr as _
 
+from XAICLIPModule.scene.nodes import numberOf
+
 COLOURS_ROLE = "xaiclipColours"
 """Node reference from a saliency volume to its own colour table."""
 
@@ -80,8 +82,8 @@ def prepare(saliencyNode: Any, extremes: tuple[float, float] | None = None) -> N
         saliencyNode.SetAttribute(THRESHOLD_ATTRIBUTE, str(THRESHOLD))
         saliencyNode.GetDisplayNode().SetAndObserveColorNodeID(ownColours(saliencyNode).GetID())
         saliencyNode.GetDisplayNode().SetInterpolate(True)
-    automatic = saliencyNode.GetAttribute(WINDOW_ATTRIBUTE)
-    if automatic is None or math.isclose(float(automatic), window(saliencyNode), rel_tol=1e-5):
+    automatic = numberOf(saliencyNode, WINDOW_ATTRIBUTE)
+    if automatic is None or math.isclose(automatic, window(saliencyNode), rel_tol=1e-5):
         top = max(-extremes[0], extremes[1], 1e-6)
         saliencyNode.SetAttribute(WINDOW_ATTRIBUTE, f"{top:.9g}")
         setWindow(saliencyNode, top)
@@ -133,7 +135,8 @@ def setWindow(saliencyNode: Any, top: float) -> None:
 
 def threshold(saliencyNode: Any) -> float:
     """Share of the window below which a saliency is transparent."""
-    return float(saliencyNode.GetAttribute(THRESHOLD_ATTRIBUTE) or THRESHOLD)
+    share = numberOf(saliencyNode, THRESHOLD_ATTRIBUTE)
+    return THRESHOLD if share is None else min(max(share, 0.0), 1.0)
 
 
 def setThreshold(saliencyNode: Any, share: float) -> None:

@@ -12,6 +12,7 @@ import vtk
 from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
+from XAICLIPLib.errors import InputError
 from XAICLIPLib.explainers import methods
 from XAICLIPLib.scoring import options
 from XAICLIPLib.worker import protocol
@@ -21,7 +22,7 @@ from XAICLIPModule.panel.further_images import FurtherImages
 from XAICLIPModule.panel.installation_panel import InstallationPanel
 from XAICLIPModule.panel.method_form import MethodForm
 from XAICLIPModule.panel.model_choice import ModelChoice
-from XAICLIPModule.scene import sample_data, terminology
+from XAICLIPModule.scene import sample_data, saved_record, terminology
 from XAICLIPModule.scene.nodes import isInScene
 from XAICLIPModule.worker import catalogue
 from XAICLIPModule.worker.question import Box, Question, Segment
@@ -253,7 +254,8 @@ class Choices(VTKObservationMixin):
 
     def _showMethod(self) -> None:
         description = methods.describe()[self.ui.methodComboBox.currentData]
-        self.ui.methodSummaryLabel.setText(method_words.translated(description["summary"]))
+        summary = method_words.translated(description["summary"])
+        self.ui.methodSummaryLabel.setText("\n".join(filter(None, [summary, self.refused()])))
         name = self.ui.methodComboBox.currentData
         values = self._allMethodParameters().get(name, {})
         if (name, values) != self._shownMethod:
@@ -337,11 +339,26 @@ class Choices(VTKObservationMixin):
             self.parameters.methodParameters = json.dumps(every)
 
     def _allMethodParameters(self) -> dict[str, dict[str, Any]]:
-        try:
-            every = json.loads(self.parameters.methodParameters or "{}") if self.parameters else {}
-        except ValueError:
-            return {}
-        return every if isinstance(every, dict) else {}
+        """The parameters of every method that were chosen, as far as it takes them."""
+        every = saved_record.parseParameters(self.parameters.methodParameters) if self.parameters is not None else {}
+        return {
+            name: {key: value for key, value in values.items() if _takes(name, key, value)}
+            for name, values in every.items()
+            if name in methods.METHODS
+        }
+
+    def refused(self) -> str:
+        """A sentence where the scene holds parameters that the chosen method does not take."""
+        if self.parameters is None:
+            return ""
+        name, text = self.ui.methodComboBox.currentData, self.parameters.methodParameters
+        given = saved_record.parseParameters(text).get(name, {})
+        wrong = [key for key, value in given.items() if not _takes(name, key, value)]
+        if wrong or (text.strip() and not saved_record.isObject(text)):
+            return _(
+                "Parameters of the method {method} that came with the scene cannot be used: its defaults are taken."
+            ).format(method=name)
+        return ""
 
     def _onSample(self, *_clicked: Any) -> None:
         with slicer.util.tryWithErrorDisplay(_("The sample could not be made.")):
@@ -496,6 +513,15 @@ class Choices(VTKObservationMixin):
 
     def _offered(self) -> tuple[Any, ...]:
         return self.models.known, self.models.models, self.localizers.models, self._regions
+
+
+def _takes(name: str, key: str, value: Any) -> bool:
+    """Whether a method takes a value for a parameter."""
+    try:
+        methods.method(name, **{key: value})
+    except (InputError, TypeError, ValueError, OverflowError):
+        return False
+    return True
 
 
 def _fill(combo: Any, items: Iterable[tuple[str, Any]]) -> None:

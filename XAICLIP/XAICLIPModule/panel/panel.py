@@ -93,9 +93,8 @@ class Panel:
         elif self.logic.state is State.IDLE:
             absent = self.choices.missing()
             ui.applyButton.setEnabled(not absent)
-            ui.applyButton.setToolTip(
-                "\n".join(absent) or _("Explain why the network drew the structure where it did.")
-            )
+            explain = [_("Explain why the network drew the structure where it did."), self.choices.refused()]
+            ui.applyButton.setToolTip("\n".join(absent or filter(None, explain)))
             base = self.choices.missingToLocalize()
             ui.showRegionButton.setEnabled(not base)
             ui.showRegionButton.setToolTip(

@@ -24,7 +24,7 @@ from vtk.util.numpy_support import numpy_to_vtk
 from XAICLIPLib.errors import InputError
 from XAICLIPModule.display import saliency_display, tables
 from XAICLIPModule.display.saliency_display import SALIENCY_ATTRIBUTE
-from XAICLIPModule.scene import map_place, nrrd, terminology
+from XAICLIPModule.scene import map_place, nrrd, saved_record, terminology
 from XAICLIPModule.scene.map_place import Survey
 from XAICLIPModule.scene.nodes import isInScene
 from XAICLIPModule.scene.turns import Work, slabs
@@ -100,12 +100,7 @@ def explanationOf(saliencyNode: Any) -> ExplanationNodes | None:
 
 def recordOf(saliencyNode: Any) -> dict[str, Any]:
     """The record of a run; empty where the attribute is missing or no record of this kind."""
-    try:
-        record = json.loads(saliencyNode.GetAttribute(RECORD_ATTRIBUTE) or "{}")
-    except ValueError:
-        return {}
-    needed = ("prompt", "target", "region", "measurements", "parameters")
-    return record if isinstance(record, dict) and all(record.get(key) for key in needed) else {}
+    return saved_record.parse(saliencyNode.GetAttribute(RECORD_ATTRIBUTE))
 
 
 # --- from files ---
