@@ -9,6 +9,8 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
+from XAICLIPModule.display.foreign_text import shown, showPlain
+
 MOST = 7
 """Further images that are offered."""
 
@@ -40,6 +42,7 @@ class FurtherImages:
         selector.setMRMLScene(slicer.mrmlScene)
         selector.connect("currentNodeChanged(vtkMRMLNode*)", lambda *_node: changed())
         label = qt.QLabel()
+        showPlain(label)
         label.setObjectName(f"furtherImageLabel{number}")
         label.setBuddy(selector)
         layout.insertRow(layout.rowCount() - 1, label, selector)
@@ -52,7 +55,7 @@ class FurtherImages:
             if number < self._shown:
                 label.setText(f"{names[number]}:")
                 tip = _("{name}: an image of the same patient, registered to the scan.").format(name=names[number])
-                selector.setToolTip(tip)
+                selector.setToolTip(shown(tip))
             label.setVisible(number < self._shown)
             selector.setVisible(number < self._shown)
 

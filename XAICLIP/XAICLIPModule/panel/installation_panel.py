@@ -10,6 +10,7 @@ from slicer.i18n import tr as _
 
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.worker import protocol
+from XAICLIPModule.display.foreign_text import shown
 from XAICLIPModule.worker import dependencies, interpreter, worker_session
 from XAICLIPModule.worker.package_installation import InstallationState, PackageInstallation
 from XAICLIPModule.worker.worker_session import Session
@@ -100,7 +101,7 @@ class InstallationPanel:
             self.packages.ensure(self._onPackagesThere)
         except InputError as error:
             self._log(str(error))
-            slicer.util.errorDisplay(str(error), windowTitle=_("XAI-CLIP"))
+            slicer.util.errorDisplay(shown(error), windowTitle=_("XAI-CLIP"))
 
     def _onPackagesThere(self) -> None:
         self._log(_("All packages that XAI-CLIP needs are installed."))

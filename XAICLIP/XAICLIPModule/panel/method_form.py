@@ -8,6 +8,7 @@ from typing import Any
 import qt
 from slicer.i18n import tr as _
 
+from XAICLIPModule.display.foreign_text import shown, showPlain
 from XAICLIPModule.panel.method_words import translated
 
 AUTOMATIC = -1.0
@@ -38,10 +39,11 @@ class MethodForm:
         self._widgets.clear()
         for parameter in description["parameters"]:
             widget = self._widgetFor(parameter, values.get(parameter["name"], parameter["default"]))
-            widget.setToolTip(_sentence(parameter["help"]))
+            widget.setToolTip(shown(_sentence(parameter["help"])))
             widget.setObjectName(f"methodParameter_{parameter['name']}")
             label = qt.QLabel(_title(parameter) if parameter["type"] != "flag" else "")
-            label.setToolTip(_sentence(parameter["help"]))
+            showPlain(label)
+            label.setToolTip(shown(_sentence(parameter["help"])))
             label.setBuddy(widget)
             self._layout.addRow(label, widget)
             self._widgets[parameter["name"]] = (parameter, widget)

@@ -11,6 +11,7 @@ import qt
 from slicer.i18n import tr as _
 
 from XAICLIPLib.worker import protocol
+from XAICLIPModule.display.foreign_text import shown
 from XAICLIPModule.worker import catalogue
 from XAICLIPModule.worker.catalogue import Model
 
@@ -91,7 +92,7 @@ class ModelChoice:
         for index, model in enumerate(self.models):
             combo.addItem(model.name, model.name)
             lines = [model.description(), model.absence() if self.known else ""]
-            combo.setItemData(index, "\n".join(filter(None, lines)), qt.Qt.ToolTipRole)
+            combo.setItemData(index, shown("\n".join(filter(None, lines))), qt.Qt.ToolTipRole)
         for name in self._ownNames:
             self.offer(name)
         combo.setCurrentIndex(max(combo.findData(chosen), 0) if chosen else 0)
@@ -100,7 +101,7 @@ class ModelChoice:
         """Let the list offer a model of the user's own, or one that a scene names."""
         if name and self.combo.findData(name) < 0:
             self.combo.addItem(PurePath(name).name or name, name)
-            self.combo.setItemData(self.combo.count - 1, name, qt.Qt.ToolTipRole)
+            self.combo.setItemData(self.combo.count - 1, shown(name), qt.Qt.ToolTipRole)
 
     def chosen(self) -> Model:
         """The chosen model; one of the user's own is known by its path alone."""

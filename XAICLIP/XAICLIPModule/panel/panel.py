@@ -13,6 +13,7 @@ from slicer.i18n import tr as _
 
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.worker import protocol
+from XAICLIPModule.display.foreign_text import shown, showPlain
 from XAICLIPModule.logic import State, XAICLIPLogic
 from XAICLIPModule.panel.choices import Choices
 from XAICLIPModule.panel.installation_panel import InstallationPanel
@@ -36,6 +37,7 @@ class Panel:
 
     def __init__(self, ui: Any, widget: Any, logic: XAICLIPLogic) -> None:
         self.ui, self.logic = ui, logic
+        showPlain(widget)
         self._chosenResults: tuple[Any, Any] | None = None
         self._isDownloading = False
         self.installation = InstallationPanel(ui, logic.session)
@@ -94,11 +96,11 @@ class Panel:
             absent = self.choices.missing()
             ui.applyButton.setEnabled(not absent)
             explain = [_("Explain why the network drew the structure where it did."), self.choices.refused()]
-            ui.applyButton.setToolTip("\n".join(absent or filter(None, explain)))
+            ui.applyButton.setToolTip(shown("\n".join(absent or filter(None, explain))))
             base = self.choices.missingToLocalize()
             ui.showRegionButton.setEnabled(not base)
             ui.showRegionButton.setToolTip(
-                "\n".join(base) or _("Find the words in the scan and show where, without explaining yet.")
+                shown("\n".join(base)) or _("Find the words in the scan and show where, without explaining yet.")
             )
         else:
             ui.applyButton.setEnabled(True)
@@ -312,7 +314,7 @@ class Panel:
     def _onFailed(self, message: str, kind: str) -> None:
         self._say(message, warning=True)
         self._showChosenResults()
-        slicer.util.errorDisplay(message, windowTitle=_("XAI-CLIP"))
+        slicer.util.errorDisplay(shown(message), windowTitle=_("XAI-CLIP"))
 
     def _onCancelled(self) -> None:
         self._say(

@@ -14,6 +14,7 @@ from slicer.util import VTKObservationMixin
 
 from XAICLIPLib.errors import InputError
 from XAICLIPModule.display import chosen, saliency_display, surfaces, tables
+from XAICLIPModule.display.foreign_text import shown
 from XAICLIPModule.display.layouts import SideBySide, showTable
 from XAICLIPModule.display.saliency_display import SALIENCY_ATTRIBUTE
 from XAICLIPModule.display.slice_views import SliceViews
@@ -314,7 +315,7 @@ class ResultsPanel(VTKObservationMixin):
         try:
             written = saving.save(nodes, folder)
         except InputError as error:
-            slicer.util.errorDisplay(str(error), windowTitle=_("XAI-CLIP"))
+            slicer.util.errorDisplay(shown(error), windowTitle=_("XAI-CLIP"))
             return []
         slicer.util.showStatusMessage(_("{count} files were written.").format(count=len(written)), 5000)
         return written
@@ -339,7 +340,7 @@ class ResultsPanel(VTKObservationMixin):
         try:
             self.logic.startReporting(nodes, path)
         except InputError as error:
-            slicer.util.errorDisplay(str(error), windowTitle=_("XAI-CLIP"))
+            slicer.util.errorDisplay(shown(error), windowTitle=_("XAI-CLIP"))
 
 
 def summary(record: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from XAICLIPLib.errors import InputError
+from XAICLIPModule.display.foreign_text import shown
 from XAICLIPModule.worker import dependencies, interpreter
 from XAICLIPModule.worker.signals import Signal
 
@@ -97,7 +98,7 @@ class PackageInstallation:
         self._setState(InstallationState.ASKING)
         try:
             agreed = slicer.util.confirmOkCancelDisplay(
-                dependencies.question(absent, source), _("XAI-CLIP - install Python packages")
+                shown(dependencies.question(absent, source)), _("XAI-CLIP - install Python packages")
             )
         finally:
             self._setState(InstallationState.IDLE)
