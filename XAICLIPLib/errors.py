@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from dataclasses import dataclass
+from typing import Literal
 
 _UNSEEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
 """Unicode's categories of what is no visible character: controls, marks of direction, halves of characters, private
@@ -12,15 +14,70 @@ ones, breaks of lines."""
 _JOINERS = "\u200c\u200d"
 """Of the category of marks, but parts of words in some scripts, and harmless."""
 
+WayKind = Literal["trust", "download", "remove", "install", "target", "device"]
+"""What a way out is: to trust a network's code, to download or remove a model, to install a Python package, to choose
+another target, or another device."""
+
+
+@dataclass(frozen=True)
+class WayOut:
+    """What a user can do about an error, of which each place where it is shown has words of its own.
+
+    Attributes
+    ----------
+    kind
+        What it is.
+    words
+        As the command line says it: a part of the error's message, which others replace.
+    subject
+        The model or package that it is about.
+    """
+
+    kind: WayKind
+    words: str
+    subject: str = ""
+
+    def __str__(self) -> str:
+        return self.words
+
+
+TRUST = WayOut("trust", "say so with --trust")
+OTHER_TARGET = WayOut("target", "choose another structure with --target or give a mask")
+SAY_TARGET = WayOut("target", "say with --target")
+CPU = WayOut("device", "choose --device cpu")
+
+
+def downloading(model: str) -> WayOut:
+    """The way out of a model that is not on this machine."""
+    return WayOut("download", f"run `xaiclip models download {model}`", model)
+
+
+def removing(model: str) -> WayOut:
+    """The way out of a model whose files are not those that were downloaded."""
+    return WayOut("remove", f"run `xaiclip models remove {model}`", model)
+
+
+def installing(package: str) -> WayOut:
+    """The way out of a Python package that is not there."""
+    return WayOut("install", f"pip install {package}", package)
+
 
 class InputError(ValueError):
     """An input that cannot be used: its message is one sentence that names it and the way out.
 
     Names and values in it may be a stranger's: whatever they hold, it stays one line that commands no terminal.
+
+    Parameters
+    ----------
+    message
+        The sentence, as the command line says it.
+    *ways
+        The ways out whose words stand in it.
     """
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, *ways: WayOut) -> None:
         super().__init__(in_line(message))
+        self.ways = ways
 
 
 class Cancelled(RuntimeError):

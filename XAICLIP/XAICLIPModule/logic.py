@@ -19,7 +19,7 @@ from slicer.ScriptedLoadableModule import ScriptedLoadableModuleLogic
 
 from XAICLIPLib.errors import Cancelled, InputError
 from XAICLIPLib.worker import protocol
-from XAICLIPModule.display import saliency_display
+from XAICLIPModule.display import saliency_display, ways_out
 from XAICLIPModule.display.slice_views import Shown, SliceViews
 from XAICLIPModule.scene import removal, results
 from XAICLIPModule.scene.developing_map import DevelopingMap
@@ -64,11 +64,18 @@ class Download:
     name: str
 
 
+@dataclass(frozen=True)
+class Removal:
+    """Wanted: what was downloaded of a model off this machine."""
+
+    name: str
+
+
 @dataclass
 class _Run:
     """One request that is being computed."""
 
-    question: Question | Download | ReportQuestion
+    question: Question | Download | Removal | ReportQuestion
     kind: str
     request: int = 0
     folder: Path | None = None
@@ -118,6 +125,8 @@ class XAICLIPLogic(ScriptedLoadableModuleLogic):
         Emitted with the path of the file, after `startReporting`.
     downloaded
         Emitted with the name of a model that is on this machine now, after `startDownloading`.
+    removed
+        Emitted with the name of a model whose files were deleted, after `startRemoving`, and whether it is still here.
     failed
         Emitted with a sentence for the user and the kind of error.
     cancelled
@@ -137,7 +146,7 @@ class XAICLIPLogic(ScriptedLoadableModuleLogic):
         self.stateChanged, self.progressed = Signal(), Signal()
         self.appeared, self.estimated = Signal(), Signal()
         self.finished, self.regionFound = Signal(), Signal()
-        self.reported, self.downloaded = Signal(), Signal()
+        self.reported, self.downloaded, self.removed = Signal(), Signal(), Signal()
         self.failed, self.cancelled = Signal(), Signal()
         self._sharesSession = session is None
         self.session: Session = session if session is not None else SHARED.join(self)
@@ -268,6 +277,16 @@ class XAICLIPLogic(ScriptedLoadableModuleLogic):
         """
         self._start(Download(name), "download")
 
+    def startRemoving(self, name: str) -> None:
+        """Begin to delete what was downloaded of a model; `removed` follows.
+
+        Raises
+        ------
+        InputError
+            Another computation is going on.
+        """
+        self._start(Removal(name), "remove")
+
     def lookForModels(self) -> None:
         """Start the worker where none runs, which says in its hello what is on this machine.
 
@@ -305,10 +324,10 @@ class XAICLIPLogic(ScriptedLoadableModuleLogic):
         for end in self._endObserving:
             end()
 
-    def _start(self, question: Question | Download | ReportQuestion, kind: str) -> None:
+    def _start(self, question: Question | Download | Removal | ReportQuestion, kind: str) -> None:
         if self._run is not None or self.session.isBusy:
             raise InputError(_busy())
-        if not isinstance(question, Download):
+        if not isinstance(question, (Download, Removal)):
             question.check()
         if isinstance(question, Question) and kind == "explain":
             checkDrawn(question.region)
@@ -345,7 +364,7 @@ class XAICLIPLogic(ScriptedLoadableModuleLogic):
         assert self.session.hello is not None
         self.session.greeted.disconnect(self._onGreeted)
         self.session.stopped.connect(self._onStoppedWhileStarting)
-        if isinstance(run.question, Download):
+        if isinstance(run.question, (Download, Removal)):
             self._send(run, {"name": run.question.name})
             return
         try:
@@ -436,12 +455,16 @@ class XAICLIPLogic(ScriptedLoadableModuleLogic):
         if isinstance(reply, (protocol.Error, Ended)):
             if reply.kind == "cancelled":
                 return self.cancelled, ()
-            return self.failed, (reply.message, reply.kind)
+            return self.failed, (ways_out.sentence(reply.message, getattr(reply, "ways", None)), reply.kind)
         if isinstance(reply, protocol.Reported):
             return self.reported, (Path(next(iter(reply.files.values()))),)
         if isinstance(run.question, Download):
             self.session.refresh()
             return self.downloaded, (run.question.name,)
+        if isinstance(run.question, Removal):
+            self.session.refresh()
+            assert isinstance(reply, protocol.Removed)
+            return self.removed, (run.question.name, reply.installed)
         assert isinstance(run.question, Question)
         if not run.isInputThere():
             return self.failed, (_("The volume was removed during the computation: there is no result."), "input")
@@ -508,7 +531,7 @@ class XAICLIPLogic(ScriptedLoadableModuleLogic):
             self._drop()
 
     def _onSceneClosing(self, *_event: Any) -> None:
-        if self._run is None or not isinstance(self._run.question, Download):  # which is not for one scene
+        if self._run is None or not isinstance(self._run.question, (Download, Removal)):  # which is not for one scene
             self._drop()
         self.views.forget()
 

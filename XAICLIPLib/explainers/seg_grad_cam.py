@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from XAICLIPLib.errors import InputError
+from XAICLIPLib.errors import InputError, installing
 from XAICLIPLib.explainers.base import Captions, Estimate, Method, RunningMap
 from XAICLIPLib.explainers.parameters import parameter
 from XAICLIPLib.system.lazy import lazy
@@ -162,7 +162,8 @@ class _ActivationMaps:
         try:
             from captum.attr import LayerGradCam
         except ImportError as error:
-            raise InputError("The method seg-grad-cam needs the package captum: pip install captum.") from error
+            way = installing("captum")
+            raise InputError(f"The method seg-grad-cam needs the package captum: {way}.", way) from error
 
         def score(patches: Tensor, cotangents: Tensor) -> Tensor:
             return (run_batch(forward, patches) * cotangents).flatten(1).sum(1)

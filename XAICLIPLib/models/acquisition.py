@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from XAICLIPLib.errors import InputError
+from XAICLIPLib.errors import InputError, installing
 from XAICLIPLib.models import archives, libraries
 from XAICLIPLib.models.downloads import Wanted, fetch
 from XAICLIPLib.models.entry import Entry, Remote
@@ -59,7 +59,7 @@ def download(
     if isinstance(source, Path):
         raise InputError(f"The model {entry.name} is a path of your own, and {source} is not there any more.")
     if package := entry.fetched_as("package"):
-        raise InputError(_package_sentence(entry, package))
+        raise _package_error(entry, package)
     if isinstance(source, Remote):
         return _download_archive(entry, source, on_progress, cancelled)
     if isinstance(source, Mapping):
@@ -85,7 +85,7 @@ def install(entry: Entry, given: Path) -> Path:
     if entry.source == "shipped" or isinstance(entry.source, Path):
         raise InputError(f"The model {entry.name} is here already and takes no files.")
     if package := entry.fetched_as("package"):
-        raise InputError(_package_sentence(entry, package))
+        raise _package_error(entry, package)
     if entry.fetched_as("open_clip"):
         raise InputError(
             f"The model {entry.name} is one of open_clip's own list: give a folder with open_clip_config.json and "
@@ -134,11 +134,11 @@ def _place_of(entry: Entry, given: Path) -> str:
     raise InputError(f"{given} is no zip or tar archive: give an archive or folder of the model {entry.name}.")
 
 
-def _package_sentence(entry: Entry, package: str) -> str:
+def _package_error(entry: Entry, package: str) -> InputError:
     more = ", then `totalseg_download_weights -t total_fast`," if entry.format == "totalsegmentator" else ""
-    return (
-        f"The model {entry.name} comes with a Python package: run `pip install {package}`{more} where XAI-CLIP is "
-        "installed."
+    way = installing(package)
+    return InputError(
+        f"The model {entry.name} comes with a Python package: run `{way}`{more} where XAI-CLIP is installed.", way
     )
 
 

@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from XAICLIPLib.errors import InputError
+from XAICLIPLib.errors import InputError, downloading, removing
 from XAICLIPLib.localization import PROMPTS_FILE
 from XAICLIPLib.models.archives import is_archive, only_folder, unpack
 from XAICLIPLib.models.catalogue_file import read_catalogue
@@ -217,13 +217,14 @@ def _here(entry: Entry) -> Path:
         return cached
     if isinstance(entry.source, Path):
         raise InputError(
-            f"The model {entry.name} is not at {entry.source} any more: bring it back, or run `xaiclip models remove "
-            f"{entry.name}`."
+            f"The model {entry.name} is not at {entry.source} any more: bring it back, or {removing(entry.name)}.",
+            removing(entry.name),
         )
     size = "" if entry.size_mb is None else f"{entry.size_mb:,.0f} MB, "
     raise InputError(
-        f"The model {entry.name} is not on this machine: run `xaiclip models download {entry.name}` ({size}licence "
-        f"{entry.licence}, from {entry.origin})."
+        f"The model {entry.name} is not on this machine: {downloading(entry.name)} ({size}licence "
+        f"{entry.licence}, from {entry.origin}).",
+        downloading(entry.name),
     )
 
 
@@ -243,7 +244,8 @@ def _check_cached(entry: Entry) -> None:
         if found.get(name, expected) != expected:
             raise InputError(
                 f"The model {entry.name} was changed, {snapshot / name} is not the file that was first downloaded: if "
-                f"that is meant, run `xaiclip models remove {entry.name}`, which accepts the new one."
+                f"that is meant, {removing(entry.name)}, which accepts the new one.",
+                removing(entry.name),
             )
     if set(found) - set(lock.files):  # downloaded later than the others, when they were first needed
         write_lock(entry.name, entry.origin, snapshot, lock.repository)

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 from urllib.parse import urlsplit
 
-from XAICLIPLib.errors import InputError
+from XAICLIPLib.errors import InputError, downloading, removing
 from XAICLIPLib.localization import PROMPTS_FILE
 from XAICLIPLib.models.folder import downloaded, hub_snapshot, read_lock
 from XAICLIPLib.resources import resource_path
@@ -221,15 +221,17 @@ class Entry:
         folder, checksums = self.folder, self.checksums
         if folder is None or not checksums:
             return
+        ways = removing(self.name), downloading(self.name)
         for name, expected in checksums.items():
             path = folder / name
             if not path.is_file():
-                raise InputError(f"The model {self.name} is incomplete, {path} is missing: {self._remedy()}.")
+                raise InputError(f"The model {self.name} is incomplete, {path} is missing: {self._remedy()}.", *ways)
             if sha256(path) != expected:
                 was = "was shipped" if self.source == "shipped" else "was meant"
                 raise InputError(
                     f"The model {self.name} was changed, {path} is not the file that {was}: {self._remedy()}, or give "
-                    "a copy of its folder, elsewhere, to use it as a model of your own."
+                    "a copy of its folder, elsewhere, to use it as a model of your own.",
+                    *ways,
                 )
         for path in sorted(folder.rglob("*")):
             name = path.relative_to(folder).as_posix()
@@ -243,5 +245,5 @@ class Entry:
         if self.source == "shipped":
             return "install XAI-CLIP again"
         if isinstance(self.source, Path):
-            return f"bring it back, or run `xaiclip models remove {self.name}`"
-        return f"run `xaiclip models remove {self.name}` and `xaiclip models download {self.name}`"
+            return f"bring it back, or {removing(self.name)}"
+        return f"{removing(self.name)} and {downloading(self.name)}"

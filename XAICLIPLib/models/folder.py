@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from XAICLIPLib.errors import InputError
+from XAICLIPLib.errors import InputError, removing
 from XAICLIPLib.system.checksums import sha256
 from XAICLIPLib.system.files import whole_file
 
@@ -76,8 +76,8 @@ def read_lock(name: str) -> Lock | None:
         return None
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
-            f"The checksums of the model {name} in {path} cannot be read: remove that model with `xaiclip models "
-            f"remove {name}` and download it again."
+            f"The checksums of the model {name} in {path} cannot be read: {removing(name)} and download it again.",
+            removing(name),
         ) from error
 
 

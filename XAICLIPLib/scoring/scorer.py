@@ -17,7 +17,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from XAICLIPLib.errors import InputError
+from XAICLIPLib.errors import OTHER_TARGET, InputError
 from XAICLIPLib.imaging.boxes import Box, bounds, intersect, shift
 from XAICLIPLib.scoring.baselines import Fill
 from XAICLIPLib.scoring.effect import Effect
@@ -135,7 +135,8 @@ class Scorer:
         if not bool(self._reference.any()):
             raise InputError(
                 f"The network finds no {self.target.name} in this volume, so there is nothing to explain: "
-                "choose another structure with --target or give a mask."
+                f"{OTHER_TARGET}.",
+                OTHER_TARGET,
             )
         self._volume = self.tiling.pad(self.volume)
         self._batches = Batches(self.forward, device, self.batch_size)

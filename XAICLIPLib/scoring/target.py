@@ -13,7 +13,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from XAICLIPLib import anatomy
-from XAICLIPLib.errors import InputError
+from XAICLIPLib.errors import OTHER_TARGET, SAY_TARGET, InputError
 from XAICLIPLib.imaging.masks import MaskSource, is_mask
 from XAICLIPLib.scoring.scores import decided
 from XAICLIPLib.segmentation.prediction import Prediction
@@ -83,7 +83,7 @@ def class_of(prompt: str, target: str | MaskSource | None, segmenter: Segmenter)
         return classes[exact], (exact,)
     known = ", ".join(classes.values())
     # A mask says where, and leaves it to the prompt to say which class.
-    way = "choose a prompt that names" if target is not None and not by_name else "say with --target"
+    way = "choose a prompt that names" if target is not None and not by_name else SAY_TARGET
     wanted = anatomy.resolve(words)
     if wanted is None:
         like = anatomy.suggestion(words)
@@ -94,12 +94,14 @@ def class_of(prompt: str, target: str | MaskSource | None, segmenter: Segmenter)
             )
         raise InputError(
             f'"{prompt}" names no structure that is known here{meant}, so {way} the class of the network to explain: '
-            f"{known}."
+            f"{known}.",
+            SAY_TARGET,
         )
     labels = anatomy.match_label(wanted, classes)
     if not labels:
         raise InputError(
-            f"The network {segmenter.name} does not segment the {wanted.name}; {way} the class to explain: {known}."
+            f"The network {segmenter.name} does not segment the {wanted.name}; {way} the class to explain: {known}.",
+            SAY_TARGET,
         )
     return wanted.name, tuple(labels)
 
@@ -133,7 +135,7 @@ def make_target(
     reference = decided(prediction.logits, labels, prediction.segmenter.activation).cpu()
     if not bool(reference.any()):
         raise InputError(
-            f"The network finds no {name} in this volume, so there is nothing to explain: choose another structure "
-            "with --target or give a mask."
+            f"The network finds no {name} in this volume, so there is nothing to explain: {OTHER_TARGET}.",
+            OTHER_TARGET,
         )
     return Target.around(name, labels, reference, prediction.prepared.spacing_mm)

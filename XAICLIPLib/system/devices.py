@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from XAICLIPLib.errors import InputError
+from XAICLIPLib.errors import CPU, InputError
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -27,7 +27,8 @@ def choose_device(name: str = "auto") -> torch.device:
         here = ", ".join(kind for kind, count in available.items() if count)
         raise InputError(
             f"The device {name} is not available to PyTorch {torch.__version__} here ({here} is): "
-            "choose --device cpu, or install a PyTorch that was built for your GPU."
+            f"{CPU}, or install a PyTorch that was built for your GPU.",
+            CPU,
         )
     return torch.device(kind, int(number)) if number else torch.device(kind)
 

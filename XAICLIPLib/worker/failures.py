@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ def failure(error: Exception, request: Request | None, verbose: bool = False) ->
             "please report it, with the log."
         )
         _log(error, request, verbose)
-    return protocol.Error(id=request.id if request else None, kind=kind, message=message)
+    ways = tuple(asdict(way) for way in error.ways) if isinstance(error, InputError) else ()
+    return protocol.Error(id=request.id if request else None, kind=kind, message=message, ways=ways or None)
 
 
 def _cause(error: Exception) -> tuple[protocol.ErrorKind, str]:

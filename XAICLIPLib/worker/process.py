@@ -38,7 +38,7 @@ from XAICLIPLib.system import scratch
 from XAICLIPLib.system.packages import packages_quiet
 from XAICLIPLib.worker import protocol
 from XAICLIPLib.worker.failures import failure
-from XAICLIPLib.worker.protocol import Describe, Download, Explain, Localize, ProtocolError, Report
+from XAICLIPLib.worker.protocol import Describe, Download, Explain, Localize, ProtocolError, Remove, Report
 from XAICLIPLib.worker.service import Answers
 
 GRACE_S = 5.0
@@ -129,7 +129,7 @@ def lines(stream: io.RawIOBase, longest: int = protocol.LONGEST_LINE) -> Iterato
 class Job:
     """A request that is computed, and whether its end is wished."""
 
-    request: Localize | Explain | Report | Describe | Download
+    request: Localize | Explain | Report | Describe | Download | Remove
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
@@ -233,7 +233,7 @@ class Worker:
                 )
             self._send(self._answers.greeting(request.id))
             self._jobs.put(request)
-        elif isinstance(request, (Localize, Explain, Report, Describe, Download)):
+        elif isinstance(request, (Localize, Explain, Report, Describe, Download, Remove)):
             self._accept(Job(request))
         elif isinstance(request, protocol.Cancel):
             self._cancel(request)

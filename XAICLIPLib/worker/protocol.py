@@ -22,6 +22,7 @@ explain    volume, further_volumes?, prompt, output?, model?,    progress and es
 report     folder, output, volume?, pdf?                         reported
 describe   model, device?, trust?                                described
 download   name                                                  progress ..., then downloaded
+remove     name                                                  removed
 cancel     request                                               cancelling
 shutdown                                                         bye, and the worker ends
 =========  ====================================================  =================================================
@@ -39,6 +40,7 @@ shutdown                                                         bye, and the wo
   for a hub id that a client gives as ``model`` or ``localizer``. Its ``progress`` counts bytes, ``total`` being 0 while
   it is not known. What came before a ``cancel`` is kept where the next download can go on with it. A ``hello`` after it
   tells what is here by then.
+- ``remove`` deletes what was downloaded of a model; what a library keeps in a cache of its own stays there.
 - ``progress`` comes up to ten times a second: ``stage`` is ``localize``, ``segment``, ``explain``, ``download`` or,
   where ``check`` is true and the map is tested when it is done, ``check``.
 - ``estimate``, where ``estimates`` is true, names a new NRRD file with the saliency so far, written whole before the
@@ -51,11 +53,12 @@ shutdown                                                         bye, and the wo
 - ``cancel`` is heard while a request is computed. That request then ends with its partial ``explanation``, where
   ``complete`` is false, or with an error of kind ``cancelled``. A request that ended meanwhile can no longer be
   cancelled: an error of kind ``protocol`` says so.
-- One localize, explain, report, describe or download is worked on at a time; another meanwhile gets an error of kind
-  ``protocol``.
+- One localize, explain, report, describe, remove or download is worked on at a time; another meanwhile gets an error of
+  kind ``protocol``.
 - ``error`` ends the request that it answers. ``kind`` is ``protocol`` (a mistake of the client, or busy), ``input``
   (the user can mend it), ``cancelled``, ``memory``, ``missing package`` or ``internal``; ``message`` is a sentence for
-  the user.
+  the user, and ``ways``, where there are any, the ways out that are named in it: each with ``kind`` and ``subject``, as
+  of `XAICLIPLib.errors.WayOut`, and ``words``, the part of the sentence that says it for the command line.
 
 A line of more than 1 MiB, or one that is no such message, gets an error, and reading goes on with the next line. A
 worker refuses keys that it does not know, so that no wish is silently lost; a client overlooks them, so that a newer
@@ -223,6 +226,14 @@ class Download(Request):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Remove(Request):
+    """Delete what was downloaded of a model."""
+
+    type = "remove"
+    name: str = _field(json_values.text)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cancel(Request):
     """End the running request of this id with what is known."""
 
@@ -346,6 +357,15 @@ class Downloaded(Reply):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Removed(Reply):
+    """Answers `Remove`; ``installed`` where the model is still here, in the cache of a library."""
+
+    type = "removed"
+    name: str = _field(json_values.text)
+    installed: bool = _field(json_values.flag)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cancelling(Reply):
     """Answers `Cancel`: the request will end soon."""
 
@@ -361,23 +381,24 @@ class Bye(Reply):
 
 @dataclass(frozen=True, kw_only=True)
 class Error(Reply):
-    """The request has failed."""
+    """The request has failed; a way out in ``message`` is said for the command line, and told in ``ways``."""
 
     type = "error"
     kind: ErrorKind = _field(
         json_values.choice("protocol", "input", "cancelled", "memory", "missing package", "internal")
     )
     message: str = _field(json_values.text)
+    ways: tuple[dict[str, Any], ...] | None = _field(json_values.objects, None)
 
 
 REQUESTS: Mapping[str, type[Request]] = {
-    kind.type: kind for kind in (Hello, Localize, Explain, Report, Describe, Download, Cancel, Shutdown)
+    kind.type: kind for kind in (Hello, Localize, Explain, Report, Describe, Download, Remove, Cancel, Shutdown)
 }
 REPLIES: Mapping[str, type[Reply]] = {
     kind.type: kind
     for kind in (
         *(Greeting, Devices, Progress, Estimate, FoundRegion, Explained),
-        *(Reported, Described, Downloaded, Cancelling, Bye, Error),
+        *(Reported, Described, Downloaded, Removed, Cancelling, Bye, Error),
     )
 }
 

@@ -19,7 +19,19 @@ from XAICLIPLib.reporting import output_folder
 from XAICLIPLib.scoring import options
 from XAICLIPLib.system.packages import NEEDED, versions
 from XAICLIPLib.worker import protocol
-from XAICLIPLib.worker.protocol import Box, Describe, Download, Explain, Localize, Mask, Named, Reply, Report, Request
+from XAICLIPLib.worker.protocol import (
+    Box,
+    Describe,
+    Download,
+    Explain,
+    Localize,
+    Mask,
+    Named,
+    Remove,
+    Reply,
+    Report,
+    Request,
+)
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -96,11 +108,11 @@ class Answers:
 
     def compute(
         self,
-        request: Localize | Explain | Report | Describe | Download,
+        request: Localize | Explain | Report | Describe | Download | Remove,
         cancelled: Callable[[], bool],
         abandoned: Callable[[], bool],
-    ) -> protocol.FoundRegion | protocol.Explained | protocol.Reported | protocol.Described | protocol.Downloaded:
-        """Find a region, explain, write a report, describe or download, with progress on the way.
+    ) -> Reply:
+        """Find a region, explain, write a report, describe, download or remove, with progress on the way.
 
         Parameters
         ----------
@@ -123,6 +135,8 @@ class Answers:
             raise Cancelled("Cancelled before there was a result.")
         if isinstance(request, Download):
             return self._download(request, cancelled)
+        if isinstance(request, Remove):
+            return self._remove(request)
         if isinstance(request, Localize):
             return self._localize(request, cancelled)
         if isinstance(request, Report):
@@ -226,6 +240,14 @@ class Answers:
         tally = Tally(entry, Teller(request.id, self._send))
         place = acquisition.download(entry, tally, cancelled)
         return protocol.Downloaded(id=request.id, name=entry.name, path=None if place is None else str(place))
+
+    def _remove(self, request: Remove) -> protocol.Removed:
+        from XAICLIPLib.models import catalogue, user_entries
+
+        entry = catalogue.find(request.name)
+        user_entries.remove(entry)
+        installed = any(other.name == entry.name and other.installed for other in catalogue.entries())
+        return protocol.Removed(id=request.id, name=entry.name, installed=installed)
 
     def _tell_estimate(self, saliency: sitk.Image, teller: Teller) -> None:
         from XAICLIPLib import imaging

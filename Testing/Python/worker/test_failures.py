@@ -111,3 +111,16 @@ def test_verbose_logs_all_of_it(capsys: pytest.CaptureFixture[str]) -> None:
     reply = failure(raised(ValueError(f"cannot use {REQUEST.volume}")), REQUEST, verbose=True)
     assert REQUEST.volume in capsys.readouterr().err
     assert REQUEST.volume not in reply.message
+
+
+def test_the_ways_out_of_an_error_go_with_it() -> None:
+    from XAICLIPLib.errors import TRUST, InputError, downloading
+
+    error = InputError(f"No: {TRUST}, or {downloading('net')}.", TRUST, downloading("net"))
+    reply = failure(error, None)
+    assert reply.ways == (
+        {"kind": "trust", "words": "say so with --trust", "subject": ""},
+        {"kind": "download", "words": "run `xaiclip models download net`", "subject": "net"},
+    )
+    assert all(way["words"] in reply.message for way in reply.ways)
+    assert failure(InputError("No."), None).ways is None

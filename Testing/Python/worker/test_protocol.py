@@ -123,7 +123,7 @@ def test_a_region_is_a_word_a_mask_or_a_box(value: Any) -> None:
         ({"estimates": "yes"}, "true or false"),
         (
             {"type": "explode"},
-            "type 'explode': the types are hello, localize, explain, report, describe, download, cancel, shutdown",
+            "'explode': the types are hello, localize, explain, report, describe, download, remove, cancel, shutdown",
         ),
         ({"type": ["explain"]}, "the types are"),
         ({"type": "progress"}, "the types are"),

@@ -309,3 +309,16 @@ def test_a_network_is_described_and_kept(tmp_path: Path) -> None:
     assert len(reply.structures) == 13 and "left kidney" in reply.structures and "background" not in reply.structures
     assert len(reply.inputs) == 1
     assert len(answers._models._loaded) == 1
+
+
+def test_a_model_is_removed_where_it_was_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XAICLIP_MODELS", str(tmp_path / "models"))
+    from XAICLIPLib.models.folder import downloaded
+
+    there = downloaded("spleen-ct")
+    assert tmp_path in there.parents
+    there.mkdir(parents=True)
+    (there / "file").write_text("x")
+    answers = Answers(tmp_path, lambda _reply: None)
+    reply = answers.compute(protocol.Remove(id=4, name="spleen-ct"), lambda: False, lambda: False)
+    assert reply == protocol.Removed(id=4, name="spleen-ct", installed=False) and not there.exists()

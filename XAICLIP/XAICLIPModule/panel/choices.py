@@ -25,6 +25,7 @@ from XAICLIPModule.panel.model_choice import ModelChoice
 from XAICLIPModule.scene import sample_data, saved_record, terminology
 from XAICLIPModule.scene.nodes import isInScene
 from XAICLIPModule.worker import catalogue
+from XAICLIPModule.worker.catalogue import Model
 from XAICLIPModule.worker.question import Box, Question, Segment
 from XAICLIPModule.worker.signals import Signal
 
@@ -67,11 +68,14 @@ class Choices(VTKObservationMixin):
         Emitted whenever something was chosen, here or in the parameter node.
     downloadWanted
         Emitted with the name of a model that the user wants to have on this machine.
+    removalWanted
+        Emitted with the name of a model that the user wants to have off it.
     """
 
     def __init__(self, ui: Any, widget: Any, installation: InstallationPanel) -> None:
         super().__init__()
-        self.ui, self.changed, self.downloadWanted = ui, Signal(), Signal()
+        self.ui, self.changed = ui, Signal()
+        self.downloadWanted, self.removalWanted = Signal(), Signal()
         self.parameters: Any = None  # a XAICLIPParameterNode
         self._installation = installation
         self._guiTag: Any = None
@@ -80,9 +84,9 @@ class Choices(VTKObservationMixin):
         self._completions: list[str] = []
         self._trusted = ""  # the network that the trust box is about
         self._shownMethod: tuple[str, dict[str, Any]] | None = None
-        download = self.downloadWanted.emit
-        self.models = ModelChoice("model", ui, widget, self._onOwnModel, download)
-        self.localizers = ModelChoice("localizer", ui, widget, self._onOwnLocalizer, download)
+        download, remove = self.downloadWanted.emit, self.removalWanted.emit
+        self.models = ModelChoice("model", ui, widget, self._onOwnModel, download, remove)
+        self.localizers = ModelChoice("localizer", ui, widget, self._onOwnLocalizer, download, remove)
         self.furtherImages = FurtherImages(ui.inputsFormLayout, self._onFurtherImages)
         self._regions: tuple[str, ...] = protocol.REGIONS
         self.methodForm = MethodForm(ui.methodParametersWidget, self._onMethodParameters)
@@ -480,6 +484,10 @@ class Choices(VTKObservationMixin):
         guided = self._isGuided()
         choices = [self.models, *([self.localizers] if guided else [])]
         return any(choice.missing() and not choice.known for choice in choices)
+
+    def model(self, name: str) -> Model | None:
+        """The listed network or localizer of a name."""
+        return next((model for model in (*self.models.models, *self.localizers.models) if model.name == name), None)
 
     def toDescribe(self) -> tuple[str, bool] | None:
         """The network of which only a worker can tell what it draws, and whether its code is trusted; None if none."""

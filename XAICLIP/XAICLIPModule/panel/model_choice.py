@@ -34,6 +34,8 @@ class ModelChoice:
         Called with the path of a network of the user's own.
     onDownload
         Called with the name of a model that is to be downloaded.
+    onRemove
+        Called with the name of a model whose files are to be deleted.
 
     Attributes
     ----------
@@ -53,6 +55,7 @@ class ModelChoice:
         parent: Any,
         onOwn: Callable[[str], None],
         onDownload: Callable[[str], None],
+        onRemove: Callable[[str], None],
     ) -> None:
         self._prefix, self._parent, self._onOwn = prefix, parent, onOwn
         self.combo = getattr(ui, f"{prefix}ComboBox")
@@ -67,6 +70,8 @@ class ModelChoice:
         self._sceneLabel = getattr(ui, f"{prefix}FromSceneLabel")
         self.confirmButton = getattr(ui, f"{prefix}FromSceneButton")
         self.confirmButton.connect("clicked(bool)", lambda *_clicked: self._choose(self.combo.currentData))
+        self.removeButton = getattr(ui, f"{prefix}RemoveButton")
+        self.removeButton.connect("clicked(bool)", lambda *_clicked: onRemove(self.chosen().name))
         self.downloadButton.connect("clicked(bool)", lambda *_clicked: onDownload(self.chosen().name))
         button = getattr(ui, f"{prefix}FolderButton")
         if prefix == "model":
@@ -189,6 +194,7 @@ class ModelChoice:
         self._downloadWidget.setVisible(bool(missing) and needed and sectionIsOpen and not asks)
         self._absenceLabel.setText((model.absence() if self.known else "") or missing)
         self.downloadButton.setVisible(self.known and model.isDownloadable)
+        self.removeButton.setVisible(self.known and model.isRemovable)
 
     def _kind(self) -> str:
         return _("segmentation network") if self._prefix == "model" else _("localizer")

@@ -19,6 +19,7 @@ from XAICLIPModule.panel.choices import Choices
 from XAICLIPModule.panel.installation_panel import InstallationPanel
 from XAICLIPModule.panel.results_panel import ResultsPanel
 from XAICLIPModule.scene.results import ExplanationNodes
+from XAICLIPModule.worker.catalogue import Model
 from XAICLIPModule.worker.package_installation import InstallationState
 
 
@@ -48,6 +49,7 @@ class Panel:
         ui.promptLineEdit.connect("returnPressed()", self._onReturnPressed)
         self.choices.changed.connect(self._onChoicesChanged)
         self.choices.downloadWanted.connect(self.onDownload)
+        self.choices.removalWanted.connect(self.onRemove)
         self._connectLogic()
         self._showState()
 
@@ -129,8 +131,25 @@ class Panel:
         self._begin(lambda: self.logic.startLocalizing(self.choices.question()))
 
     def onDownload(self, name: str) -> None:
-        """Get a model of the catalogue onto this machine."""
+        """Get a model of the catalogue onto this machine; where its licence limits what it is for, after agreement."""
+        model = self.choices.model(name)
+        if model is not None and model.restriction and not self._agrees(model):
+            self._say(_("Nothing was downloaded: the licence was not agreed to."))
+            return
         self._begin(lambda: self.logic.startDownloading(name))
+
+    def _agrees(self, model: Model) -> bool:
+        text = _(
+            "The licence of {name} may forbid clinical or commercial use: {licence}.\n\nIt comes from {source}. Read "
+            "its terms there, and download it only if what you want it for is allowed.\n\nDo you agree to the licence?"
+        ).format(name=model.name, licence=model.restriction, source=model.source)
+        return bool(slicer.util.confirmOkCancelDisplay(shown(text), _("XAI-CLIP - licence")))
+
+    def onRemove(self, name: str) -> None:
+        """Delete what was downloaded of a model, after asking."""
+        text = _("Delete the files of {name} from this machine? They can be downloaded again.").format(name=name)
+        if slicer.util.confirmOkCancelDisplay(shown(text), _("XAI-CLIP - remove a model")):
+            self._begin(lambda: self.logic.startRemoving(name))
 
     def _lookForModels(self) -> None:
         """Ask the worker what is on this machine, where that matters; where it does not start, nobody knows."""
@@ -225,6 +244,7 @@ class Panel:
             (logic.regionFound, self._onRegionFound),
             (logic.reported, self._onReported),
             (logic.downloaded, self._onDownloaded),
+            (logic.removed, self._onRemoved),
             (logic.failed, self._onFailed),
             (logic.cancelled, self._onCancelled),
             (logic.session.greeted, self._onGreeted),
@@ -267,6 +287,7 @@ class Panel:
         for name in (
             *("inputSelector", "sampleButton", "modelComboBox", "modelFolderButton", "modelDownloadButton"),
             *("furtherImagesSpinBox", "promptLineEdit", "localizerDownloadButton"),
+            *("modelRemoveButton", "localizerRemoveButton"),
         ):
             getattr(ui, name).setEnabled(state is State.IDLE and not installing)
         self.choices.furtherImages.setEnabled(state is State.IDLE and not installing)
@@ -310,6 +331,13 @@ class Panel:
 
     def _onDownloaded(self, name: str) -> None:
         self._say(_("{name} is on this machine now.").format(name=name))
+
+    def _onRemoved(self, name: str, isStillHere: bool) -> None:
+        if isStillHere:
+            text = _("{name} is still here: it lies in the cache of the library that downloaded it.")
+        else:
+            text = _("{name} was removed from this machine.")
+        self._say(text.format(name=name))
 
     def _onFailed(self, message: str, kind: str) -> None:
         self._say(message, warning=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -29,6 +30,15 @@ KINDS = {
 
 DOWNLOADED = ("hf-hub:", "monai:", "open_clip:", "https://", "http://")
 """How the sources of models begin that the worker can download."""
+
+FREE = frozenset(
+    name.upper()
+    for name in (
+        *("Apache-2.0", "MIT", "BSD-2-Clause", "BSD-3-Clause", "ISC", "Zlib", "Unlicense", "CC0-1.0"),
+        *("CC-BY-3.0", "CC-BY-4.0", "CC-BY-SA-4.0", "MPL-2.0", "GPL-3.0", "LGPL-3.0"),
+    )
+)
+"""SPDX identifiers of licences that leave the use to the user."""
 
 MOST_STRUCTURES = 20
 """More than these are counted, not listed."""
@@ -81,6 +91,19 @@ class Model:
     def isDownloadable(self) -> bool:
         """Whether the worker can bring it onto this machine."""
         return not self.installed and self.source.startswith(DOWNLOADED)
+
+    @property
+    def isRemovable(self) -> bool:
+        """Whether it was downloaded, and can be again."""
+        return self.installed and self.source.startswith(DOWNLOADED)
+
+    @property
+    def restriction(self) -> str:
+        """Its licence, where that may forbid clinical or commercial use, or is not known; empty for a free one."""
+        names = [name for name in re.split(r"\s+(?:AND|OR)\s+|[,;()]", self.licence) if name.strip()]
+        if names and all(name.strip().upper() in FREE for name in names):
+            return ""
+        return self.licence or _("not known")
 
     def description(self) -> str:
         """A few lines on what it is, for the panel."""

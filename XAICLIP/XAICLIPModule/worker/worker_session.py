@@ -61,7 +61,7 @@ class Ended:
 Answer = protocol.Reply | Ended
 Listener = Callable[[Any], None]
 
-FINAL = frozenset({"region", "explanation", "reported", "described", "downloaded", "error", "bye"})
+FINAL = frozenset({"region", "explanation", "reported", "described", "downloaded", "removed", "error", "bye"})
 """Types of answers after which a request is over."""
 
 

@@ -30,7 +30,7 @@ from monai.transforms import Compose
 from torch import Tensor
 
 from XAICLIPLib import imaging
-from XAICLIPLib.errors import InputError, reason
+from XAICLIPLib.errors import TRUST, InputError, reason
 from XAICLIPLib.segmentation.segmenter import Activation, Prepared
 from XAICLIPLib.segmentation.sliding_window import SlidingWindow
 from XAICLIPLib.segmentation.untrusted.configuration import READING, Configuration
@@ -276,7 +276,8 @@ class BundleSegmenter:
         if len(there) > 1:
             raise InputError(
                 f"The bundle {self.folder} chooses between {' and '.join(there)} by code: read it, and if you trust "
-                "it, say so with --trust."
+                f"it, {TRUST}.",
+                TRUST,
             )
         if there:
             return models / there[0]

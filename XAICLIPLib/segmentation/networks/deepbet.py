@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from XAICLIPLib import imaging
-from XAICLIPLib.errors import InputError
+from XAICLIPLib.errors import InputError, installing
 from XAICLIPLib.segmentation.segmenter import Activation, Prepared
 from XAICLIPLib.segmentation.untrusted.torchscript import read_torchscript
 from XAICLIPLib.system.checksums import sha256
@@ -55,13 +55,15 @@ def load(device: torch.device) -> DeepbetSegmenter:
     """
     spec = importlib.util.find_spec("deepbet")  # without importing it: it needs packages that nothing else here does
     if spec is None or spec.origin is None:
-        raise InputError('The model deepbet is not installed: run "pip install deepbet".')
+        way = installing("deepbet")
+        raise InputError(f'The model deepbet is not installed: run "{way}".', way)
     package = Path(spec.origin).parent
     for data in (package / "data", package.parent / "data"):  # the wheel puts its data beside the package
         folder = data / "models"
         if (folder / "model.pt").is_file() and (folder / "bbox_model.pt").is_file():
             return DeepbetSegmenter(folder, device)
-    raise InputError(f'The package deepbet in {package} has no networks: run "pip install --force-reinstall deepbet".')
+    way = installing("--force-reinstall deepbet")
+    raise InputError(f'The package deepbet in {package} has no networks: run "{way}".', way)
 
 
 class DeepbetSegmenter:

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from XAICLIPLib.errors import InputError, reason
+from XAICLIPLib.errors import TRUST, InputError, installing, reason
 from XAICLIPLib.segmentation.networks.trained_folders import CHECKPOINTS
 from XAICLIPLib.segmentation.networks.trained_folders import checkpoint as checkpoint_of
 from XAICLIPLib.segmentation.networks.trained_folders import folds as folds_of
@@ -151,9 +151,10 @@ def import_nnunet() -> None:
             importlib.import_module("nnunetv2.paths")  # which prints that its environment variables are not set
             importlib.import_module("nnunetv2.utilities.plans_handling.plans_handler")
     except ImportError as error:
+        way = installing("nnunetv2")
         raise InputError(
-            f"A network trained by nnU-Net needs the Python package nnunetv2 ({error}): install it with "
-            "pip install nnunetv2."
+            f"A network trained by nnU-Net needs the Python package nnunetv2 ({error}): install it with {way}.",
+            way,
         ) from error
 
 
@@ -283,7 +284,8 @@ def _at_home(module: str, homes: tuple[str, ...] = _HOMES) -> bool:
 def _refusal(folder: TrainedFolder, name: Any) -> InputError:
     return InputError(
         f"The trained folder {folder.path} names {name!r}, which is not a part of nnU-Net and could run any code: if "
-        "you trust it, say so with --trust."
+        f"you trust it, {TRUST}.",
+        TRUST,
     )
 
 

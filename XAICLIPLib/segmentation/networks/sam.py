@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from XAICLIPLib import imaging
-from XAICLIPLib.errors import InputError, reason
+from XAICLIPLib.errors import InputError, installing, reason
 from XAICLIPLib.segmentation.segmenter import Activation, Prepared
 from XAICLIPLib.segmentation.sliding_window import Tiling
 from XAICLIPLib.system.checksums import sha256
@@ -432,9 +432,8 @@ def _transformers(module: str) -> Any:
     try:
         return import_without_operators(f"transformers.{module}")
     except ImportError as error:
-        raise InputError(
-            f"SAM needs the package transformers ({reason(error)}): pip install 'xaiclip[sam]'."
-        ) from error
+        way = installing("transformers")
+        raise InputError(f"SAM needs the package transformers ({reason(error)}): {way}.", way) from error
 
 
 def _network(folder: Path, weights: Path) -> Any:

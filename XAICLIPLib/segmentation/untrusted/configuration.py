@@ -26,7 +26,7 @@ from monai.inferers import SimpleInferer, SlidingWindowInferer
 from monai.transforms import EnsureChannelFirstd, LoadImaged, Transform
 from torch.nn import Module
 
-from XAICLIPLib.errors import InputError
+from XAICLIPLib.errors import TRUST, InputError
 from XAICLIPLib.segmentation.untrusted.expressions import CodeError, ExpressionError, evaluate
 
 _SHORT = (
@@ -195,7 +195,7 @@ class Configuration:
             if text.startswith("$"):
                 return self._evaluate(text[1:], part, at, trail)
             if text.startswith("%"):
-                raise InputError(self._code(part, at))
+                raise InputError(self._code(part, at), TRUST)
             reference = _reference(text)
             return part if reference is None else self._plan_of(reference, trail)
         if isinstance(part, Mapping):
@@ -212,7 +212,7 @@ class Configuration:
         try:
             return evaluate(text, lambda reference: self._plan_of(reference, trail), self._load)
         except CodeError as error:
-            raise InputError(self._code(part, at)) from error
+            raise InputError(self._code(part, at), TRUST) from error
         except ExpressionError as error:
             raise InputError(
                 f"The configuration of the bundle {self._bundle} does not compute ({at}: {_short(part)}: {error})."
@@ -223,10 +223,11 @@ class Configuration:
         if kind is None:
             target = _short(part["_target_"])
             raise InputError(
-                self._refusal(f"call {target} ({at}), which is no network, transform or inferer of MONAI or torch")
+                self._refusal(f"call {target} ({at}), which is no network, transform or inferer of MONAI or torch"),
+                TRUST,
             )
         if part.get("_mode_", "default") != "default" or "_debug_" in part:
-            raise InputError(self._refusal(f"call {part['_target_']} ({at}) in another way than to build it"))
+            raise InputError(self._refusal(f"call {part['_target_']} ({at}) in another way than to build it"), TRUST)
         # Reading steps are left out before their arguments count: a reader may be any callable, named by a string.
         if issubclass(kind, READING):
             return _LEFT
@@ -268,7 +269,7 @@ class Configuration:
         return self._refusal(f"run code from its configuration ({at}: {_short(part)})")
 
     def _refusal(self, what: str) -> str:
-        return f"The bundle {self._bundle} would {what}; read it, and if you trust it, say so with --trust."
+        return f"The bundle {self._bundle} would {what}; read it, and if you trust it, {TRUST}."
 
 
 def _load_nothing(path: str) -> Any:

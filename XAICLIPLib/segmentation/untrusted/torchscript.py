@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from XAICLIPLib.errors import InputError, reason
+from XAICLIPLib.errors import TRUST, InputError, reason
 
 LARGEST_PROGRAM = 64 << 20
 """Bytes of program text: that of a large network has some hundred kilobytes."""
@@ -74,13 +74,15 @@ def _refuse_files(path: Path) -> None:
             call = _refused_call(program)
         except (tokenize.TokenError, SyntaxError, ValueError) as error:
             raise InputError(
-                f"The program in {path} is not written as PyTorch writes it ({reason(error)}); if you trust it, say "
-                "so with --trust."
+                f"The program in {path} is not written as PyTorch writes it ({reason(error)}); if you trust it, "
+                f"{TRUST}.",
+                TRUST,
             ) from error
         if call:
             raise InputError(
                 f"The program in {path} would call {call}, which is no computation of a network; read it, and if you "
-                "trust it, say so with --trust."
+                f"trust it, {TRUST}.",
+                TRUST,
             )
 
 
@@ -89,8 +91,8 @@ def _programs(path: Path) -> Iterator[str]:
 
     def odd(why: str) -> InputError:
         return InputError(
-            f"The TorchScript file {path} is not laid out as PyTorch does it ({why}); if you trust it, say so with "
-            "--trust."
+            f"The TorchScript file {path} is not laid out as PyTorch does it ({why}); if you trust it, {TRUST}.",
+            TRUST,
         )
 
     with path.open("rb") as file:
