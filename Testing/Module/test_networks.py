@@ -81,6 +81,7 @@ def test_a_network_that_takes_several_images_has_a_selector_for_each(
     session.answer("error", kind="cancelled", message="Cancelled.")
     pick(ui.modelComboBox, "abdomen-ct")
     assert rows(ui, choices) == []
+    ui.promptLineEdit.setText("liver")
     ui.applyButton.click()
     assert session.requests[-1].further_volumes is None
 
@@ -231,7 +232,7 @@ def test_a_localizer_is_downloaded_by_the_same_button(ui: Any, session: Any, vol
     ui.regionCollapsibleButton.collapsed = False
     pick(ui.localizerComboBox, "clip-vit-b-16")
     wait(lambda: session.hello is not None)
-    assert missing(ui) == "Download the localizer first, in the section Region."
+    assert missing(ui) == "Download the localizer first, in the section Search area."
     assert not ui.showRegionButton.isEnabled()
     assert ui.localizerDownloadButton.isVisibleTo(ui.regionCollapsibleButton)
     assert "from open_clip:ViT-B-16-quickgelu:openai" in ui.localizerAbsenceLabel.text
@@ -268,6 +269,16 @@ def test_a_long_list_of_structures_is_cut_short(choices: Any) -> None:
     assert "and 84 more." in model.description() and "For CT." in model.description()
 
 
+def test_the_description_takes_two_lines_and_unfolds(ui: Any) -> None:
+    label, line = ui.modelDescriptionLabel, ui.modelDescriptionLabel.fontMetrics().lineSpacing()
+    assert len(label.text.splitlines()) > 2 and label.height < 3 * line
+    assert ui.modelMoreButton.isVisibleTo(ui.inputsCollapsibleButton)
+    ui.modelMoreButton.click()
+    wait(lambda: label.height >= 3 * line)
+    ui.modelMoreButton.click()
+    wait(lambda: label.height < 3 * line)
+
+
 # The region
 
 
@@ -299,8 +310,9 @@ def real(scene: Any, module_path: Path, load_module: Callable[[str], Any], tmp_p
 
 
 def test_a_network_of_two_images_is_explained(
-    real: Any, slicer_host: Any, tmp_path: Path, slot_errors: list[BaseException]
+    real: Any, slicer_host: Any, tmp_path: Path, slot_errors: list[BaseException], monkeypatch: Any
 ) -> None:
+    import qt
     import torch
     import yaml
     from monai.networks.nets import UNet
@@ -320,16 +332,15 @@ def test_a_network_of_two_images_is_explained(
     widget = real("XAICLIP")
     ui, choices = widget.ui, widget.panel.choices
     wait(lambda: ui.inputSelector.currentNode() is images[0])
-    choices._onOwnModel(str(tmp_path / "net.yaml"))
+    monkeypatch.setattr(qt.QFileDialog, "getOpenFileName", lambda *_given: str(tmp_path / "net.yaml"))
+    choices.models.fileAction.trigger()
+    wait(lambda: rows(ui, choices) == ["FLAIR:"], 240)  # the worker says what it takes
     ui.promptLineEdit.setText("lesion")
     pick(ui.regionSourceComboBox, "whole")
     pick(ui.deviceComboBox, "cpu")
     choices.methodForm.widget("window_mm").setValue(48)
     choices.methodForm.widget("stride_mm").setValue(48)
-    ui.applyButton.click()  # with one image: the worker says what is missing
-    wait(lambda: widget.logic.state.value == "idle", 240)
-    assert "takes 2 images of one patient at once (T1, FLAIR, in this order)" in ui.statusLabel.text
-    ui.furtherImagesSpinBox.setValue(1)
+    assert missing(ui) == "Choose a volume for FLAIR."
     choices.furtherImages.selector(0).setCurrentNode(images[1])
     ui.applyButton.click()
     wait(lambda: widget.logic.state.value == "idle", 240)

@@ -165,7 +165,7 @@ def test_a_deleted_box_is_asked_for_again(ready: Any) -> None:
     assert ready.applyButton.isEnabled()
     slicer.mrmlScene.RemoveNode(roi)
     wait(lambda: not ready.applyButton.isEnabled())
-    assert "box in the section Region" in plain(ready.applyButton.toolTip)
+    assert "box in the section Search area" in plain(ready.applyButton.toolTip)
 
 
 def test_a_box_that_was_made_in_the_selector_lies_around_the_middle_of_the_scan(ready: Any, session: Any) -> None:

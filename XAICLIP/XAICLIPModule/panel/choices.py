@@ -18,6 +18,7 @@ from XAICLIPLib.scoring import options
 from XAICLIPLib.worker import protocol
 from XAICLIPModule.display.saliency_display import SALIENCY_ATTRIBUTE
 from XAICLIPModule.panel import feasibility, further_images, method_words
+from XAICLIPModule.panel.folded_text import FoldedText
 from XAICLIPModule.panel.further_images import FurtherImages
 from XAICLIPModule.panel.installation_panel import InstallationPanel
 from XAICLIPModule.panel.method_form import MethodForm
@@ -80,6 +81,7 @@ class Choices(VTKObservationMixin):
         self._installation = installation
         self._guiTag: Any = None
         self._updating = False
+        self._description = FoldedText(ui.modelDescriptionLabel, ui.modelMoreButton)
         self._completer: Any = None
         self._completions: list[str] = []
         self._trusted = ""  # the network that the trust box is about
@@ -283,7 +285,7 @@ class Choices(VTKObservationMixin):
         )
         self._complete()
         model = self.models.chosen()
-        ui.modelDescriptionLabel.setText(model.description())
+        self._description.setText(model.description())
         self.models.showAbsence()
         for widget in (ui.trustLabel, ui.trustCheckBox):
             widget.setVisible(self.models.isOwn)
@@ -468,14 +470,16 @@ class Choices(VTKObservationMixin):
         if parameters.targetSource != "structure":  # which says by itself what is explained
             network = self.models.chosen()
             found += filter(None, [feasibility.objection(parameters.prompt, network.name, network.structures)])
-        for kind, where in (("region", _("Region")), ("target", _("Target"))):
+        for kind, where in (("region", _("Search area")), ("target", _("What to explain"))):
             drawn = self._drawn(kind)
             if isinstance(drawn, Segment) and (drawn.node is None or not drawn.segmentId):
                 found.append(_("Choose a segment in the section {section}.").format(section=where))
             if isinstance(drawn, Box) and drawn.node is None:
                 found.append(_("Choose or draw a box in the section {section}.").format(section=where))
         if parameters.targetSource == "structure" and not self.ui.targetStructureComboBox.currentData:
-            found.append(_("The structures of this network are not known: choose something else as the target."))
+            found.append(
+                _("The structures of this network are not known: choose something else under What to explain.")
+            )
         return found
 
     @property

@@ -168,7 +168,7 @@ class ModelChoice:
         if model.isDownloadable:
             if self._prefix == "model":
                 return _("Download the network first.")
-            return _("Download the localizer first, in the section Region.")
+            return _("Download the localizer first, in the section Search area.")
         if model.package:
             return _("Install the Python package {package} first.").format(package=model.package)
         return _("Choose another model: {name} is not on this machine.").format(name=model.name)
