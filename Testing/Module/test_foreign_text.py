@@ -64,6 +64,23 @@ def test_a_strangers_network_record_and_error_are_shown_letter_by_letter(
     assert EVIL in ready.statusLabel.text and len(dialogs) == 1 and not isRich(dialogs[0])
 
 
+def test_a_strangers_name_is_no_formula_in_a_saved_table(
+    panel: Any, ready: Any, session: Any, volume: Any, tmp_path: Path
+) -> None:
+    ready.applyButton.click()
+    structures = [{"structure": "=cmd|'/c calc'!A1", "volume_ml": 1.0, "score_lost": -0.2, "share": 0.5}]
+    session.explain(
+        volume,
+        measurements={"score_unperturbed": 0.9, "structures": structures},
+        target={"name": "=1+1", "label": 6, "voxels": "predicted"},
+    )
+    (tmp_path / "out").mkdir()
+    panel.panel.results.saveTo(tmp_path / "out")
+    tables = {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "out").glob("*.csv")}
+    assert "Structure,'=1+1" in tables["measurements.csv"]
+    assert "'=cmd|" in tables["structures.csv"] and ",-0.2," in tables["structures.csv"]
+
+
 def unguarded(source: str) -> list[str]:
     """Texts that become tool tips or dialogs without `shown`, though they are no sentences of ours."""
     found = []
