@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import subprocess
 import weakref
 from collections.abc import Iterator
@@ -18,11 +19,13 @@ from .conftest import wait
 
 
 def workers() -> list[str]:
-    """The worker processes of this program."""
+    """The ids of this program's worker processes that have not ended."""
     listed = subprocess.run(
-        ["ps", "-o", "pid,args", "--ppid", str(os.getpid())], capture_output=True, text=True, check=True
+        ["ps", "-ww", "-o", "pid=,stat=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True, check=True
     )
-    return [line for line in listed.stdout.splitlines() if "XAICLIPLib.worker" in line and "<defunct>" not in line]
+    # A process is one line: ps writes the ends of lines in its arguments as other characters, or goes on below.
+    found = re.findall(r"^ *(\d+) +([A-Z]\S*) +(.*?)(?=^ *\d+ +[A-Z]|\Z)", listed.stdout, re.MULTILINE | re.DOTALL)
+    return [pid for pid, state, arguments in found if "XAICLIPLib.worker" in arguments and not state.startswith("Z")]
 
 
 @pytest.fixture
