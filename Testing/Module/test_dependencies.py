@@ -15,7 +15,7 @@ from .conftest import wait
 
 @pytest.fixture
 def dependencies(module_path: Path, scene: Any) -> Any:
-    from XAICLIPModule.worker import dependencies
+    from XAICLIPModule.installation import dependencies
 
     return dependencies
 

@@ -24,7 +24,7 @@ def big(scene: Any, slicer_host: Any) -> Any:
 
 @pytest.fixture
 def made(big: Any, module_path: Path) -> Any:
-    from XAICLIPModule.scene.developing_map import DevelopingMap
+    from XAICLIPModule.live.developing_map import DevelopingMap
 
     told: list[float] = []
     developing = DevelopingMap(big, "map", lambda node: told.append(float(values(node).max())))
@@ -57,14 +57,14 @@ def test_long_copies_take_turns_and_the_newest_estimate_is_next(
     made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
-    monkeypatch.setattr("XAICLIPModule.scene.turns.TURN_S", -1.0)  # every turn ends at once ...
-    monkeypatch.setattr("XAICLIPModule.scene.turns.SLAB_BYTES", 1)
+    monkeypatch.setattr("XAICLIPModule.live.turns.TURN_S", -1.0)  # every turn ends at once ...
+    monkeypatch.setattr("XAICLIPModule.live.turns.SLAB_BYTES", 1)
     paths = [estimate(tmp_path / f"{value}.nrrd", value) for value in (0.1, 0.2, 0.3)]
     for path in paths:
         made.feed(path)
     assert made.told == []
     assert not paths[1].exists(), "an estimate that a newer one overtook is passed over"
-    monkeypatch.setattr("XAICLIPModule.scene.turns.TURN_S", 1.0)
+    monkeypatch.setattr("XAICLIPModule.live.turns.TURN_S", 1.0)
     wait(lambda: len(made.told) == 2)
     assert made.told == [pytest.approx(0.1), pytest.approx(0.3)]
     assert not any(path.exists() for path in paths)
@@ -73,8 +73,8 @@ def test_long_copies_take_turns_and_the_newest_estimate_is_next(
 def test_stopping_deletes_what_was_not_read(made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import slicer
 
-    monkeypatch.setattr("XAICLIPModule.scene.turns.TURN_S", -1.0)
-    monkeypatch.setattr("XAICLIPModule.scene.turns.SLAB_BYTES", 1)
+    monkeypatch.setattr("XAICLIPModule.live.turns.TURN_S", -1.0)
+    monkeypatch.setattr("XAICLIPModule.live.turns.SLAB_BYTES", 1)
     paths = [estimate(tmp_path / f"{value}.nrrd", value) for value in (0.1, 0.2)]
     for path in paths:
         made.feed(path)

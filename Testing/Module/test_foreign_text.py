@@ -25,7 +25,7 @@ def isRich(text: str) -> bool:
 def test_tool_tips_and_dialogs_show_markup_and_leave_other_text_alone(module_path: Path, slicer_host: Any) -> None:
     from PySide6.QtGui import Qt
 
-    from XAICLIPModule.display.foreign_text import shown
+    from XAICLIPModule.panel.foreign_text import shown
 
     assert shown("a & b > c\nd") == "a & b > c\nd" and not Qt.mightBeRichText("a & b > c\nd")
     assert shown("p < 0.05\n" + EVIL).startswith("<p>p &lt; 0.05<br>&lt;h1&gt;x") and not isRich(shown(EVIL))

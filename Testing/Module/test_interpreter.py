@@ -13,7 +13,7 @@ import pytest
 def choose(value: str) -> Any:
     import qt
 
-    from XAICLIPModule.worker import interpreter
+    from XAICLIPModule.installation import interpreter
 
     qt.QSettings().setValue(interpreter.SETTING, value)
     return interpreter.chosen()
@@ -32,7 +32,7 @@ def test_slicers_own_is_the_default(module_path: Path, scene: Any, tmp_path: Pat
 def test_without_pythonslicer_this_python_is_taken_where_it_is_one(
     module_path: Path, scene: Any, monkeypatch: Any
 ) -> None:
-    from XAICLIPModule.worker import interpreter
+    from XAICLIPModule.installation import interpreter
 
     monkeypatch.setattr(interpreter.shutil, "which", lambda _name: None)
     assert choose("").program == sys.executable
@@ -67,7 +67,7 @@ def test_another_python_gets_nothing_of_slicers_and_neither_looks_in_the_current
 
 
 def test_a_folder_to_start_in_is_empty_and_comes_back(module_path: Path, scene: Any) -> None:
-    from XAICLIPModule.worker import interpreter
+    from XAICLIPModule.installation import interpreter
 
     folder = Path(interpreter.emptyFolder())
     assert folder.is_absolute() and list(folder.iterdir()) == [] and interpreter.emptyFolder() == str(folder)

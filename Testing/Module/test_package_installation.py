@@ -48,7 +48,7 @@ class Pip:
 @pytest.fixture
 def pip(module_path: Path, scene: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pip:
     """What runs in the place of Slicer's Python."""
-    from XAICLIPModule.worker import interpreter
+    from XAICLIPModule.installation import interpreter
 
     (tmp_path / "pip").mkdir()
     script = tmp_path / "pip" / "PythonSlicer"
@@ -61,7 +61,7 @@ def pip(module_path: Path, scene: Any, tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.fixture
 def asked(pip: Pip, slicer_host: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Slicer outside its testing mode, with a user who agrees; packages are missing until pip was called."""
-    from XAICLIPModule.worker import dependencies
+    from XAICLIPModule.installation import dependencies
 
     seen: dict[str, Any] = {"answer": True, "missing": ["monai>=1.5.1", "einops>=0.7"], "texts": [], "left": []}
     monkeypatch.setattr(slicer_host.app, "_testing", False)
@@ -75,7 +75,7 @@ def asked(pip: Pip, slicer_host: Any, monkeypatch: pytest.MonkeyPatch) -> dict[s
 
 @pytest.fixture
 def installation(asked: dict[str, Any]) -> Any:
-    from XAICLIPModule.worker.package_installation import PackageInstallation
+    from XAICLIPModule.installation.package_installation import PackageInstallation
 
     ended: list[str] = []
     made = PackageInstallation(lambda: ended.append("worker"))
@@ -143,7 +143,7 @@ def test_what_is_still_missing_afterwards_is_told(installation: Any, asked: dict
 
 
 def test_a_python_that_does_not_start_is_told(installation: Any, monkeypatch: Any, tmp_path: Path) -> None:
-    from XAICLIPModule.worker import interpreter
+    from XAICLIPModule.installation import interpreter
 
     monkeypatch.setattr(interpreter, "slicersPython", lambda: str(tmp_path / "none"))
     installation.ensure(lambda: None)
@@ -163,7 +163,7 @@ def test_an_offline_folder_keeps_pip_off_the_network(
 ) -> None:
     import qt
 
-    from XAICLIPModule.worker import dependencies
+    from XAICLIPModule.installation import dependencies
 
     qt.QSettings().setValue(dependencies.WHEELHOUSE_SETTING, str(tmp_path / "gone"))
     with pytest.raises(InputError, match="is not there"):
@@ -210,7 +210,7 @@ def test_torch_comes_from_the_pytorch_extension_under_the_same_constraints(
 def test_nothing_is_installed_while_testing_nor_beside_slicers_own_installation(
     installation: Any, asked: dict[str, Any], slicer_host: Any, monkeypatch: Any
 ) -> None:
-    from XAICLIPModule.worker import dependencies
+    from XAICLIPModule.installation import dependencies
 
     monkeypatch.setattr(dependencies, "isSlicerInstalling", lambda: True)
     with pytest.raises(InputError, match="other packages"):

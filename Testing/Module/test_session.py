@@ -41,7 +41,7 @@ def pretend(module_path: Path, tmp_path: Path) -> Callable[[str], Callable[[], A
     """A function that gives an interpreter which, whatever it is asked, runs a program of the test."""
 
     def choose(program: str) -> Callable[[], Any]:
-        from XAICLIPModule.worker.interpreter import Interpreter
+        from XAICLIPModule.installation.interpreter import Interpreter
 
         (tmp_path / "program.py").write_text(program)
         script = tmp_path / "python"
@@ -130,7 +130,7 @@ def test_an_interpreter_that_does_not_exist_is_refused(made: Any) -> None:
 
 
 def test_what_is_no_program_says_so(made: Any, tmp_path: Path) -> None:
-    from XAICLIPModule.worker.interpreter import Interpreter
+    from XAICLIPModule.installation.interpreter import Interpreter
 
     (tmp_path / "python").write_text("no program")
     session = made(lambda: Interpreter(str(tmp_path / "python"), {}, False))

@@ -17,8 +17,8 @@ from .conftest import wait
 @pytest.fixture
 def interrupted(module_path: Path, scene: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every array is large: one slice at a time, and after each Slicer gets its turn."""
-    monkeypatch.setattr("XAICLIPModule.scene.turns.TURN_S", -1.0)
-    monkeypatch.setattr("XAICLIPModule.scene.turns.SLAB_BYTES", 1)
+    monkeypatch.setattr("XAICLIPModule.live.turns.TURN_S", -1.0)
+    monkeypatch.setattr("XAICLIPModule.live.turns.SLAB_BYTES", 1)
 
 
 @pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.float32, np.float64])
@@ -27,7 +27,8 @@ def test_a_volume_is_written_as_simpleitk_would_write_it(
 ) -> None:
     import slicer
 
-    from XAICLIPModule.scene import export, turns
+    from XAICLIPModule.live import turns
+    from XAICLIPModule.scene import export
 
     array = slicer.util.arrayFromVolume(volume).astype(kind)
     slicer.util.updateVolumeFromArray(volume, array)
@@ -51,7 +52,8 @@ def test_a_volume_that_cannot_be_used_is_refused(
 ) -> None:
     import slicer
 
-    from XAICLIPModule.scene import export, turns
+    from XAICLIPModule.live import turns
+    from XAICLIPModule.scene import export
 
     array = slicer.util.arrayFromVolume(volume).astype(np.float32)
     spoil(array)
@@ -63,7 +65,7 @@ def test_a_volume_that_cannot_be_used_is_refused(
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize("kind", [np.uint8, np.int16, np.uint32, np.float32])
 def test_the_workers_files_are_read_as_they_are(module_path: Path, tmp_path: Path, kind: Any, compressed: bool) -> None:
-    from XAICLIPModule.scene import nrrd
+    from XAICLIPModule.live import nrrd
 
     array = np.random.default_rng(0).integers(0, 100, (3, 4, 5)).astype(kind)
     path = tmp_path / "file.nrrd"
@@ -140,7 +142,7 @@ def test_a_worker_lost_while_the_scan_is_written_is_told(
 def test_the_place_of_a_map_is_found_in_slabs_and_noted(module_path: Path, scene: Any) -> None:
     import slicer
 
-    from XAICLIPModule.scene import map_place
+    from XAICLIPModule.live import map_place
 
     array = np.zeros((7, 6, 5), np.float32)
     array[2:5, 1:3, 3] = 0.6

@@ -30,7 +30,7 @@ from .test_panel import pick, ready, ui  # noqa: F401
     ],
 )
 def test_every_way_out_has_words_of_the_panel(way: errors.WayOut, module_path: Path, slicer_host: Any) -> None:
-    from XAICLIPModule.display.ways_out import sentence
+    from XAICLIPModule.panel.ways_out import sentence
 
     said = sentence(f"Something is wrong; {way}.", [asdict(way)])
     assert said.startswith("Something is wrong; ") and str(way) not in said and way.subject in said
@@ -39,7 +39,7 @@ def test_every_way_out_has_words_of_the_panel(way: errors.WayOut, module_path: P
 
 
 def test_what_is_not_known_stays_as_it_was_said(module_path: Path, slicer_host: Any) -> None:
-    from XAICLIPModule.display.ways_out import sentence
+    from XAICLIPModule.panel.ways_out import sentence
 
     assert sentence("Do x.", [{"kind": "new", "words": "Do x"}, {}, {"kind": "trust", "words": 3}]) == "Do x."
     assert sentence("Do x.", None) == "Do x."

@@ -19,14 +19,15 @@ from slicer.ScriptedLoadableModule import ScriptedLoadableModuleLogic
 
 from XAICLIPLib.errors import Cancelled, InputError
 from XAICLIPLib.worker import protocol
-from XAICLIPModule.display import saliency_display, ways_out
+from XAICLIPModule.display import saliency_display
 from XAICLIPModule.display.slice_views import Shown, SliceViews
+from XAICLIPModule.live.developing_map import DevelopingMap
+from XAICLIPModule.live.nodes import isInScene
+from XAICLIPModule.live.turns import Turns, Work, isLarge
+from XAICLIPModule.live.weak_observer import observe
+from XAICLIPModule.panel import ways_out
 from XAICLIPModule.scene import removal, results
-from XAICLIPModule.scene.developing_map import DevelopingMap
-from XAICLIPModule.scene.nodes import isInScene
 from XAICLIPModule.scene.results import ExplanationNodes
-from XAICLIPModule.scene.turns import Turns, Work, isLarge
-from XAICLIPModule.scene.weak_observer import observe
 from XAICLIPModule.worker.question import Box, Drawn, Question, Segment
 from XAICLIPModule.worker.report_question import ReportQuestion
 from XAICLIPModule.worker.shared_session import SHARED

@@ -13,7 +13,7 @@ import numpy as np
 import slicer
 from slicer.i18n import tr as _
 
-from XAICLIPModule.scene.nodes import numberOf
+from XAICLIPModule.live.nodes import numberOf
 
 COLOURS_ROLE = "xaiclipColours"
 """Node reference from a saliency volume to its own colour table."""

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from slicer.i18n import tr as _
 
 from XAICLIPModule.display import saliency_display
+from XAICLIPModule.live.map_place import placeOf
 from XAICLIPModule.scene import export, results
-from XAICLIPModule.scene.map_place import placeOf
 from XAICLIPModule.scene.results import ExplanationNodes
 
 

@@ -17,14 +17,15 @@ from XAICLIPLib.explainers import methods
 from XAICLIPLib.scoring import options
 from XAICLIPLib.worker import protocol
 from XAICLIPModule.display.saliency_display import SALIENCY_ATTRIBUTE
-from XAICLIPModule.panel import feasibility, further_images, method_words
-from XAICLIPModule.panel.folded_text import FoldedText
-from XAICLIPModule.panel.further_images import FurtherImages
+from XAICLIPModule.live.nodes import isInScene
+from XAICLIPModule.panel import feasibility
 from XAICLIPModule.panel.installation_panel import InstallationPanel
-from XAICLIPModule.panel.method_form import MethodForm
-from XAICLIPModule.panel.model_choice import ModelChoice
 from XAICLIPModule.scene import sample_data, saved_record, terminology
-from XAICLIPModule.scene.nodes import isInScene
+from XAICLIPModule.widgets import further_images, method_words
+from XAICLIPModule.widgets.folded_text import FoldedText
+from XAICLIPModule.widgets.further_images import FurtherImages
+from XAICLIPModule.widgets.method_form import MethodForm
+from XAICLIPModule.widgets.model_choice import ModelChoice
 from XAICLIPModule.worker import catalogue
 from XAICLIPModule.worker.catalogue import Model
 from XAICLIPModule.worker.question import Box, Question, Segment

@@ -10,9 +10,10 @@ from slicer.i18n import tr as _
 
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.worker import protocol
-from XAICLIPModule.display.foreign_text import shown
-from XAICLIPModule.worker import dependencies, interpreter, worker_session
-from XAICLIPModule.worker.package_installation import InstallationState, PackageInstallation
+from XAICLIPModule.installation import dependencies, interpreter
+from XAICLIPModule.installation.package_installation import InstallationState, PackageInstallation
+from XAICLIPModule.panel.foreign_text import shown
+from XAICLIPModule.worker import worker_session
 from XAICLIPModule.worker.worker_session import Session
 
 DEVICE_SETTING, PRECISION_SETTING = "XAICLIP/Device", "XAICLIP/Precision"

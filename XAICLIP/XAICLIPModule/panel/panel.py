@@ -13,14 +13,14 @@ from slicer.i18n import tr as _
 
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.worker import protocol
-from XAICLIPModule.display.foreign_text import shown, showPlain
+from XAICLIPModule.installation.package_installation import InstallationState
 from XAICLIPModule.logic import State, XAICLIPLogic
 from XAICLIPModule.panel.choices import Choices
+from XAICLIPModule.panel.foreign_text import shown, showPlain
 from XAICLIPModule.panel.installation_panel import InstallationPanel
 from XAICLIPModule.panel.results_panel import ResultsPanel
 from XAICLIPModule.scene.results import ExplanationNodes
 from XAICLIPModule.worker.catalogue import Model
-from XAICLIPModule.worker.package_installation import InstallationState
 
 
 class Panel:

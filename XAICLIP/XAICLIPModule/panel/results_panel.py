@@ -14,15 +14,15 @@ from slicer.util import VTKObservationMixin
 
 from XAICLIPLib.errors import InputError
 from XAICLIPModule.display import chosen, saliency_display, surfaces, tables
-from XAICLIPModule.display.foreign_text import shown
 from XAICLIPModule.display.layouts import SideBySide, showTable
 from XAICLIPModule.display.saliency_display import SALIENCY_ATTRIBUTE
 from XAICLIPModule.display.slice_views import SliceViews
+from XAICLIPModule.live.nodes import isInScene
 from XAICLIPModule.logic import XAICLIPLogic
-from XAICLIPModule.panel import structures_bars
+from XAICLIPModule.panel.foreign_text import shown
 from XAICLIPModule.scene import results, saving
-from XAICLIPModule.scene.nodes import isInScene
 from XAICLIPModule.scene.results import SURFACE_ROLE, ExplanationNodes
+from XAICLIPModule.widgets import structures_bars
 
 FOLLOW_SETTING = "XAICLIP/MoveViewsToMap"
 ROW_HEIGHT = 22

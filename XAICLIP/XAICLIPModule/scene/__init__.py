@@ -1,1 +1,1 @@
-"""Explanations as nodes of the scene: written, read back, saved, exported."""
+"""Explanations as nodes of the scene: written, read back, saved, exported, removed."""

@@ -20,9 +20,9 @@ from slicer.i18n import tr as _
 
 from XAICLIPLib import imaging
 from XAICLIPLib.errors import InputError
-from XAICLIPModule.scene import nrrd
-from XAICLIPModule.scene.nodes import isInScene
-from XAICLIPModule.scene.turns import Work, slabs
+from XAICLIPModule.live import nrrd
+from XAICLIPModule.live.nodes import isInScene
+from XAICLIPModule.live.turns import Work, slabs
 
 LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 

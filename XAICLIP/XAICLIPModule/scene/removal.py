@@ -10,7 +10,7 @@ import vtk
 
 from XAICLIPModule.display import saliency_display
 from XAICLIPModule.display.saliency_display import SALIENCY_ATTRIBUTE
-from XAICLIPModule.scene.nodes import isInScene
+from XAICLIPModule.live.nodes import isInScene
 from XAICLIPModule.scene.results import (
     ERROR_ROLE,
     MEASUREMENTS_ROLE,

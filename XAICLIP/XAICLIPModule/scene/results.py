@@ -24,10 +24,11 @@ from vtk.util.numpy_support import numpy_to_vtk
 from XAICLIPLib.errors import InputError
 from XAICLIPModule.display import saliency_display, tables
 from XAICLIPModule.display.saliency_display import SALIENCY_ATTRIBUTE
-from XAICLIPModule.scene import map_place, nrrd, saved_record, terminology
-from XAICLIPModule.scene.map_place import Survey
-from XAICLIPModule.scene.nodes import isInScene
-from XAICLIPModule.scene.turns import Work, slabs
+from XAICLIPModule.live import map_place, nrrd
+from XAICLIPModule.live.map_place import Survey
+from XAICLIPModule.live.nodes import isInScene
+from XAICLIPModule.live.turns import Work, slabs
+from XAICLIPModule.scene import saved_record, terminology
 
 RECORD_ATTRIBUTE = "XAICLIP.Record"
 """JSON of the record; a saliency without it is still being computed."""

@@ -22,11 +22,11 @@ from slicer.ScriptedLoadableModule import ScriptedLoadableModuleTest
 
 from XAICLIPLib.errors import Cancelled, InputError
 from XAICLIPModule.display import saliency_display, surfaces, tables
+from XAICLIPModule.installation import dependencies, interpreter
 from XAICLIPModule.logic import ExplanationError, State, XAICLIPLogic
 from XAICLIPModule.panel.panel import Panel
 from XAICLIPModule.scene import export, results, saving
 from XAICLIPModule.testing.played_session import PlayedSession, structuresFor
-from XAICLIPModule.worker import dependencies, interpreter
 from XAICLIPModule.worker.question import Box, Question, Segment
 
 SETTINGS = "XAICLIP/"

@@ -1,1 +1,1 @@
-"""The worker process: how it is installed, started, asked and understood."""
+"""The worker process: how it is started, asked and understood."""

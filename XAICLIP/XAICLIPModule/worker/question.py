@@ -13,8 +13,8 @@ from slicer.i18n import tr as _
 
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.explainers import methods
+from XAICLIPModule.live.turns import Work
 from XAICLIPModule.scene import export
-from XAICLIPModule.scene.turns import Work
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Any
 from slicer.i18n import tr as _
 
 from XAICLIPLib.errors import InputError
+from XAICLIPModule.live.turns import Work
 from XAICLIPModule.scene import export, saving
 from XAICLIPModule.scene.results import ExplanationNodes
-from XAICLIPModule.scene.turns import Work
 
 ENDINGS = (".html", ".pdf")
 

@@ -18,7 +18,7 @@ from slicer.i18n import tr as _
 
 from XAICLIPLib.system import isolation
 from XAICLIPLib.worker import protocol
-from XAICLIPModule.worker import interpreter
+from XAICLIPModule.installation import interpreter
 from XAICLIPModule.worker.signals import Signal
 
 LONGEST_LINE = 64 * 2**20

@@ -20,8 +20,8 @@ import slicer
 from slicer.i18n import tr as _
 
 from XAICLIPLib.errors import InputError
-from XAICLIPModule.display.foreign_text import shown
-from XAICLIPModule.worker import dependencies, interpreter
+from XAICLIPModule.installation import dependencies, interpreter
+from XAICLIPModule.panel.foreign_text import shown
 from XAICLIPModule.worker.signals import Signal
 
 

@@ -20,7 +20,7 @@ from slicer.i18n import tr as _
 
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.system import isolation
-from XAICLIPModule.worker import interpreter
+from XAICLIPModule.installation import interpreter
 
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "Resources" / "XAICLIPRequirements.txt"
 WHEELHOUSE_SETTING = "XAICLIP/Wheelhouse"

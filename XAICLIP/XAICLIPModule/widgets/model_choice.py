@@ -11,7 +11,7 @@ import qt
 from slicer.i18n import tr as _
 
 from XAICLIPLib.worker import protocol
-from XAICLIPModule.display.foreign_text import shown
+from XAICLIPModule.panel.foreign_text import shown
 from XAICLIPModule.worker import catalogue
 from XAICLIPModule.worker.catalogue import Model
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from XAICLIPLib.errors import InputError
-from XAICLIPModule.scene import nrrd, results
-from XAICLIPModule.scene.turns import Turns, Work
+from XAICLIPModule.live import nrrd
+from XAICLIPModule.live.turns import Turns, Work
+from XAICLIPModule.scene import results
 
 
 class DevelopingMap:

@@ -9,7 +9,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from XAICLIPModule.display.foreign_text import shown, showPlain
+from XAICLIPModule.panel.foreign_text import shown, showPlain
 
 MOST = 7
 """Further images that are offered."""

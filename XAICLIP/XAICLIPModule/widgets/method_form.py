@@ -8,8 +8,8 @@ from typing import Any
 import qt
 from slicer.i18n import tr as _
 
-from XAICLIPModule.display.foreign_text import shown, showPlain
-from XAICLIPModule.panel.method_words import translated
+from XAICLIPModule.panel.foreign_text import shown, showPlain
+from XAICLIPModule.widgets.method_words import translated
 
 AUTOMATIC = -1.0
 """What a spin box holds, and shows as "automatic", where the method works a parameter out: no parameter is negative."""

@@ -1,0 +1,1 @@
+"""Which Python computes, and how the packages that it needs get there."""

@@ -1,0 +1,1 @@
+"""What is alive in the scene: long work in turns, the map that develops, nodes that may have left."""

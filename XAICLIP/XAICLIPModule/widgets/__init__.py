@@ -1,0 +1,1 @@
+"""Widgets of the panel that have a file of their own."""
