@@ -397,8 +397,8 @@ def load_models(
     run.warnings += warnings
     pointed_by = None
     if isinstance(segmenter, Promptable):
-        given = {"target": scan.target_mask, "region": scan.region_mask}
-        pointed_by = next((name for name, mask in given.items() if mask is not None), "localizer")
+        masks = {"target": scan.target_mask, "region": scan.region_mask}
+        pointed_by = next((name for name, mask in masks.items() if mask is not None), "localizer")
     else:
         class_of(question.prompt, question.target, segmenter)  # refused before a localizer is loaded, or downloaded
     needed = question.guided or pointed_by == "localizer"
@@ -516,8 +516,8 @@ def find_region(
             probability = search.locate(models.localizer, volume, question.prompt, scan.modality, run)
         region = search.region(models.localizer, volume, probability, question.prompt, case.mask)
     elif question.around_prediction:
-        drawn = _mask_of(case.segmentation, values_of(models.ready, case.shared, case.labels))
-        region = prediction_region(volume, drawn, search.margin_mm)
+        predicted = _mask_of(case.segmentation, values_of(models.ready, case.shared, case.labels))
+        region = prediction_region(volume, predicted, search.margin_mm)
     elif scan.region_mask is None:
         region = whole_region(volume)
     else:

@@ -177,39 +177,39 @@ def _add_parameters(group: argparse._ArgumentGroup, parameters: list[dict[str, A
     """An option for each parameter of a method; where two methods share one, it stands with the first."""
     for parameter in parameters:
         option = f"--{parameter['name'].removesuffix('_mm').replace('_', '-')}"
-        told: dict[str, Any] = {"dest": parameter["name"], "default": None, "help": parameter["help"]}
+        argument: dict[str, Any] = {"dest": parameter["name"], "default": None, "help": parameter["help"]}
         if parameter["type"] == "flag":
-            told["action"] = "store_true"
+            argument["action"] = "store_true"
         elif parameter["type"] == "choice":
-            told |= {"choices": parameter["choices"]}
+            argument |= {"choices": parameter["choices"]}
         else:
             kinds = {"number": float, "integer": int, "text": str}
-            told |= {
+            argument |= {
                 "type": kinds[parameter["type"]],
                 "metavar": parameter["unit"].upper() or parameter["name"].upper(),
             }
         if parameter["default"] not in (None, False):
-            told["help"] += f"; default: {parameter['default']}"
+            argument["help"] += f"; default: {parameter['default']}"
         with contextlib.suppress(argparse.ArgumentError):
-            group.add_argument(option, **told)
+            group.add_argument(option, **argument)
 
 
-def _text(given: str) -> str:
+def _text(argument: str) -> str:
     """Words of the user, without the bytes that are no text."""
-    text = given.encode("utf-8", "replace").decode("utf-8")
+    text = argument.encode("utf-8", "replace").decode("utf-8")
     if not text.strip():
         raise argparse.ArgumentTypeError('it is empty; say what to explain, such as "liver"')
     return text
 
 
-def _words(given: str) -> str:
-    return re.sub("[-_ ]+", " ", given.strip().lower())
+def _words(argument: str) -> str:
+    return re.sub("[-_ ]+", " ", argument.strip().lower())
 
 
-def _seed(given: str) -> int:
-    if not given.isdecimal() or int(given) >= 2**63:
-        raise argparse.ArgumentTypeError(f"{given} is no whole number from 0 to 2^63-1")
-    return int(given)
+def _seed(argument: str) -> int:
+    if not argument.isdecimal() or int(argument) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{argument} is no whole number from 0 to 2^63-1")
+    return int(argument)
 
 
 def _explain(options: argparse.Namespace) -> int:

@@ -18,11 +18,11 @@ LONGEST_NAME = 60
 """Characters of a prompt that a folder is named after: at most 240 bytes, and file systems take 255."""
 
 
-def folder_argument(given: str) -> Path:
+def folder_argument(argument: str) -> Path:
     """A folder named on the command line."""
-    if not given.strip():
+    if not argument.strip():
         raise argparse.ArgumentTypeError("it is empty; name a folder")
-    return Path(given)
+    return Path(argument)
 
 
 @contextlib.contextmanager
@@ -31,26 +31,26 @@ def results_folder(
 ) -> Iterator[Path]:
     """The output folder: made, tried and claimed before the work, not after it; gone where nothing came of it."""
     parent = requested or Path("results")
-    made: list[Path] = []
+    new_folders: list[Path] = []
     try:
-        made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+        new_folders = [folder for folder in (parent, *parent.parents) if not folder.exists()]
         parent.mkdir(parents=True, exist_ok=True)
         folder = requested or new_folder(parent, prompt)
         if requested is None:
-            made.insert(0, folder)
+            new_folders.insert(0, folder)
     except OSError as error:
-        _remove_empty(made)
+        _remove_empty(new_folders)
         raise InputError(
             f"The results cannot be written to {parent} ({error.strerror or error}): choose another folder with "
             "--output."
         ) from error
     if interrupt is not None:
-        interrupt.undo[:] = [lambda: output_folder.abandon(folder), lambda: _remove_empty(made)]
+        interrupt.undo[:] = [lambda: output_folder.abandon(folder), lambda: _remove_empty(new_folders)]
     try:
         with output_folder.claimed(folder, inputs):
             yield folder
     except BaseException:
-        _remove_empty(made)
+        _remove_empty(new_folders)
         raise
 
 

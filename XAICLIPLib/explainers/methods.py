@@ -54,9 +54,9 @@ def method(name: str, /, **parameters: Any) -> Method:
     if name not in METHODS:
         raise InputError(f"There is no method {name!r}: choose one of {', '.join(METHODS)}.")
     kind = METHODS[name]
-    made = kind(**checked(kind, parameters, name))
-    made.check()
-    return made
+    chosen = kind(**checked(kind, parameters, name))
+    chosen.check()
+    return chosen
 
 
 def describe() -> dict[str, dict[str, Any]]:

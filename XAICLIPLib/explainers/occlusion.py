@@ -163,15 +163,15 @@ def windows(region: Tensor, size: Sequence[int], stride: Sequence[int]) -> list[
         range(0, (math.ceil(max(0, extent - width) / step) + 1) * step, step)
         for extent, width, step in zip(region.shape, size, stride, strict=True)
     ]
-    found = []
+    meeting = []
     for corner in itertools.product(*starts):
         box = tuple(
             slice(start, min(start + width, extent))
             for start, width, extent in zip(corner, size, region.shape, strict=True)
         )
         if bool(region[box].any()):
-            found.append(Perturbation(box))
-    return found
+            meeting.append(Perturbation(box))
+    return meeting
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ def parameter(default: Any, help: str, least: float | None = None, most: float |
     return field(default=default, metadata={"help": help, "least": least, "most": most, "unit": unit})
 
 
-def checked(kind: type, given: dict[str, Any], name: str) -> dict[str, Any]:
-    """The given parameters of a method, a dataclass, as its fields take them; those that are None are left out.
+def checked(kind: type, values: dict[str, Any], name: str) -> dict[str, Any]:
+    """The values parameters of a method, a dataclass, as its fields take them; those that are None are left out.
 
     Raises
     ------
@@ -37,7 +37,7 @@ def checked(kind: type, given: dict[str, Any], name: str) -> dict[str, Any]:
     known = {f.name: f for f in fields(kind)}
     types = get_type_hints(kind)
     result = {}
-    for key, value in given.items():
+    for key, value in values.items():
         if key not in known:
             has = f"it has {', '.join(known)}" if known else "it has none"
             raise InputError(f"The method {name} has no parameter {key}: {has}.")

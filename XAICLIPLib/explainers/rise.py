@@ -197,7 +197,7 @@ class _RiseMap(RunningMap):
     ----------
     masks, fit
         The patterns, and what is made of their scores.
-    told
+    fixed_findings
         Findings that do not change.
     done, error, stopped
         Patterns so far, their relative standard error when it was last looked at, and why no more follow.
@@ -205,7 +205,7 @@ class _RiseMap(RunningMap):
 
     masks: _Masks
     fit: _Fit
-    told: dict[str, Any]
+    fixed_findings: dict[str, Any]
     done: int = 0
     error: float | None = None
     stopped: str | None = None
@@ -221,7 +221,7 @@ class _RiseMap(RunningMap):
         return _in_volume(self.fit.standard_error(), self.masks) if self.done >= FEWEST else None
 
     def findings(self) -> dict[str, Any]:
-        so_far = {"samples": self.done, **self.told, "relative_error": self.error, "stopped": self.stopped}
+        so_far = {"samples": self.done, **self.fixed_findings, "relative_error": self.error, "stopped": self.stopped}
         return {**so_far, **self.fit.findings()}
 
     def look_at_the_error(self) -> None:
@@ -422,8 +422,8 @@ def ridge_regression(design: Array, values: Array) -> _Solution:
     """
     x, y = design - design.mean(axis=0), values - values.mean()
     left, size, right = np.linalg.svd(x, full_matrices=False)
-    there = size > 1e-10 * max(float(size[0]), 1e-12)  # with N patterns at most N - 1 directions vary
-    left, size, right = left[:, there], size[there], right[there]
+    varying = size > 1e-10 * max(float(size[0]), 1e-12)  # with N patterns at most N - 1 directions vary
+    left, size, right = left[:, varying], size[varying], right[varying]
     seen = left.T @ y
     scale = max(float((x**2).sum()) / x.shape[1], 1e-12)
     beyond = y - left @ seen  # what no linear model explains
@@ -440,8 +440,8 @@ def ridge_regression(design: Array, values: Array) -> _Solution:
     leverage = (left**2 * kept).sum(axis=1) + 1 / len(y)
     spread = left * (residual / np.maximum(1 - leverage, ROUNDING))[:, None]
     covariance = solver @ (spread.T @ spread) @ solver.T
-    told = y.any() and len(y) > design.shape[1] + 1  # fewer patterns than cells can be fitted by anything
-    r2 = 1 - float(residual @ residual) / float(y @ y) if told else None
+    determined = y.any() and len(y) > design.shape[1] + 1  # fewer patterns than cells can be fitted by anything
+    r2 = 1 - float(residual @ residual) / float(y @ y) if determined else None
     return _Solution(solver @ seen, covariance, strength, r2)
 
 

@@ -285,18 +285,18 @@ class Scorer:
         """Find the patches that meet the target and run them unperturbed."""
         weight = self.tiling.weight.to(rows.device).flatten()
         total = torch.zeros(len(self._reference), device=rows.device)
-        found: list[_Patch] = []
+        patches: list[_Patch] = []
         for box in self.tiling.patches:
             local = rows[box].flatten()
             inside = torch.nonzero(local >= 0).flatten()
             if len(inside) == 0:
                 continue
             total[local[inside]] += weight[inside]
-            found.append(_Patch(box, inside, local[inside], weight[inside], torch.empty(0)))
-        self._run_unperturbed(found)
-        for patch in found:
+            patches.append(_Patch(box, inside, local[inside], weight[inside], torch.empty(0)))
+        self._run_unperturbed(patches)
+        for patch in patches:
             patch.weight = patch.weight / total[patch.rows]
-        return found
+        return patches
 
     @torch.inference_mode()
     def _run_unperturbed(self, patches: list[_Patch]) -> None:
@@ -442,17 +442,17 @@ class Scorer:
             self._run_unperturbed(self._patches)
             ((_, reduced),) = [pair for batch in self.lost(hidden) for pair in batch]
             self.reduced = abs(reduced - full) <= PRECISION_ERROR * abs(full)
-            said = "" if self.reduced else f"it gets {reduced:.3f} where full precision gets {full:.3f}"
+            reason = "" if self.reduced else f"it gets {reduced:.3f} where full precision gets {full:.3f}"
         except InputError:  # it reaches farther than half precision does
-            said = "the network's output is not finite in it"
+            reason = "the network's output is not finite in it"
         except RuntimeError as error:  # an operator that has no half precision
-            said = f"the network does not run in it ({(str(error).splitlines() or ['unknown'])[0][:80]})"
+            reason = f"the network does not run in it ({(str(error).splitlines() or ['unknown'])[0][:80]})"
         self.forwards = 0
         if not self.reduced:
             self._batches.reduced = False
             for patch, logits in zip(self._patches, kept, strict=True):
                 patch.logits = logits
-            self.warnings.append(f"Half precision was not used: {said}.")
+            self.warnings.append(f"Half precision was not used: {reason}.")
 
     # --- gradients --------------------------------------------------------------------------------
 
@@ -488,9 +488,9 @@ class Scorer:
         following = self.cotangents(volume)
         while waiting := list(islice(following, TOGETHER)):
             boxes, patches, cotangents = zip(*waiting, strict=True)
-            found = vector_jacobian_product(self.forward, patches, cotangents)
-            for box, own in zip(boxes, found, strict=True):
-                gradient[(slice(None), *box)] += own
+            gradients = vector_jacobian_product(self.forward, patches, cotangents)
+            for box, own_gradient in zip(boxes, gradients, strict=True):
+                gradient[(slice(None), *box)] += own_gradient
         return self.tiling.gather(gradient)
 
     def cotangents(self, volume: Tensor | None = None) -> Iterator[tuple[Box, Tensor, Tensor]]:

@@ -84,8 +84,8 @@ def class_of(prompt: str, target: str | MaskSource | None, segmenter: Segmenter)
     known = ", ".join(classes.values())
     # A mask says where, and leaves it to the prompt to say which class.
     way = "choose a prompt that names" if target is not None and not by_name else SAY_TARGET
-    wanted = anatomy.resolve(words)
-    if wanted is None:
+    structure = anatomy.resolve(words)
+    if structure is None:
         like = anatomy.suggestion(words)
         meant = f" (did you mean {like}?)" if like else ""
         if by_name:
@@ -97,13 +97,13 @@ def class_of(prompt: str, target: str | MaskSource | None, segmenter: Segmenter)
             f"{known}.",
             SAY_TARGET,
         )
-    labels = anatomy.match_label(wanted, classes)
+    labels = anatomy.match_label(structure, classes)
     if not labels:
         raise InputError(
-            f"The network {segmenter.name} does not segment the {wanted.name}; {way} the class to explain: {known}.",
+            f"The network {segmenter.name} does not segment the {structure.name}; {way} the class to explain: {known}.",
             SAY_TARGET,
         )
-    return wanted.name, tuple(labels)
+    return structure.name, tuple(labels)
 
 
 def _plain(name: str) -> str:
@@ -112,26 +112,26 @@ def _plain(name: str) -> str:
 
 
 def make_target(
-    name: str, labels: tuple[int, ...], drawn: sitk.Image | None, prediction: Prediction, box: bool = False
+    name: str, labels: tuple[int, ...], mask: sitk.Image | None, prediction: Prediction, box: bool = False
 ) -> Target:
     """The target on the network's grid: the predicted structure with a rim, the user's mask, or what lies in a box.
 
     A mask is taken for the reference as it is: how much of it does the network still call so? Of a box the reference
     is what the network draws in it, and the rest of it counts as the rim does.
     """
-    if drawn is not None:
-        given = prediction.prepared.mask_from(drawn)
-        if not bool(given.any()):
+    if mask is not None:
+        target_voxels = prediction.prepared.mask_from(mask)
+        if not bool(target_voxels.any()):
             raise InputError(
                 "Nothing of the target lies in the part of the volume that the network sees: give another mask."
             )
         decision = decided(prediction.logits, labels, prediction.segmenter.activation).cpu()
-        if not bool((decision & given).any()):
+        if not bool((decision & target_voxels).any()):
             raise InputError(
                 f"The network calls nothing {name} in the {'box' if box else 'mask'} of the target: "
                 "give another one, or another prompt."
             )
-        return Target(name, labels, decision & given if box else given, given)
+        return Target(name, labels, decision & target_voxels if box else target_voxels, target_voxels)
     reference = decided(prediction.logits, labels, prediction.segmenter.activation).cpu()
     if not bool(reference.any()):
         raise InputError(

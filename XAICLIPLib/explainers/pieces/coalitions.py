@@ -88,13 +88,13 @@ def exponential(pieces: int, samples: int, rng: np.random.Generator) -> Coalitio
     full = np.ones((1, pieces), np.bool_)
     if all_sets(pieces) <= samples + 1:
         numbers = 1 + rng.permutation(all_sets(pieces) - 1)
-        drawn = (numbers[:, None] >> np.arange(pieces) & 1).astype(np.bool_)
+        rows = (numbers[:, None] >> np.arange(pieces) & 1).astype(np.bool_)
         share = 0.0
     else:
-        drawn = _different(pieces, samples, rng)
-        share = 1 - len(drawn) / all_sets(pieces)  # without replacement
-    removed = np.concatenate([full, drawn])
-    randomness = np.r_[0.0, np.full(len(drawn), share)]
+        rows = _different(pieces, samples, rng)
+        share = 1 - len(rows) / all_sets(pieces)  # without replacement
+    removed = np.concatenate([full, rows])
+    randomness = np.r_[0.0, np.full(len(rows), share)]
     return Coalitions(removed, exponential_weight(removed), np.arange(len(removed)), randomness)
 
 

@@ -85,12 +85,12 @@ def _normalised(volume: NDArray[np.float32], inside: NDArray[np.bool_]) -> NDArr
 def _slic(
     image: NDArray[np.float64], inside: NDArray[np.bool_], spacing_mm: tuple[float, ...], size_mm: float
 ) -> NDArray[np.int64]:
-    wanted = max(1, round(int(inside.sum()) * math.prod(spacing_mm) / size_mm**3))
-    if wanted == 1:
+    count = max(1, round(int(inside.sum()) * math.prod(spacing_mm) / size_mm**3))
+    if count == 1:
         return inside.astype(np.int64)
-    found: NDArray[np.int64] = slic(
+    labels: NDArray[np.int64] = slic(
         np.moveaxis(image, 0, -1),
-        n_segments=wanted,
+        n_segments=count,
         compactness=COMPACTNESS * math.sqrt(len(image)),  # distances grow so with the channels
         spacing=spacing_mm,
         mask=inside,
@@ -98,25 +98,25 @@ def _slic(
         convert2lab=False,
         start_label=1,
     )
-    return found
+    return labels
 
 
 def _felzenszwalb(
     image: NDArray[np.float64], inside: NDArray[np.bool_], spacing_mm: tuple[float, ...], size_mm: float
 ) -> NDArray[np.int64]:
     thickness = max(1, round(size_mm / spacing_mm[2]))
-    area = max(1, round(size_mm**2 / (spacing_mm[0] * spacing_mm[1])))
-    found = np.zeros(inside.shape, np.int64)
+    slice_voxels = max(1, round(size_mm**2 / (spacing_mm[0] * spacing_mm[1])))
+    labels = np.zeros(inside.shape, np.int64)
     for start in range(0, inside.shape[2], thickness):
         slab = image[..., start : start + thickness]
         channels = np.moveaxis(slab, 0, -1).reshape(*slab.shape[1:3], -1)
         channels = channels / math.sqrt(channels.shape[-1])  # distances grow so with the channels
         with warnings.catch_warnings():  # that this many channels may not be meant: they are
             warnings.filterwarnings("ignore", message="Got image with third dimension", category=RuntimeWarning)
-            # Pieces are joined while the step between them exceeds those within by less than scale / 255 / area.
-            pieces = felzenszwalb(channels, scale=255 * CONTRAST * area, sigma=0.5, min_size=area // 2)
-        found[..., start : start + thickness] = pieces[..., None] + found.max() + 1
-    return found
+            # Pieces are joined while their step exceeds those within by less than scale / 255 / slice_voxels.
+            pieces = felzenszwalb(channels, scale=255 * CONTRAST * slice_voxels, sigma=0.5, min_size=slice_voxels // 2)
+        labels[..., start : start + thickness] = pieces[..., None] + labels.max() + 1
+    return labels
 
 
 def _without_fragments(
@@ -129,5 +129,5 @@ def _without_fragments(
     large = sizes >= min(least, sizes.max())  # of a region smaller than one piece, its largest part is kept
     nearest = distance_transform_edt(~large[parts], sampling=spacing_mm, return_distances=False, return_indices=True)
     merged = np.where(inside, parts[tuple(nearest)], 0)
-    found: NDArray[np.int32] = relabel_sequential(merged)[0].astype(np.int32)
-    return found
+    labels: NDArray[np.int32] = relabel_sequential(merged)[0].astype(np.int32)
+    return labels
