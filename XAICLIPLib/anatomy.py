@@ -1,4 +1,4 @@
-"""Anatomical structures and the words for them: what a prompt means, and which class of a network.
+"""Anatomical structures and the words for them: which structure a prompt or a network's class name means.
 
 The vocabulary itself is data: ``Resources/anatomy.json``. A prompt becomes a set of words and a
 side; it means a structure only if every word of it is accounted for and the side is the same.
@@ -111,12 +111,12 @@ def structure(name: str) -> Structure:
     InputError
         If there is none; the message suggests names.
     """
-    found = vocabulary().get(name)
-    if found is None:
+    match = vocabulary().get(name)
+    if match is None:
         nearest = ", ".join(f'"{n}"' for n in suggestions(name))
         hint = f"the nearest names are {nearest}" if nearest else "see Resources/anatomy.json"
         raise InputError(f'No anatomical structure is called "{name}": {hint}.')
-    return found
+    return match
 
 
 def parts(structure: Structure) -> frozenset[str]:
@@ -126,12 +126,12 @@ def parts(structure: Structure) -> frozenset[str]:
 
 
 def _structures(line: dict[str, Any], data: dict[str, Any]) -> Iterator[Structure]:
-    """What one line of the file stands for: itself, or left, right and both."""
+    """The structures of one line of the file: one, or three for a paired structure (left, right and both)."""
 
     def code(pair: list[str] | None) -> Code | None:
         return Code("SCT", *pair) if pair else None
 
-    def made(name: str, side: Side | None, **words: Iterable[str]) -> Structure:
+    def structure_of(name: str, side: Side | None, **words: Iterable[str]) -> Structure:
         laterality = (side or "both") if "both" in line else line.get("modifier")
         return Structure(
             name=name,
@@ -149,28 +149,28 @@ def _structures(line: dict[str, Any], data: dict[str, Any]) -> Iterator[Structur
         )
 
     kinds = ("synonyms", "adjectives", "aliases", "members")
-    given: dict[str, list[str]] = {kind: line.get(kind, []) for kind in kinds}
+    words_of_line: dict[str, list[str]] = {kind: line.get(kind, []) for kind in kinds}
     name = line["name"]
     if "both" not in line:
-        yield made(name, line.get("side"), **given)
+        yield structure_of(name, line.get("side"), **words_of_line)
         return
     for side in SIDES:
-        yield made(
+        yield structure_of(
             _on_side(name, side),
             side,
-            synonyms=[_on_side(s, side) for s in given["synonyms"]],
-            adjectives=[_on_side(a, side) for a in given["adjectives"]],
-            aliases=[_on_side(a, side, prefix=False) for a in given["aliases"] if "{" in a],
-            members=[_on_side(m, side) for m in given["members"]],
+            synonyms=[_on_side(s, side) for s in words_of_line["synonyms"]],
+            adjectives=[_on_side(a, side) for a in words_of_line["adjectives"]],
+            aliases=[_on_side(a, side, prefix=False) for a in words_of_line["aliases"] if "{" in a],
+            members=[_on_side(m, side) for m in words_of_line["members"]],
         )
     group, *plurals = line["both"]
-    singular = [s.replace("{side} ", "") for s in (name, *given["synonyms"])]
-    yield made(
+    singular = [s.replace("{side} ", "") for s in (name, *words_of_line["synonyms"])]
+    yield structure_of(
         group,
         None,
         synonyms=[*plurals, *(s for s in singular if s != group)],
-        adjectives=given["adjectives"],
-        aliases=[a for a in given["aliases"] if "{" not in a],
+        adjectives=words_of_line["adjectives"],
+        aliases=[a for a in words_of_line["aliases"] if "{" not in a],
         members=[_on_side(name, side) for side in SIDES],
     )
 
@@ -225,7 +225,7 @@ _NO_TYPOS = frozenset(
     "alas beast bowl bran cardia coon costa hart hear heat interior lier live moth paella plate real scrum sine spin "
     "threat toro".split()
 )
-"""Words of their own, one slip away from one of the vocabulary's."""
+"""English words that are one typing error away from a word of the vocabulary."""
 
 _Key = tuple[frozenset[str], str | None]
 
@@ -257,21 +257,21 @@ def resolve(prompt: str) -> Structure | None:
     return vocabulary()[name] if name else None
 
 
-ALIKE = 75
-"""Of 100: how like two names must be for one to be suggested in place of the other."""
+MIN_SIMILARITY = 75
+"""From 0 to 100: how similar two names must be for one to be suggested in place of the other."""
 
 
-def suggestion(words: str) -> str | None:
-    """The structure whose name or synonym is most like words that `resolve` does not understand; None: none is."""
+def closest_structure(words: str) -> str | None:
+    """The structure whose name or synonym is most similar to words that `resolve` does not know; None if none is."""
     from rapidfuzz import fuzz, process
 
     phrases = {phrase: s.name for s in vocabulary().values() for phrase in (s.name, *s.synonyms)}
-    found = process.extractOne(words.strip().lower(), phrases, scorer=fuzz.ratio, score_cutoff=ALIKE)
-    return None if found is None else phrases[found[0]]
+    best = process.extractOne(words.strip().lower(), phrases, scorer=fuzz.ratio, score_cutoff=MIN_SIMILARITY)
+    return None if best is None else phrases[best[0]]
 
 
 def is_spelled_right(prompt: str) -> bool:
-    """Whether `resolve` takes the words as they are: False where it corrects a typing error to find a structure."""
+    """False where `resolve` has to correct a typing error to find a structure."""
     words = _words(prompt)
     bare = list(dropwhile(_COMMANDS.__contains__, words))
     if _lookup(words) or "".join(bare) in _index().joined or resolve(prompt) is None:
@@ -280,11 +280,11 @@ def is_spelled_right(prompt: str) -> bool:
 
 
 def _lookup(words: Iterable[str]) -> str | None:
-    """Name of the structure that all these words together mean, generic words left out if need be."""
+    """Name of the structure that all these words together mean; generic words are left out if necessary."""
     significant, side = _key(words)
     by_words = _index().by_words
-    wanted = None if side == "both" else side
-    name = by_words.get((significant, wanted)) or by_words.get((significant - _GENERIC, wanted))
+    sought_side = None if side == "both" else side
+    name = by_words.get((significant, sought_side)) or by_words.get((significant - _GENERIC, sought_side))
     if name and side == "both":
         sides = {vocabulary()[member].side for member in vocabulary()[name].members}
         return name if sides == set(SIDES) else None
@@ -326,7 +326,7 @@ def _singular(word: str) -> str:
 
 
 def _corrected(word: str) -> list[str]:
-    """A word as the vocabulary spells it; "lkidney" is taken apart; a word that could be anything stays."""
+    """A word as the vocabulary spells it: "lkidney" becomes two words; an ambiguous word stays as it is."""
     index = _index()
     single = _singular(word)
     if single in index.known or single in _NO_TYPOS:
@@ -340,9 +340,9 @@ def _corrected(word: str) -> list[str]:
 def _is_typo(word: str, other: str) -> bool:
     """Whether a word is another one with a plausible typing error.
 
-    Long words forgive a slip or two. Words of five to seven letters have too many neighbours for that ("lover",
-    "campus"): they forgive a letter left out, two that changed places, a doubled one and, from six letters on, a wrong
-    vowel.
+    In long words one error or two are accepted. Words of five to seven letters have too many neighbours for that
+    ("lover", "campus"): accepted are a letter left out, two letters that changed places, a doubled letter and, from six
+    letters on, a wrong vowel.
     """
     if word[0] != other[0] or _slips(word, other) > (2 if len(other) > 10 else 1):
         return False
@@ -394,7 +394,7 @@ class _Index:
     known : frozenset of str
         Words that need no correction, in the singular.
     nouns : tuple of str
-        Those of phrases, and the sides: what a typing error may have meant.
+        Words of phrases, and the sides: what a word with a typing error is corrected to.
     """
 
     by_words: dict[_Key, str]
@@ -405,17 +405,17 @@ class _Index:
 
 @cache
 def _index() -> _Index:
-    """Index phrases first, then class names, then adjectives: the first one has a text."""
+    """Index phrases first, then class names, then adjectives: a text belongs to the first structure that has it."""
     by_words: dict[_Key, str] = {}
     joined: dict[str, str] = {}
     known: dict[str, set[str]] = {}
     for kind in ("phrases", "aliases", "adjectives"):
         known[kind] = set()
-        for found in vocabulary().values():
-            for text in getattr(found, kind):
+        for structure in vocabulary().values():
+            for text in getattr(structure, kind):
                 words = _words(text)
-                by_words.setdefault(_key(words), found.name)
-                joined.setdefault("".join(words), found.name)
+                by_words.setdefault(_key(words), structure.name)
+                joined.setdefault("".join(words), structure.name)
                 known[kind] |= _key(words)[0]
     nouns = (*SIDES, *sorted(known["phrases"]))
     return _Index(by_words, joined, frozenset().union(_SIDE_WORDS, _GENERIC, *known.values()), nouns)
@@ -430,13 +430,13 @@ def suggestions(prompt: str, count: int = 3) -> list[str]:
 
     words, side = _key(_words(prompt))
     phrases = [
-        (phrase, found.name)
-        for found in vocabulary().values()
-        if side not in SIDES or found.side in (side, None)
-        for phrase in found.phrases
+        (phrase, structure.name)
+        for structure in vocabulary().values()
+        if side not in SIDES or structure.side in (side, None)
+        for phrase in structure.phrases
     ]
-    wanted = " ".join(w for w in _words(prompt) if w not in _FILLERS)
-    near = process.extract(wanted, [p for p, _ in phrases], scorer=fuzz.WRatio, score_cutoff=65, limit=10 * count)
+    significant = " ".join(w for w in _words(prompt) if w not in _FILLERS)
+    near = process.extract(significant, [p for p, _ in phrases], scorer=fuzz.WRatio, score_cutoff=65, limit=10 * count)
     return list(dict.fromkeys(phrases[position][1] for _, _, position in near))[:count] if words else []
 
 
@@ -459,14 +459,14 @@ def match_label(structure: Structure, labels: Mapping[int, str]) -> list[int]:
         Ascending; empty if no class of the network means the structure. A class without a side does not mean one of
         the two, but belongs to a structure of which both are parts.
     """
-    wanted = parts(structure)
-    found = {label: resolve(name) for label, name in labels.items()}
-    return sorted(label for label, match in found.items() if match and _is_part(match, wanted))
+    part_names = parts(structure)
+    structures = {label: resolve(name) for label, name in labels.items()}
+    return sorted(label for label, match in structures.items() if match and _is_part(match, part_names))
 
 
-def _is_part(structure: Structure, wanted: frozenset[str]) -> bool:
-    """Whether a structure, or all of which it consists, is among some parts."""
-    return structure.name in wanted or (bool(structure.members) and wanted.issuperset(structure.members))
+def _is_part(structure: Structure, part_names: frozenset[str]) -> bool:
+    """Whether a structure, or everything that it consists of, is among some parts."""
+    return structure.name in part_names or (bool(structure.members) and part_names.issuperset(structure.members))
 
 
 # --- sentences --------------------------------------------------------------------------------
@@ -517,7 +517,7 @@ def texts(phrase: Structure | str, modality: Modality | None) -> list[str]:
 
 
 def background_phrases() -> list[str]:
-    """Words for what lies around the structures, to compare a prompt with."""
+    """Phrases for what lies around the structures, which a prompt is compared with."""
     return [
         "background",
         "image background",

@@ -7,12 +7,12 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Literal
 
-_UNSEEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
-"""Unicode's categories of what is no visible character: controls, marks of direction, halves of characters, private
-ones, breaks of lines."""
+_INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
+"""Unicode's categories of invisible characters: controls, marks of direction, halves of characters, private characters,
+line breaks."""
 
 _JOINERS = "\u200c\u200d"
-"""Of the category of marks, but parts of words in some scripts, and harmless."""
+"""Invisible characters that are part of words in some scripts, and harmless."""
 
 WayKind = Literal["trust", "download", "remove", "install", "target", "device"]
 """What a way out is: to trust a network's code, to download or remove a model, to install a Python package, to choose
@@ -63,9 +63,9 @@ def installing(package: str) -> WayOut:
 
 
 class InputError(ValueError):
-    """An input that cannot be used: its message is one sentence that names it and the way out.
+    """An input that cannot be used. Its message is one sentence that names the input and says what to do.
 
-    Names and values in it may be a stranger's: whatever they hold, it stays one line that commands no terminal.
+    Names and values in it may come from a stranger's file: the message stays one line, and controls no terminal.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str, *ways: WayOut) -> None:
-        super().__init__(in_line(message))
+        super().__init__(single_line(message))
         self.ways = ways
 
 
@@ -85,28 +85,28 @@ class Cancelled(RuntimeError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says; its class where it says nothing."""
+    """The first line of an error's message; the name of its class where the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def reason(error: BaseException, most: int = 200) -> str:
-    """All that an error says, on one line of ``most`` characters; its class where it says nothing."""
+    """An error's whole message, on one line of at most ``most`` characters; its class where the message is empty."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= most else text[:most] + "…"
 
 
 def visible(text: object) -> str:
-    """Text in which all can be seen but ends of lines and tabs: what else is hidden is written as its escape."""
-    return "".join(c if c in "\n\t" or not _hidden(c) else _escape(c) for c in str(text))
+    """Text without invisible characters: each is written as its escape, except for line ends and tabs."""
+    return "".join(c if c in "\n\t" or not _is_hidden(c) else _escape(c) for c in str(text))
 
 
-def in_line(text: object) -> str:
-    """The same with no end of line; the blanks in it stay, for they may be those of a path."""
+def single_line(text: object) -> str:
+    """As `visible`, and on one line. Blanks stay as they are, because they may belong to a path."""
     return visible(re.sub(r"[\n\t\r]+", " ", str(text)))
 
 
-def _hidden(character: str) -> bool:
-    return unicodedata.category(character) in _UNSEEN and character not in _JOINERS
+def _is_hidden(character: str) -> bool:
+    return unicodedata.category(character) in _INVISIBLE and character not in _JOINERS
 
 
 def _escape(character: str) -> str:

@@ -27,7 +27,7 @@ from XAICLIPLib.explainers import methods
 from XAICLIPLib.explainers.base import Estimate, Method
 from XAICLIPLib.explainers.setting import Setting
 from XAICLIPLib.explanation import Explanation
-from XAICLIPLib.imaging.channels import Volume, read_images, stack, told_of
+from XAICLIPLib.imaging.channels import Volume, read_images, stack, warnings_of
 from XAICLIPLib.imaging.masks import MaskSource, box_of, is_mask, user_mask
 from XAICLIPLib.imaging.modality import KnownModality, modality_of
 from XAICLIPLib.localization.localizer import Localizer
@@ -189,7 +189,7 @@ def explain(
     with run.timed("localize"):
         search_area = find_region(models, scan, question, target_case, probability, run)
     question = question.sized_for(imaging.volume_ml(target_case.mask))
-    run.go_on()
+    run.raise_if_cancelled()
     with run.timed("explain"):
         setting = Setting.of(
             target_case.inference,
@@ -351,7 +351,7 @@ def read_scan(
         kind,
         user_mask("target", question.target, images[0]),
         user_mask("region", question.region, images[0]),
-        [*told_of(read), *kind.warnings()],
+        [*warnings_of(read), *kind.warnings()],
     )
 
 
@@ -542,9 +542,9 @@ def run_explainer(
     last: Estimate | None = None
     complete = True
     for last in estimates:
-        run.advance("explain", last.done, last.planned, may_end=True)
+        run.advance("explain", last.done, last.planned, has_result=True)
         if last.done == 0 < last.planned:
-            run.go_on()  # a batch may finish no perturbation
+            run.raise_if_cancelled()  # a batch may finish no perturbation
         elif last.done < last.planned and run.cancelled():
             complete = False
             break

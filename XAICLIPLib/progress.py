@@ -1,4 +1,4 @@
-"""How far a computation is, what it warns of, and whether the user wants it to end."""
+"""The progress of a computation, its warnings, and whether the user has cancelled it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Stage = Literal["localize", "segment", "explain", "check"]
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an explanation is.
+    """The progress of an explanation.
 
     Attributes
     ----------
@@ -35,16 +35,16 @@ class Progress:
 
 @dataclass
 class Run:
-    """Clock, progress, cancel and warnings of one call.
+    """Timings, progress, cancellation and warnings of one call.
 
     Attributes
     ----------
     report
-        Called with how far it is.
+        Called with the progress.
     cancelled
-        Whether the user asked to end.
+        Tells whether the user has cancelled.
     warnings
-        For the user, as they come.
+        For the user, in the order in which they arise.
     timings
         Seconds of each stage.
     """
@@ -53,24 +53,24 @@ class Run:
     cancelled: Callable[[], bool]
     warnings: list[str] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
-    _begun: float = 0.0
+    _started: float = 0.0
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Add the time of a block to a stage."""
-        self._begun = time.perf_counter()
+        self._started = time.perf_counter()
         yield
-        self.timings[stage] = round(self.timings.get(stage, 0.0) + time.perf_counter() - self._begun, 3)
+        self.timings[stage] = round(self.timings.get(stage, 0.0) + time.perf_counter() - self._started, 3)
 
-    def advance(self, stage: Stage, done: int, total: int, may_end: bool = False) -> None:
-        """Tell how far the stage is; raises `Cancelled` where the user asked for it and there is nothing to return."""
+    def advance(self, stage: Stage, done: int, total: int, has_result: bool = False) -> None:
+        """Report the progress of a stage; raise `Cancelled` if the user cancelled and there is no result yet."""
         if self.report is not None:
-            elapsed = time.perf_counter() - self._begun
+            elapsed = time.perf_counter() - self._started
             self.report(Progress(stage, done, total, elapsed / done * (total - done) if done else None))
-        if not may_end:
-            self.go_on()
+        if not has_result:
+            self.raise_if_cancelled()
 
-    def go_on(self) -> None:
-        """Raise `Cancelled` where the user asked for it."""
+    def raise_if_cancelled(self) -> None:
+        """Raise `Cancelled` if the user has cancelled."""
         if self.cancelled():
             raise Cancelled("Cancelled before there was a result.")

@@ -459,7 +459,7 @@ def test_other_spellings_and_unknown_words_are_no_typing_errors(prompt: str) -> 
 @pytest.mark.parametrize(("words", "meant"), [("spleeen", "spleen"), ("Livvver", "liver"), ("bright spot", None)])
 def test_what_is_not_understood_but_like_a_name_is_suggested(words: str, meant: str | None) -> None:
     assert anatomy.resolve(words) is None
-    assert anatomy.suggestion(words) == meant
+    assert anatomy.closest_structure(words) == meant
 
 
 def test_slips_are_counted_as_rapidfuzz_counts_them() -> None:

@@ -11,7 +11,7 @@ from XAICLIPLib.commands.terminal import Interrupt, say, tell
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.explainers import methods
 from XAICLIPLib.scoring import options
-from XAICLIPLib.system.files import whole_file
+from XAICLIPLib.system.files import atomic_file
 
 if TYPE_CHECKING:
     from XAICLIPLib.experiment.benchmark import Outcome, Plan
@@ -178,5 +178,5 @@ def write(outcome: Outcome, plan: Plan, dataset: Dataset, folder: Path) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -18,7 +18,7 @@ from typing import Any
 from XAICLIPLib import __version__
 from XAICLIPLib.commands.terminal import tell, tell_json
 from XAICLIPLib.errors import InputError, first_line
-from XAICLIPLib.system.packages import NEEDED, installed
+from XAICLIPLib.system.packages import REQUIREMENTS, installed
 
 EXTRAS = {
     "transformers": "only for SAM and for localizers with a Hugging Face text tower, such as biomedclip",
@@ -59,14 +59,14 @@ def examine() -> list[Check]:
         Check("xaiclip", __version__),
         Check("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
     ]
-    checks += [package(name, module, oldest) for name, (module, oldest) in NEEDED.items()]
+    checks += [package(name, module, oldest) for name, (module, oldest) in REQUIREMENTS.items()]
     for name, purpose in EXTRAS.items():
         there = find_spec(name) is not None
         remedy = f"pip install {name}, needed {purpose}"
         checks.append(Check(name, installed(name) or "installed" if there else "not installed", there, remedy, True))
     if all(check.ok for check in checks if check.name in ("torch", "numpy")):
         checks.append(device())
-    if all(check.ok for check in checks if check.name in NEEDED):
+    if all(check.ok for check in checks if check.name in REQUIREMENTS):
         checks += models()
     else:
         checks.append(Check("models", "not looked at", False, "mend the packages first"))

@@ -19,7 +19,7 @@ from XAICLIPLib.errors import Cancelled
 from XAICLIPLib.explainers import methods
 from XAICLIPLib.scoring import options
 from XAICLIPLib.system.displaytext import one_line
-from XAICLIPLib.system.files import check_there
+from XAICLIPLib.system.files import check_exists
 
 if TYPE_CHECKING:
     from XAICLIPLib.explanation import Explanation
@@ -215,7 +215,7 @@ def _seed(argument: str) -> int:
 def _explain(options: argparse.Namespace) -> int:
     for volume in options.volume:  # before packages and models are loaded, which takes a while
         with contextlib.suppress(OSError):  # reading it will say why
-            check_there(volume)
+            check_exists(volume)
     inputs = [*options.volume, options.region, options.target, options.prompts]
     with (
         Interrupt(at_once=True) as interrupt,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from XAICLIPLib.commands.terminal import say, tell
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.system.files import try_folder
+from XAICLIPLib.system.files import ensure_writable_folder
 
 if TYPE_CHECKING:
     from XAICLIPLib.training.pairs import Pair
@@ -82,7 +82,7 @@ def _tune(options: argparse.Namespace) -> int:
     labels = pairs.named_labels(names)
     training, validation = _split(pairs.find_pairs(options.images, options.labels), options.validation)
     try:
-        try_folder(options.output.parent)
+        ensure_writable_folder(options.output.parent)
     except OSError as error:
         raise InputError(f"{options.output} cannot be written ({error.strerror or error}): choose another.") from error
     localizer = catalogue.load_localizer(options.localizer, choose_device(options.device))

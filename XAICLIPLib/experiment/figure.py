@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 
 from XAICLIPLib.experiment.comparison import mean_over_cases
 from XAICLIPLib.experiment.measured import REGIONS, Measured
-from XAICLIPLib.system.files import whole_file
+from XAICLIPLib.system.files import atomic_file
 
 COLOURS = {"guided": "#2166ac", "whole": "#b35806"}
 """Blue and orange are told apart by the colour-blind, and in grey."""
@@ -47,7 +47,7 @@ def save_figure(rows: Sequence[Measured], methods: Sequence[str], path: Path) ->
     regions = [Patch(color=COLOURS[region], alpha=0.6, label=WORDS[region]) for region in REGIONS]
     control = Line2D([], [], color="black", marker="x", linestyle="", label="control")
     figure.legend(handles=[*regions, control], loc="outside lower center", ncols=3, frameon=False)
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png")
 
 

@@ -15,7 +15,7 @@ from XAICLIPLib.experiment.benchmark import Outcome, Plan, parameters_of
 from XAICLIPLib.experiment.comparison import Gains, Interval, gains, mean_over_cases
 from XAICLIPLib.experiment.measured import COLUMNS, REGIONS, Measured
 from XAICLIPLib.system.displaytext import for_csv
-from XAICLIPLib.system.files import whole_file
+from XAICLIPLib.system.files import atomic_file
 
 PAPER_TIME, PAPER_DICE, PAPER_IOU = -0.60, 0.446, 0.967
 """What the XAI-CLIP paper reports of occlusion, guided against unguided: up to 60% less time, 44.6% more Dice, 96.7%
@@ -35,7 +35,7 @@ REGION_WORDS = {"guided": "guided", "whole": "unguided"}
 
 def write_csv(rows: Sequence[Measured], path: Path) -> None:
     """All maps, one a line."""
-    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for row in rows:
@@ -44,7 +44,7 @@ def write_csv(rows: Sequence[Measured], path: Path) -> None:
 
 def write_report(outcome: Outcome, plan: Plan, path: Path, figure: str | None = "figure.png") -> None:
     """The report, in Markdown."""
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text(report(outcome, plan, figure), encoding="utf-8")
 
 

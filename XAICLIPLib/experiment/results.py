@@ -11,7 +11,7 @@ from typing import Any
 
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.experiment.measured import Measured, from_text, to_text
-from XAICLIPLib.system.files import try_folder, whole_file
+from XAICLIPLib.system.files import atomic_file, ensure_writable_folder
 
 
 class Results:
@@ -34,7 +34,7 @@ class Results:
         self.folder, self.checksum = folder, checksum(settings)
         path = folder / "settings.json"
         try:
-            try_folder(folder / "measured")
+            ensure_writable_folder(folder / "measured")
             if path.exists():
                 self._compare(path, settings)
             else:
@@ -93,5 +93,5 @@ def checksum(settings: Mapping[str, Any]) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -45,7 +45,7 @@ def read_images(given: Volume | Sequence[Volume], series: int | str | None = Non
     return scans
 
 
-def told_of(scans: Sequence[imaging.Scan]) -> list[str]:
+def warnings_of(scans: Sequence[imaging.Scan]) -> list[str]:
     """What the files say that the user should know, as sentences."""
     names = ["The scan"] if len(scans) == 1 else [f"The scan {number + 1}" for number in range(len(scans))]
     return [warning for scan, name in zip(scans, names, strict=True) for warning in scan.warnings(name)]

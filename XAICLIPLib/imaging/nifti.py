@@ -114,7 +114,7 @@ def read(path: Path) -> Scan:
     return Scan(image_from_array(array, affine), tuple(notes), oriented=bool(header.qform_code or header.sform_code))
 
 
-def check_whole(path: Path) -> None:
+def check_complete(path: Path) -> None:
     """Raise an `InputError` where a file is damaged or cut off, without keeping its voxels."""
     with _opened(path) as file:
         header = _read_header(file, path)

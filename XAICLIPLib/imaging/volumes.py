@@ -29,7 +29,7 @@ from XAICLIPLib.imaging.geometry import (
     without_metadata,
 )
 from XAICLIPLib.imaging.scan import Scan
-from XAICLIPLib.system.files import check_there, whole_file
+from XAICLIPLib.system.files import atomic_file, check_exists
 
 _READERS = {
     ".nrrd": "NrrdImageIO",
@@ -148,7 +148,7 @@ def read_mask(path: str | Path, reference: sitk.Image) -> sitk.Image:
 def _read(path: Path, series: int | str | None) -> Scan:
     """Read a file or a DICOM series, without judging what it holds."""
     try:
-        check_there(path)
+        check_exists(path)
         with _quiet():
             scan = _read_any(path, series)
     except OSError as error:
@@ -390,10 +390,10 @@ def write_volume(image: sitk.Image, path: str | Path, compress: bool = True) -> 
     if suffix not in _WRITABLE:
         raise InputError(f"{path} cannot be written: the name must end in {', '.join(_WRITABLE)}.")
     try:
-        with whole_file(path) as temporary:
+        with atomic_file(path) as temporary:
             sitk.WriteImage(without_metadata(image), str(temporary), useCompression=compress and suffix != ".nii")
             if suffix in _NIFTI:
-                nifti.check_whole(temporary)  # ITK does not notice that the disk was full
+                nifti.check_complete(temporary)  # ITK does not notice that the disk was full
             elif suffix == ".nrrd":
                 _check_nrrd(temporary)
             if not _holds(temporary, suffix, image):

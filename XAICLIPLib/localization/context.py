@@ -29,7 +29,7 @@ from XAICLIPLib.errors import InputError
 from XAICLIPLib.localization.openclip import ImageTextModel
 from XAICLIPLib.localization.slices import Modality
 from XAICLIPLib.system.checksums import sha256
-from XAICLIPLib.system.files import whole_file
+from XAICLIPLib.system.files import atomic_file
 
 BACKGROUND = "background"
 """Names the class of what lies around the structures."""
@@ -182,7 +182,7 @@ def save(contexts: Contexts, model: ImageTextModel, path: Path) -> Path:
     }
     tensors = {name: vectors.detach().cpu().float().contiguous() for name, vectors in contexts.vectors.items()}
     try:
-        with whole_file(path) as temporary:
+        with atomic_file(path) as temporary:
             # In one entry: safetensors writes several in no fixed order.
             save_file(tensors, temporary, metadata={"xaiclip": json.dumps(about, sort_keys=True)})
     except OSError as error:

@@ -16,7 +16,7 @@ import yaml
 from torch import Tensor
 
 from XAICLIPLib.errors import InputError, reason
-from XAICLIPLib.system.json_values import Check, choice, flag, keys, optional, text
+from XAICLIPLib.system.json_values import Validator, choice, flag, keys, optional, text
 from XAICLIPLib.system.mappings import read_mapping
 
 WHOLE, WORDS, CONFIGURATION, SPECIAL = "tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json"
@@ -36,7 +36,7 @@ def _token(value: Any) -> str:
 
 
 _SIDE = choice("left", "right")
-_SPECIAL: dict[str, Check] = {
+_SPECIAL: dict[str, Validator] = {
     f"{name}_token": optional(_token) for name in ("pad", "sep", "cls", "unk", "mask", "bos", "eos")
 }
 _KNOWN = keys(
@@ -109,8 +109,8 @@ def read_tokenizer(
     InputError
         The files are missing or damaged, or the library tokenizers is.
     """
-    whole_file, words = files(WHOLE), files(WORDS)
-    if whole_file is None and words is None:
+    tokenizer_path, vocabulary_path = files(WHOLE), files(WORDS)
+    if tokenizer_path is None and vocabulary_path is None:
         raise InputError(
             f"The localizer {name} has no {WHOLE}: write it with transformers (AutoTokenizer.from_pretrained of a name "
             "that you trust, then save_pretrained), and put it beside open_clip_config.json."
@@ -123,22 +123,31 @@ def read_tokenizer(
             "tokenizers."
         ) from error
     try:
-        said = _said(files)
-        encoder = _whole(tokenizers, whole_file) if whole_file is not None else _bert(tokenizers, words, said)
-        _adapt(tokenizers, encoder, said)
-        names = [said["pad_token"]] if said.get("pad_token") else _PADDING
-        pads = [(token, encoder.token_to_id(token)) for token in names if encoder.token_to_id(token) is not None]
-        if not pads:
-            raise ValueError(f"no token that pads is among its words ({', '.join(names)[:100]})")
-        encoder.enable_truncation(context_length, direction=said.get("truncation_side", "right"))
-        encoder.enable_padding(
-            direction=said.get("padding_side", "right"), pad_id=pads[0][1], pad_token=pads[0][0], length=context_length
+        settings = _said(files)
+        encoder = (
+            _whole(tokenizers, tokenizer_path)
+            if tokenizer_path is not None
+            else _bert(tokenizers, vocabulary_path, settings)
         )
-        separator = encoder.token_to_id(said.get("sep_token") or "[SEP]") if strip_separator else None
+        _adapt(tokenizers, encoder, settings)
+        names = [settings["pad_token"]] if settings.get("pad_token") else _PADDING
+        padding_tokens = [
+            (token, encoder.token_to_id(token)) for token in names if encoder.token_to_id(token) is not None
+        ]
+        if not padding_tokens:
+            raise ValueError(f"no token that pads is among its words ({', '.join(names)[:100]})")
+        encoder.enable_truncation(context_length, direction=settings.get("truncation_side", "right"))
+        encoder.enable_padding(
+            direction=settings.get("padding_side", "right"),
+            pad_id=padding_tokens[0][1],
+            pad_token=padding_tokens[0][0],
+            length=context_length,
+        )
+        separator = encoder.token_to_id(settings.get("sep_token") or "[SEP]") if strip_separator else None
         if strip_separator and separator is None:  # of those that name none, what ends a text
-            separator = encoder.token_to_id(said.get("eos_token") or "</s>")
-        made = FileTokenizer(encoder, context_length, clean, separator)
-        made([""])  # what it lacks shows here
+            separator = encoder.token_to_id(settings.get("eos_token") or "</s>")
+        tokenizer = FileTokenizer(encoder, context_length, clean, separator)
+        tokenizer([""])  # what it lacks shows here
     except InputError:
         raise
     except BaseException as error:  # the library raises of its own kinds, and its panics are not among Exception
@@ -147,7 +156,7 @@ def read_tokenizer(
         raise InputError(
             f"The tokenizer of the localizer {name} does not load ({reason(error)}): get its files again."
         ) from error
-    return made
+    return tokenizer
 
 
 def _said(files: Callable[[str], Path | None]) -> dict[str, Any]:

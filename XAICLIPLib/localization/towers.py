@@ -15,7 +15,18 @@ from typing import Any
 import yaml
 
 from XAICLIPLib.errors import InputError, reason
-from XAICLIPLib.system.json_values import Check, choice, either, flag, keys, number, optional, several, text, whole
+from XAICLIPLib.system.json_values import (
+    Validator,
+    choice,
+    either,
+    flag,
+    keys,
+    list_of,
+    number,
+    optional,
+    text,
+    whole_number,
+)
 from XAICLIPLib.system.mappings import read_mapping
 from XAICLIPLib.system.torchvision_operators import import_without_operators
 
@@ -26,8 +37,8 @@ CLEANING = ("lower", "whitespace", "canonicalize")
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9](?:[\w-]|\.(?!\.))*(?:/[A-Za-z0-9](?:[\w-]|\.(?!\.))*)?", re.ASCII)
 
-_SIZE, _WIDTH, _LAYERS = whole(1, 1 << 13), whole(1, 1 << 14), whole(1, 256)
-_TOKENS, _TOKEN = whole(1, 1 << 22), whole(-1, 1 << 22)
+_SIZE, _WIDTH, _LAYERS = whole_number(1, 1 << 13), whole_number(1, 1 << 14), whole_number(1, 256)
+_TOKENS, _TOKEN = whole_number(1, 1 << 22), whole_number(-1, 1 << 22)
 _RATIO, _SHARE = number(0, 64), number(0, 1)
 _KEYWORDS_OF_NORM = optional(keys({"eps": number(0, 1)}))
 _KEYWORDS_OF_ACTIVATION = optional(keys({"approximate": choice("none", "tanh")}))
@@ -49,20 +60,20 @@ def _architecture_of_timm(value: Any) -> str:
     return value
 
 
-_BLOCKS: dict[str, Check] = {
+_BLOCKS: dict[str, Validator] = {
     "block_type": optional(choice("default", "custom")),
     **dict.fromkeys(
         ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc"), flag
     ),
 }
 
-_VISION: dict[str, Check] = {
-    "layers": either(_LAYERS, several(_LAYERS, 4, 4)),
+_VISION: dict[str, Validator] = {
+    "layers": either(_LAYERS, list_of(_LAYERS, 4, 4)),
     "width": _WIDTH,
     "head_width": _WIDTH,
     "mlp_ratio": _RATIO,
     "patch_size": optional(_SIZE),
-    "image_size": either(_SIZE, several(_SIZE, 2, 2)),
+    "image_size": either(_SIZE, list_of(_SIZE, 2, 2)),
     "ls_init_value": optional(number(0, 100)),
     "patch_dropout": _SHARE,
     "attentional_pool": either(flag, choice("cascade", "parallel")),
@@ -89,12 +100,12 @@ _TOKENIZER = keys(
     {
         "clean": choice(*CLEANING),
         "strip_sep_token": flag,
-        "additional_special_tokens": optional(several(text, 0, 1000)),
+        "additional_special_tokens": optional(list_of(text, 0, 1000)),
     }
 )
 
-_TEXT: dict[str, Check] = {
-    "context_length": whole(3, 1 << 13),
+_TEXT: dict[str, Validator] = {
+    "context_length": whole_number(3, 1 << 13),
     "vocab_size": _TOKENS,
     "hf_tokenizer_name": optional(either(choice(""), repository)),
     "tokenizer_mode": optional(choice("")),
@@ -138,7 +149,7 @@ _MODEL = keys(
     }
 )
 
-_COLOUR = several(number(-1000, 1000), 1, 3)
+_COLOUR = list_of(number(-1000, 1000), 1, 3)
 _PREPROCESSING = keys({"mean": _COLOUR, "std": _COLOUR}, others="left out")
 
 _ACTIVATION = choice(

@@ -19,7 +19,7 @@ from XAICLIPLib.models.entry import Entry, Remote
 from XAICLIPLib.models.folder import downloaded, models_folder, write_lock
 from XAICLIPLib.system import scratch
 from XAICLIPLib.system.checksums import sha256
-from XAICLIPLib.system.files import whole_file
+from XAICLIPLib.system.files import atomic_file
 
 Progress = Callable[[str, int, int | None], None]
 """Gets the name of a file, the bytes that are here, and all of them where that is known."""
@@ -111,7 +111,7 @@ def install(entry: Entry, given: Path) -> Path:
         shutil.copyfile(given, work / "files" / path)
         missing = [name for name in entry.files if not (work / "files" / name).is_file()]
         if missing:
-            with whole_file(downloaded(entry.name) / path) as temporary:
+            with atomic_file(downloaded(entry.name) / path) as temporary:
                 shutil.copyfile(given, temporary)
             raise InputError(
                 f"{given} is now part of the model {entry.name}, which still lacks {', '.join(missing)}: get these "

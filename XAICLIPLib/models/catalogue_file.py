@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from XAICLIPLib.errors import InputError, first_line
 from XAICLIPLib.models.entry import FORMATS, KINDS, MODALITIES, ONE_IMAGE, Entry, Remote, Source
 from XAICLIPLib.system import json_values
-from XAICLIPLib.system.files import whole_file
+from XAICLIPLib.system.files import atomic_file
 
 NAME = "[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?"
 """A name becomes that of a folder."""
@@ -35,7 +35,7 @@ WORDS = (
 )
 """A source in words."""
 
-NEEDED = ("name", "kind", "format", "title", "modality", "structures", "licence", "source")
+REQUIREMENTS = ("name", "kind", "format", "title", "modality", "structures", "licence", "source")
 MOST_INPUTS = 8
 """Images that a network may take at once: more than any that is known."""
 
@@ -86,7 +86,7 @@ def read_entry(given: Any, which: str, beside: Path = Path()) -> Entry:
     """
     if not isinstance(given, dict):
         raise InputError(f"{which} must be an object.")
-    for key in NEEDED:
+    for key in REQUIREMENTS:
         if key not in given:
             raise InputError(f"{which} has no {key}.")
     values = {}
@@ -121,7 +121,7 @@ def as_json(entry: Entry) -> dict[str, Any]:
         del told["files"]
     else:
         told["files"] = dict(entry.files)
-    return {key: value for key, value in told.items() if key in NEEDED or value}
+    return {key: value for key, value in told.items() if key in REQUIREMENTS or value}
 
 
 def write_catalogue(path: Path, entries: Iterable[Entry]) -> None:
@@ -133,7 +133,7 @@ def write_catalogue(path: Path, entries: Iterable[Entry]) -> None:
         It cannot be written.
     """
     text = json.dumps({"models": [as_json(entry) for entry in entries]}, indent=2, ensure_ascii=False) + "\n"
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -152,7 +152,7 @@ def _remote_json(remote: Remote) -> dict[str, Any]:
 # --- what each value must be; a ValueError says it ------------------------------------------------------------------
 
 
-def _matching(pattern: str, what: str) -> json_values.Check:
+def _matching(pattern: str, what: str) -> json_values.Validator:
     def check(value: Any) -> str:
         if not isinstance(value, str) or not re.fullmatch(pattern, value):
             raise ValueError(what)
@@ -191,7 +191,7 @@ def _files(value: Any) -> dict[str, str]:
 def _remote(value: Any) -> Remote:
     if not isinstance(value, Mapping) or not {"url", "sha256"} <= set(value) <= {"url", "sha256", "size"}:
         raise ValueError("for each file an object with url, sha256 and, if known, size")
-    size = json_values.whole(0)(value["size"]) if "size" in value else None
+    size = json_values.whole_number(0)(value["size"]) if "size" in value else None
     return Remote(_url(value["url"]), _sha256(value["sha256"]), size)
 
 
@@ -215,7 +215,7 @@ def _inputs(value: Any) -> tuple[str, ...]:
     return found
 
 
-_CHECKS: dict[str, json_values.Check] = {
+_CHECKS: dict[str, json_values.Validator] = {
     "name": _matching(NAME, "a name of at most 64 letters, digits and . _ -"),
     "kind": json_values.choice(*KINDS),
     "format": json_values.choice(*FORMATS),

@@ -16,7 +16,7 @@ from typing import Any
 
 from XAICLIPLib.errors import InputError, removing
 from XAICLIPLib.system.checksums import sha256
-from XAICLIPLib.system.files import whole_file
+from XAICLIPLib.system.files import atomic_file
 
 VARIABLE = "XAICLIP_MODELS"
 """Environment variable that names another folder."""
@@ -90,7 +90,7 @@ def write_lock(name: str, source: str, folder: Path, repository: str = "") -> Lo
         They cannot be read, or not be written down.
     """
     lock = Lock(source, file_checksums(folder), repository)
-    with whole_file(_lock(name)) as path:
+    with atomic_file(_lock(name)) as path:
         path.write_text(json.dumps(vars(lock), indent=2) + "\n", encoding="utf-8")
     return lock
 

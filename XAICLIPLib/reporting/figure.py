@@ -32,7 +32,7 @@ from skimage.measure import find_contours
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.imaging import body_mask, same_geometry
 from XAICLIPLib.system.displaytext import for_matplotlib
-from XAICLIPLib.system.files import write_whole
+from XAICLIPLib.system.files import write_atomically
 
 Array = npt.NDArray[np.float32]
 Point = npt.NDArray[np.float64]
@@ -400,7 +400,7 @@ class _Sheet:
         try:
             picture = io.BytesIO()
             self.figure.savefig(picture, format="png", dpi=DPI, facecolor=BACKGROUND)
-            write_whole(path, picture.getvalue())
+            write_atomically(path, picture.getvalue())
         except OSError as error:
             raise InputError(
                 f"{path} cannot be written ({error.strerror}): choose another place for the figure."

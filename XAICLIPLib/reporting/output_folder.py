@@ -19,7 +19,7 @@ from typing import IO, Any
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.system import scratch
 from XAICLIPLib.system.checksums import sha256
-from XAICLIPLib.system.files import try_folder
+from XAICLIPLib.system.files import ensure_writable_folder
 
 RECORD = "explanation.json"
 
@@ -68,7 +68,7 @@ def claimed(folder: Path, inputs: Iterable[object] = ()) -> Iterator[None]:
         It cannot be made or written, another run writes to it, or a file of the user's own lies where a result would.
     """
     try:
-        try_folder(folder)
+        ensure_writable_folder(folder)
         key = folder.resolve(), threading.get_ident()
     except OSError as error:
         raise _cannot_write(folder, error) from error

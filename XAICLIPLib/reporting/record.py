@@ -18,7 +18,7 @@ from XAICLIPLib.evaluation.flags import FLAGS, Flag
 from XAICLIPLib.explainers.methods import METHODS
 from XAICLIPLib.localization.region import Region
 from XAICLIPLib.system import json_values
-from XAICLIPLib.system.files import write_whole
+from XAICLIPLib.system.files import write_atomically
 from XAICLIPLib.system.packages import versions
 
 FORMAT = "XAI-CLIP explanation 1"
@@ -102,7 +102,7 @@ def write(record: Mapping[str, Any], path: Path) -> Path:
     text = json.dumps(_plain(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     try:
         # A prompt from a terminal may hold bytes that are no text: written as the escapes that JSON has for them.
-        write_whole(path, text.encode("utf-8", errors="backslashreplace"))
+        write_atomically(path, text.encode("utf-8", errors="backslashreplace"))
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}): choose another folder.") from error
     return path
@@ -153,7 +153,7 @@ def _check_record(kept: dict[str, Any]) -> None:
     json_values.choice("predicted", "predicted in a box", "given")(kept["target"]["voxels"])
     label = kept["target"]["label"]
     for number in label if isinstance(label, list) else [label]:
-        json_values.whole(0)(number)
+        json_values.whole_number(0)(number)
     json_values.text(kept["input"]["voxels_sha256"])
     json_values.text(kept["input"]["modality"] or "CT")
     spacing, size = kept["input"]["spacing_mm"], kept["input"]["size"]

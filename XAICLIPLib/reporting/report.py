@@ -24,7 +24,7 @@ from XAICLIPLib.reporting import charts, saved_record
 from XAICLIPLib.reporting.document import Document, Picture, Section, Table, html, write_pdf
 from XAICLIPLib.reporting.figure import save_figure
 from XAICLIPLib.reporting.saved_record import Saved
-from XAICLIPLib.system.files import whole_file
+from XAICLIPLib.system.files import atomic_file
 
 NOTICE = "Research software, not a medical device: not for diagnosis."
 
@@ -92,7 +92,7 @@ def save_report(
     paths = {first.suffix.lower()[1:]: first} | ({"pdf": first.with_suffix(".pdf")} if pdf else {})
     for kind, path in paths.items():
         try:
-            with whole_file(path) as temporary:
+            with atomic_file(path) as temporary:
                 if kind == "pdf":
                     write_pdf(document, temporary)
                 else:

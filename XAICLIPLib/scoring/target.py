@@ -86,7 +86,7 @@ def class_of(prompt: str, target: str | MaskSource | None, segmenter: Segmenter)
     way = "choose a prompt that names" if target is not None and not by_name else SAY_TARGET
     structure = anatomy.resolve(words)
     if structure is None:
-        like = anatomy.suggestion(words)
+        like = anatomy.closest_structure(words)
         meant = f" (did you mean {like}?)" if like else ""
         if by_name:
             raise InputError(

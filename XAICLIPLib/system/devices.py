@@ -1,4 +1,4 @@
-"""Where networks run."""
+"""The devices that networks run on."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def choose_device(name: str = "auto") -> torch.device:
     if kind not in available or bool(colon) != (number.isascii() and number.isdecimal()):
         raise InputError(f"There is no device {name!r}: choose auto, cpu, cuda, cuda:1 or mps.")
     if int(number or 0) >= available[kind]:
-        here = ", ".join(kind for kind, count in available.items() if count)
+        present = ", ".join(kind for kind, count in available.items() if count)
         raise InputError(
-            f"The device {name} is not available to PyTorch {torch.__version__} here ({here} is): "
+            f"The device {name} is not available to PyTorch {torch.__version__} here ({present} is): "
             f"{CPU}, or install a PyTorch that was built for your GPU.",
             CPU,
         )
@@ -34,14 +34,14 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def available_devices() -> dict[str, str]:
-    """What a person calls each device here, by the name that `choose_device` takes; the CPU first."""
-    found = {"cpu": f"CPU, {torch.get_num_threads()} threads"}
+    """A readable description of each device of this machine, by the name that `choose_device` takes; the CPU first."""
+    descriptions = {"cpu": f"CPU, {torch.get_num_threads()} threads"}
     try:
         for number in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(number)
-            found[f"cuda:{number}"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
-    except RuntimeError:  # a GPU whose driver does not work is none
+            descriptions[f"cuda:{number}"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    except RuntimeError:  # the GPU's driver does not work
         pass
     if torch.backends.mps.is_available():
-        found["mps"] = "Apple GPU"
-    return found
+        descriptions["mps"] = "Apple GPU"
+    return descriptions

@@ -1,4 +1,4 @@
-"""Files that have to be there, writing them all or nothing, and into folders that were tried."""
+"""Checking that files exist, writing them completely or not at all, and checking that a folder can be written."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pathlib import Path
 from XAICLIPLib.errors import InputError
 
 
-def check_there(path: str | Path) -> None:
-    """Raise an `InputError` where a file or folder is not there; an `OSError` where that cannot be told."""
+def check_exists(path: str | Path) -> None:
+    """Raise an `InputError` if a file or folder does not exist, or an `OSError` if that cannot be found out."""
     if not Path(path).exists():
         raise InputError(f"There is no file or folder {path}: check the path.")
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path`` that takes its place where the block ends without an error.
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A temporary file beside ``path``, which replaces ``path`` if the block ends without an error.
 
-    Missing folders are made. The file gets the rights that any new file of this user gets. Its name ends like
-    ``path``, by which some writers choose the format.
+    Missing folders are made. The file gets the access rights of any new file of this user. Its name has the same ending
+    as ``path``, because some writers choose the format by it.
 
     Raises
     ------
@@ -37,7 +37,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         with temporary.open("rb+") as written:
-            os.fsync(written.fileno())  # some drives tell only now that they are full
+            os.fsync(written.fileno())  # some drives report only now that they are full
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
@@ -47,22 +47,22 @@ def whole_file(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file all or nothing, and read back what was written.
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file completely or not at all, and read it back to check it.
 
     Raises
     ------
     OSError
-        It cannot be written, or holds something else than was written.
+        It cannot be written, or does not hold what was written.
     """
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_bytes(content)
         if temporary.read_bytes() != content:
             raise OSError(errno.EIO, "it does not hold what was written")
 
 
-def try_folder(folder: Path) -> None:
-    """Make a folder where there is none, and try that it can be written: before the work, not after it.
+def ensure_writable_folder(folder: Path) -> None:
+    """Make a folder if there is none, and check that it can be written: before a long computation, not after it.
 
     Raises
     ------

@@ -1,11 +1,11 @@
-"""Child processes that run this library and nothing of the folder that someone happens to be in.
+"""Child processes that run this library, and no code from the current folder.
 
-``python -m MODULE`` looks for modules in the current folder first, and so runs whatever lies there under the name of a
-package that is imported. Python's own switch against that (``-P``) is of 3.11, and the one of before (``-I``) also
-drops the user's packages and the variables by which 3D Slicer's Python finds its own. So the child gets a small
-program: it forgets the current folder, takes this library from where its parent has it, and runs a module of it.
+``python -m MODULE`` looks for modules in the current folder first, and so runs any file there that has the name of an
+imported package. Python's switch against that, ``-P``, is new in Python 3.11; the older one, ``-I``, also ignores the
+user's packages and the variables by which 3D Slicer's Python finds its own. So the child gets a small program: it
+removes the current folder from the search path, loads this library from its parent's folder, and runs a module of it.
 
-Only the standard library is imported here, for the Slicer module uses it too.
+Only the standard library is imported here, because the Slicer module uses this file too.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-_PLACES = ("XAICLIP_MODELS", "HF_HOME", "HF_HUB_CACHE", "TORCH_HOME", "XDG_CACHE_HOME", "SSL_CERT_FILE")
-"""Variables that hold a path, which for a child that starts elsewhere must not begin at the current folder."""
+_PATH_VARIABLES = ("XAICLIP_MODELS", "HF_HOME", "HF_HUB_CACHE", "TORCH_HOME", "XDG_CACHE_HOME", "SSL_CERT_FILE")
+"""Variables that hold a path. They are made absolute, because a child may start in another folder."""
 
 PACKAGE = Path(__file__).resolve().parents[1]
 """The folder of XAICLIPLib."""
@@ -34,25 +34,28 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
 """
 
 
-def arguments(module: str, *given: str) -> list[str]:
-    """What to start an interpreter with, so that it runs a module of this library with some arguments.
+def arguments(module: str, *module_arguments: str) -> list[str]:
+    """Arguments for a Python interpreter that make it run a module of this library.
 
     Parameters
     ----------
     module
         Such as ``XAICLIPLib.worker``.
-    given
-        Its arguments.
+    module_arguments
+        The module's own arguments.
     """
-    return ["-c", _PROGRAM, str(PACKAGE), module, *given]
+    return ["-c", _PROGRAM, str(PACKAGE), module, *module_arguments]
 
 
-def environment(given: Mapping[str, str]) -> dict[str, str]:
-    """Variables of a child's environment that mean the same where it starts, and name no current folder.
+def environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """Environment variables for a child, without paths that depend on the current folder.
 
-    ``PYTHONPATH`` loses its relative places and its empty ones, which Python takes for the current folder.
+    ``PYTHONPATH`` loses its relative entries and its empty ones, which Python takes for the current folder.
     """
-    kept = {name: os.path.abspath(value) if name in _PLACES and value else value for name, value in given.items()}
+    kept = {
+        name: os.path.abspath(value) if name in _PATH_VARIABLES and value else value
+        for name, value in variables.items()
+    }
     places = [place for place in kept.pop("PYTHONPATH", "").split(os.pathsep) if os.path.isabs(place)]
     if places:
         kept["PYTHONPATH"] = os.pathsep.join(places)

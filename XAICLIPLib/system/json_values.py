@@ -1,6 +1,7 @@
-"""What a value must be that others wrote: in a message of `XAICLIPLib.worker.protocol`, or in a model's configuration.
+"""Validators for values from outside: from a message of `XAICLIPLib.worker.protocol`, or from a model's configuration.
 
-Each check takes what JSON gave and returns it as its reader holds it; its ValueError says what to give instead.
+Each validator takes a value as JSON gives it, and returns it in the type that the reader uses. Its ValueError says what
+to give instead.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 LARGEST = 2**53 - 1
-"""Beyond it a JSON reader that keeps numbers as doubles would change a whole number."""
+"""The largest whole number that a JSON reader which keeps numbers as doubles does not change."""
 
-Check = Callable[[Any], Any]
+Validator = Callable[[Any], Any]
+"""Takes a value, and returns it or raises a ValueError."""
 
 
 def text(value: Any) -> str:
-    """Words that can be written as UTF-8: JSON can also escape halves of characters."""
+    """Text that can be written as UTF-8. JSON can also escape halves of characters, which are refused."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError("some text")
     try:
@@ -40,60 +42,60 @@ def path(value: Any) -> str:
 
 
 def flag(value: Any) -> bool:
-    """Yes or no."""
+    """True or false."""
     if not isinstance(value, bool):
         raise ValueError("true or false")
     return value
 
 
-def whole(least: int, most: int = LARGEST) -> Check:
-    """A check for whole numbers within bounds, which are allowed themselves."""
+def whole_number(least: int, most: int = LARGEST) -> Validator:
+    """A validator for whole numbers from ``least`` to ``most``, both included."""
 
-    def check(value: Any) -> int:
+    def validate(value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             raise ValueError(f"a whole number from {least} to {most}")
         return value
 
-    return check
+    return validate
 
 
-def number(least: float, most: float = math.inf) -> Check:
-    """A check for finite numbers within bounds, which are allowed themselves."""
+def number(least: float, most: float = math.inf) -> Validator:
+    """A validator for finite numbers from ``least`` to ``most``, both included."""
     bounds = "" if least == -math.inf else f" from {least:g}"
     bounds += "" if most == math.inf else f" to {most:g}"
 
-    def check(value: Any) -> float:
+    def validate(value: Any) -> float:
         try:
-            right = not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
+            valid = not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
         except OverflowError:  # a whole number larger than any float
-            right = False
-        if not right or not least <= value <= most:
+            valid = False
+        if not valid or not least <= value <= most:
             raise ValueError(f"a number{bounds}")
         return float(value)
 
-    return check
+    return validate
 
 
-def choice(*names: str) -> Check:
-    """A check for one of some words."""
+def choice(*names: str) -> Validator:
+    """A validator for one of some words."""
 
-    def check(value: Any) -> str:
+    def validate(value: Any) -> str:
         if not isinstance(value, str) or value not in names:
             raise ValueError(f"one of {', '.join(names)}")
         return value
 
-    return check
+    return validate
 
 
-def optional(check: Check) -> Check:
-    """A check for nothing at all, or for what another check allows."""
-    return lambda value: None if value is None else check(value)
+def optional(validate: Validator) -> Validator:
+    """A validator for null, or for what another validator allows."""
+    return lambda value: None if value is None else validate(value)
 
 
-def either(first: Check, second: Check) -> Check:
-    """A check for what one of two checks allows."""
+def either(first: Validator, second: Validator) -> Validator:
+    """A validator for what at least one of two validators allows."""
 
-    def check(value: Any) -> Any:
+    def validate(value: Any) -> Any:
         try:
             return first(value)
         except ValueError as error:
@@ -102,39 +104,39 @@ def either(first: Check, second: Check) -> Check:
             except ValueError as other:
                 raise ValueError(f"{error}, or {other}") from None
 
-    return check
+    return validate
 
 
-def several(item: Check, least: int, most: int) -> Check:
-    """A check for a list of between ``least`` and ``most`` values, each of which another check allows."""
+def list_of(item: Validator, least: int, most: int) -> Validator:
+    """A validator for a list of ``least`` to ``most`` values, each of which another validator allows."""
 
-    def check(value: Any) -> list[Any]:
+    def validate(value: Any) -> list[Any]:
         if not isinstance(value, (list, tuple)) or not least <= len(value) <= most:
             raise ValueError(f"a list of {least}" if least == most else f"a list of {least} to {most}")
         return [item(inner) for inner in value]
 
-    return check
+    return validate
 
 
-def keys(allowed: Mapping[str, Check], others: Literal["refused", "left out"] = "refused") -> Check:
-    """A check for an object of which each key has a check of its own.
+def keys(allowed: Mapping[str, Validator], others: Literal["refused", "left out"] = "refused") -> Validator:
+    """A validator for an object of which each key has a validator of its own.
 
-    The ValueError names the key, and for an object within an object the way to it.
+    The ValueError names the key; for a key of an object within an object, it names the keys that lead there.
     """
 
-    def check(value: Any) -> dict[str, Any]:
-        given = mapping(value)
-        if others == "refused" and (unknown := sorted(set(given) - set(allowed))):
+    def validate(value: Any) -> dict[str, Any]:
+        content = mapping(value)
+        if others == "refused" and (unknown := sorted(set(content) - set(allowed))):
             raise ValueError(f"nothing under {unknown[0][:40]!r}, which is not known here")
         kept = {}
-        for key in allowed.keys() & given.keys():
+        for key in allowed.keys() & content.keys():
             try:
-                kept[key] = allowed[key](given[key])
+                kept[key] = allowed[key](content[key])
             except ValueError as error:
                 raise ValueError(f"under {key} {str(error).removeprefix('under ')}") from None
         return kept
 
-    return check
+    return validate
 
 
 def mapping(value: Any) -> dict[str, Any]:
@@ -145,8 +147,8 @@ def mapping(value: Any) -> dict[str, Any]:
 
 
 def files(value: Any) -> dict[str, str]:
-    """Paths by what each file is."""
-    return {key: path(place) for key, place in mapping(value).items()}
+    """An object of paths, by the kind of each file."""
+    return {key: path(item) for key, item in mapping(value).items()}
 
 
 def paths(value: Any) -> tuple[str, ...]:
@@ -172,7 +174,7 @@ def objects(value: Any) -> tuple[dict[str, Any], ...]:
 
 @dataclass(frozen=True)
 class Mask:
-    """The voxels that are not 0 in a file."""
+    """A mask: the voxels of a file that are not 0."""
 
     mask: str
 
@@ -185,7 +187,7 @@ class Box:
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedStructure:
     """A structure of the network, by name."""
 
     structure: str
@@ -206,17 +208,17 @@ def box(value: Any) -> Box:
     return Box((r0, r1, a0, a1, s0, s1))
 
 
-def named(value: Any) -> Named:
+def structure_name(value: Any) -> NamedStructure:
     """The name of a structure."""
-    return Named(text(value))
+    return NamedStructure(text(value))
 
 
-def place(words: tuple[str, ...], **kinds: Callable[[Any], Mask | Box | Named]) -> Check:
-    """One of some words, or an object with exactly one of some keys."""
+def location(words: tuple[str, ...], **kinds: Callable[[Any], Mask | Box | NamedStructure]) -> Validator:
+    """A validator for one of some words, or for an object with exactly one of some keys."""
     allowed = ", ".join([*words, *(f"{{{kind}: ...}}" for kind in kinds)])
 
-    def check(value: Any) -> str | Mask | Box | Named:
-        if isinstance(value, (Mask, Box, Named)):
+    def validate(value: Any) -> str | Mask | Box | NamedStructure:
+        if isinstance(value, (Mask, Box, NamedStructure)):
             value = asdict(value)
         if isinstance(value, str) and value in words:
             return value
@@ -225,4 +227,4 @@ def place(words: tuple[str, ...], **kinds: Callable[[Any], Mask | Box | Named]) 
         ((kind, inner),) = value.items()
         return kinds[kind](inner)
 
-    return check
+    return validate

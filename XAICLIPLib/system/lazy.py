@@ -1,6 +1,6 @@
-"""Modules that are imported when something of them is first used.
+"""Modules that are imported when an attribute of them is first used.
 
-What a method of explanation can be told must be known where PyTorch is not installed, and at once; yet a method is one
+The parameters of an explanation method must be known at once, also where PyTorch is not installed; yet a method is one
 file. So such a file imports the heavy packages lazily::
 
     if TYPE_CHECKING:
@@ -16,7 +16,7 @@ from typing import Any
 
 
 class _Lazy:
-    """Stands for a module until something of it is used."""
+    """Stands for a module until an attribute of it is used."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -28,7 +28,7 @@ class _Lazy:
 def lazy(name: str) -> Any:
     """A stand-in for a module, imported when an attribute of it is first asked for.
 
-    Unlike `importlib.util.LazyLoader` it leaves ``sys.modules`` alone, so that others see no half-made module. A module
-    that is missing raises its `ImportError` at the first use.
+    Unlike `importlib.util.LazyLoader` it leaves ``sys.modules`` alone, so that no other code sees a partly
+    initialised module. A module that is missing raises its `ImportError` at the first use.
     """
     return _Lazy(name)

@@ -1,6 +1,7 @@
-"""JSON and YAML files with keys and values that a stranger may have written: small, and no larger once they are read.
+"""Reading JSON and YAML files that a stranger may have written. They must be small, also once they are read.
 
-With its aliases a YAML file of some hundred bytes stands for billions of values, or for one that holds itself.
+By aliases a YAML file of a few hundred bytes can expand to billions of values, or to a value that contains itself.
+So aliases are refused.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ LARGEST_FILE = 16 << 20
 
 
 class _Plain(yaml.SafeLoader):
-    """YAML of plain values, each written where it stands."""
+    """YAML of plain values, without anchors and aliases."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if getattr(self.peek_event(), "anchor", None) is not None:  # an alias has the anchor that it repeats
+        if getattr(self.peek_event(), "anchor", None) is not None:  # an alias has the anchor that it refers to
             raise ValueError("it has anchors (&) or aliases (*): write out what they stand for")
         return super().compose_node(parent, index)
 

@@ -1,4 +1,4 @@
-"""The packages this library needs: which are installed, and how they are kept quiet; none is imported to find out."""
+"""The packages that this library needs, their installed versions, and muting their warnings. None is imported here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from importlib import metadata
 
 from XAICLIPLib import __version__
 
-NEEDED = {
+REQUIREMENTS = {
     "torch": ("torch", "2.8"),
     "monai": ("monai", "1.5.1"),
     "open_clip_torch": ("", "3.0"),
@@ -49,20 +49,20 @@ def installed(package: str) -> str:
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
     """Versions of this library, Python and some packages; empty where one is missing."""
-    own = {"xaiclip": __version__, "python": platform.python_version()}
-    return own | {package: installed(package) for package in packages}
+    base = {"xaiclip": __version__, "python": platform.python_version()}
+    return base | {package: installed(package) for package in packages}
 
 
 @contextlib.contextmanager
 def packages_quiet() -> Iterator[None]:
-    """Keep from the user what packages tell their programmers, unless Python was asked for warnings (``-W``)."""
-    readers = logging.getLogger("monai.data")  # tells of readers for DICOM that it lacks
-    level = readers.level
+    """Hide warnings that packages address to programmers, unless Python was started with ``-W``."""
+    reader_log = logging.getLogger("monai.data")  # warns of DICOM readers that are not installed
+    level = reader_log.level
     with warnings.catch_warnings():
         if not sys.warnoptions:
-            warnings.simplefilter("ignore")  # and they may quote paths
-            readers.setLevel(logging.ERROR)
+            warnings.simplefilter("ignore")  # warnings may also quote paths
+            reader_log.setLevel(logging.ERROR)
         try:
             yield
         finally:
-            readers.setLevel(level)
+            reader_log.setLevel(level)

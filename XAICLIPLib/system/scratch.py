@@ -1,7 +1,7 @@
-"""The private temporary folder of a process, and what a crashed process left behind.
+"""The private temporary folder of a process, and removing those of crashed processes.
 
-The folder's name tells whose it is, so that the next process on the same machine can remove it where that one is dead:
-a crash, a power cut or a killed process must not leave a patient's scan on the disk.
+The folder's name holds the machine and the process number, so that the next process on the same machine can remove it
+if its owner has ended: a crash, a power cut or a killed process must not leave a patient's scan on the disk.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PREFIX = "xaiclip-worker"
 
 
 def make(parent: str | Path | None = None) -> Path:
-    """Make a folder that only this user can enter (mode 0700), in ``parent`` or the system's folder for such.
+    """Make a folder that only this user can enter (mode 0700), in ``parent`` or the system's temporary folder.
 
     Raises
     ------
@@ -38,28 +38,28 @@ def make(parent: str | Path | None = None) -> Path:
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder with all in it, as far as that is possible."""
+    """Remove a folder and its contents, as far as that is possible."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_leftovers(parent: str | Path | None = None) -> list[Path]:
-    """Remove the folders of dead processes of this user on this machine; those that were there."""
-    own = re.compile(rf"{PREFIX}-{re.escape(machine())}-(\d{{1,9}})-[^-]+")
-    dead = []
+    """Remove the folders of this user's ended processes on this machine; returns the removed folders."""
+    name_pattern = re.compile(rf"{PREFIX}-{re.escape(machine())}-(\d{{1,9}})-[^-]+")
+    removed = []
     try:
         entries = list(os.scandir(parent or tempfile.gettempdir()))
     except OSError:
         return []
     for entry in entries:
-        match = own.fullmatch(entry.name)
+        match = name_pattern.fullmatch(entry.name)
         if match and _is_own_folder(entry) and not is_alive(int(match[1])):
-            dead.append(Path(entry.path))
-            remove(dead[-1])
-    return dead
+            removed.append(Path(entry.path))
+            remove(removed[-1])
+    return removed
 
 
 def _is_own_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a folder, not a link to one, and this user's: the parent may be one that all users share."""
+    """Whether it is a folder of this user, and no link to one: all users may share the parent."""
     try:
         user = getattr(os, "getuid", lambda: None)()
         return entry.is_dir(follow_symlinks=False) and user in (None, entry.stat(follow_symlinks=False).st_uid)
@@ -68,20 +68,20 @@ def _is_own_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def is_alive(process: int) -> bool:
-    """Whether a process of this number runs; where that cannot be told, it is taken for alive."""
+    """Whether a process of this number runs; if that cannot be found out, it counts as running."""
     if sys.platform == "win32":
         return _is_alive_on_windows(process)
     try:
-        os.kill(process, 0)  # only asks
+        os.kill(process, 0)  # sends no signal, only checks
     except ProcessLookupError:
         return False
-    except (OSError, OverflowError):  # of another user; no number of a process
+    except (OSError, OverflowError):  # a process of another user, or no valid process number
         return True
     return True
 
 
 def _is_alive_on_windows(process: int) -> bool:
-    """The same by the Windows API: there, ``os.kill`` would end the process."""
+    """As `is_alive`, by the Windows API: on Windows, ``os.kill`` would end the process."""
     import ctypes
 
     synchronize, invalid_parameter, timed_out = 0x00100000, 87, 0x102
@@ -97,5 +97,5 @@ def _is_alive_on_windows(process: int) -> bool:
 
 
 def machine() -> str:
-    """The machine's name as far as a file name takes it: numbers of processes of another machine mean nothing here."""
+    """The machine's name, shortened for a file name: process numbers of another machine mean nothing on this one."""
     return re.sub(r"\W+", "", platform.node())[:32] or "here"

@@ -15,13 +15,13 @@ def import_without_operators(name: str) -> ModuleType:
     """Import a module that needs none of torchvision's compiled operators, though torchvision insists on them.
 
     A torchvision built for CUDA beside a CPU torch (a frequent accident in Slicer) fails to import because its
-    operators are not registered. For who uses none of them, to declare their schemas is enough; it is done only after
-    that very error.
+    operators are not registered. For a module that uses none of them, it is enough to declare
+    their schemas, which is done only after exactly that error.
 
     Parameters
     ----------
     name
-        Of the module, absolute.
+        Absolute name of the module.
     """
     for operator in ("nms", "qnms"):
         try:

@@ -1,4 +1,4 @@
-"""Weights from files that need not be trusted: tensors alone are read, no objects and no code."""
+"""Reading weights from untrusted files: only tensors are read, no objects and no code."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ _WRAPPERS = ("state_dict", "model_state_dict", "network_weights", "model", "netw
 """Keys under which training scripts keep the state of the network."""
 
 _PREFIXES = ("module.", "_orig_mod.")
-"""What DataParallel and torch.compile put before every name."""
+"""Prefixes that DataParallel and torch.compile add to every parameter name."""
 
 
-def _named(maker: Any, name: str) -> list[Any]:
-    """A function of NumPy's by the names that files give it: by where it was in the NumPy that wrote them."""
+def _with_old_and_new_names(maker: Any, name: str) -> list[Any]:
+    """A function of NumPy under both module names that files use for it, those of NumPy 1 and of NumPy 2."""
     return [(maker, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core")]
 
 
-NUMBERS: list[Any] = [
+NUMPY_NUMBERS: list[Any] = [
     np.dtype,
     *(type(np.dtype(code)) for code in ("f2", "f4", "f8", "i4", "i8", "?")),
-    *_named(np.float64().__reduce__()[0], "scalar"),
+    *_with_old_and_new_names(np.float64().__reduce__()[0], "scalar"),
 ]
-"""What NumPy's numbers are made of in a file: holding data, they run nothing when they are read."""
+"""Types that a file needs for NumPy's numbers. They hold data, and reading them runs no code."""
 
-ARRAYS: list[Any] = [
-    *NUMBERS,
+NUMPY_ARRAYS: list[Any] = [
+    *NUMPY_NUMBERS,
     np.ndarray,
     *(type(np.dtype(code)) for code in ("u1", "i1", "i2")),
-    *_named(np.zeros(1).__reduce__()[0], "_reconstruct"),
+    *_with_old_and_new_names(np.zeros(1).__reduce__()[0], "_reconstruct"),
 ]
-"""The same for NumPy's arrays."""
+"""Types that a file needs for NumPy's arrays."""
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The state of a network, taken out of what training scripts wrap around it.
+    """The state of a network, without what training scripts store around it.
 
     Parameters
     ----------
     path
-        A ``.safetensors`` file, or one of ``torch.save`` that holds nothing but tensors and plain values.
+        A ``.safetensors`` file, or a file of ``torch.save`` with only tensors and plain values.
 
     Raises
     ------
@@ -57,7 +57,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """
     try:
         state = read_plain(path)
-    except pickle.UnpicklingError as error:  # its own message advises to load without safety
+    except pickle.UnpicklingError as error:  # its own message advises to load the file unsafely
         raise InputError(f"The weights {path} are damaged or hold more than weights: get the file again.") from error
     except Exception as error:  # a damaged or hostile file fails in many ways
         raise InputError(f"The weights {path} cannot be read ({reason(error)}): get the file again.") from error
@@ -66,15 +66,15 @@ def read_state(path: Path) -> dict[str, Tensor]:
             state = state[key]
     if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"The weights {path} hold no state of a network: give the file that holds its parameters.")
-    named = {str(name): value for name, value in state.items()}
+    parameters = {str(name): value for name, value in state.items()}
     for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in named):
-            named = {name.removeprefix(prefix): value for name, value in named.items()}
-    return named
+        if all(name.startswith(prefix) for name in parameters):
+            parameters = {name.removeprefix(prefix): value for name, value in parameters.items()}
+    return parameters
 
 
 def read_plain(path: Path) -> Any:
-    """What a file of weights holds, by its ending: tensors of safetensors, or what `load_plain` takes.
+    """The contents of a file of weights: read as safetensors by its ending, else by `load_plain`.
 
     Raises
     ------
@@ -89,14 +89,14 @@ def read_plain(path: Path) -> Any:
 
 
 def load_plain(path: Path, allowed: Sequence[Any] = ()) -> Any:
-    """What ``torch.save`` wrote, on the CPU, if it is tensors, plain values and what else is allowed.
+    """Read a file of ``torch.save`` to the CPU, if it holds only tensors, plain values and allowed types.
 
     Parameters
     ----------
     path
         The file.
     allowed
-        `NUMBERS` or `ARRAYS`.
+        `NUMPY_NUMBERS` or `NUMPY_ARRAYS`.
 
     Raises
     ------
@@ -109,12 +109,12 @@ def load_plain(path: Path, allowed: Sequence[Any] = ()) -> Any:
 
 
 def refuse_compressed(path: Path) -> None:
-    """Refuse a file that would take far more memory than its size: ``torch.save`` never compresses.
+    """Refuse a compressed file, which could need far more memory than its size: ``torch.save`` never compresses.
 
     Raises
     ------
     OSError, ValueError, zipfile.BadZipFile
-        The file is a zip archive with compressed members or one that is not as ``torch.save`` lays it out, or damaged.
+        The file is damaged, or a zip archive with compressed members, or not laid out as ``torch.save`` does.
     """
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":
@@ -129,7 +129,7 @@ def refuse_compressed(path: Path) -> None:
 
 
 def load_into(network: torch.nn.Module, path: Path, what: str) -> torch.nn.Module:
-    """Give a network the weights of a file; nothing of it is trained from then on.
+    """Give a network the weights of a file, and freeze them.
 
     Parameters
     ----------
@@ -138,7 +138,7 @@ def load_into(network: torch.nn.Module, path: Path, what: str) -> torch.nn.Modul
     path
         See `read_state`.
     what
-        What the message calls the network: "the bundle's network".
+        The network's name in a message, such as "the bundle's network".
 
     Raises
     ------

@@ -14,7 +14,7 @@ import SimpleITK as sitk
 from XAICLIPLib import anatomy, imaging
 from XAICLIPLib.anatomy import Structure
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.system.files import check_there
+from XAICLIPLib.system.files import check_exists
 
 ENDINGS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 
@@ -74,7 +74,7 @@ def _listed(given: Sequence[Path], of_labels: bool) -> list[Path]:
     files: list[Path] = []
     for path in given:
         if not path.is_dir():
-            check_there(path)
+            check_exists(path)
             files.append(path)
             continue
         inside = [p for p in sorted(path.iterdir()) if p.name.lower().endswith(ENDINGS) and not p.name.startswith(".")]

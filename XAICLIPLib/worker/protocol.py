@@ -82,7 +82,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from XAICLIPLib.system import json_values
 from XAICLIPLib.system.json_values import Box as Box
 from XAICLIPLib.system.json_values import Mask as Mask
-from XAICLIPLib.system.json_values import Named as Named
+from XAICLIPLib.system.json_values import NamedStructure as NamedStructure
 
 PROTOCOL = 1
 LONGEST_LINE = 1 << 20
@@ -102,7 +102,7 @@ class ProtocolError(ValueError):
         self.id = id
 
 
-def _field(check: json_values.Check, default: Any = MISSING) -> Any:
+def _field(check: json_values.Validator, default: Any = MISSING) -> Any:
     """A key with its check; with a default of None it may be left out."""
     return field(default=default, metadata={"check": check})
 
@@ -138,7 +138,7 @@ class Message:
 class Request(Message):
     """What a client asks."""
 
-    id: int = _field(json_values.whole(-json_values.LARGEST))
+    id: int = _field(json_values.whole_number(-json_values.LARGEST))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +146,7 @@ class Hello(Request):
     """Ask who is there, and what can be asked."""
 
     type = "hello"
-    protocol: int = _field(json_values.whole(0))
+    protocol: int = _field(json_values.whole_number(0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,10 +177,13 @@ class Explain(Request):
     method: str | None = _field(json_values.text, None)
     parameters: dict[str, Any] | None = _field(json_values.mapping, None)
     region: str | Mask | Box | None = _field(
-        json_values.place(REGIONS, mask=json_values.mask, box_ras_mm=json_values.box), None
+        json_values.location(REGIONS, mask=json_values.mask, box_ras_mm=json_values.box), None
     )
-    target: Named | Mask | Box | None = _field(
-        json_values.place((), structure=json_values.named, mask=json_values.mask, box_ras_mm=json_values.box), None
+    target: NamedStructure | Mask | Box | None = _field(
+        json_values.location(
+            (), structure=json_values.structure_name, mask=json_values.mask, box_ras_mm=json_values.box
+        ),
+        None,
     )
     score: str | None = _field(json_values.text, None)
     baseline: str | None = _field(json_values.text, None)
@@ -189,8 +192,8 @@ class Explain(Request):
     modality: str | None = _field(json_values.choice("CT", "MR"), None)
     device: str | None = _field(json_values.text, None)
     precision: str | None = _field(json_values.text, None)
-    batch_size: int | None = _field(json_values.whole(1), None)
-    seed: int | None = _field(json_values.whole(0), None)
+    batch_size: int | None = _field(json_values.whole_number(1), None)
+    seed: int | None = _field(json_values.whole_number(0), None)
     trust: bool | None = _field(json_values.flag, None)
     check: bool | None = _field(json_values.flag, None)
     estimates: bool | None = _field(json_values.flag, None)
@@ -238,7 +241,7 @@ class Cancel(Request):
     """End the running request of this id with what is known."""
 
     type = "cancel"
-    request: int = _field(json_values.whole(-json_values.LARGEST))
+    request: int = _field(json_values.whole_number(-json_values.LARGEST))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +255,7 @@ class Shutdown(Request):
 class Reply(Message):
     """What the worker answers; ``id`` is None where the request had none."""
 
-    id: int | None = _field(json_values.whole(-json_values.LARGEST), None)
+    id: int | None = _field(json_values.whole_number(-json_values.LARGEST), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,7 +269,7 @@ class Greeting(Reply):
     """
 
     type = "hello"
-    protocol: int = _field(json_values.whole(0))
+    protocol: int = _field(json_values.whole_number(0))
     versions: dict[str, Any] = _field(json_values.mapping)
     devices: tuple[str, ...] = _field(json_values.texts)
     device_names: dict[str, Any] = _field(json_values.mapping)
@@ -295,8 +298,8 @@ class Progress(Reply):
 
     type = "progress"
     stage: Stage = _field(json_values.choice("localize", "segment", "explain", "check", "download"))
-    done: int = _field(json_values.whole(0))
-    total: int = _field(json_values.whole(0))
+    done: int = _field(json_values.whole_number(0))
+    total: int = _field(json_values.whole_number(0))
     seconds_left: float | None = _field(json_values.number(0), None)
 
 
@@ -306,8 +309,8 @@ class Estimate(Reply):
 
     type = "estimate"
     files: dict[str, str] = _field(json_values.files)
-    done: int = _field(json_values.whole(0))
-    total: int = _field(json_values.whole(0))
+    done: int = _field(json_values.whole_number(0))
+    total: int = _field(json_values.whole_number(0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -476,7 +479,7 @@ def _no_constant(name: str) -> None:
 
 
 def _plain(value: Any) -> Any:
-    return asdict(value) if isinstance(value, (Mask, Box, Named)) else value
+    return asdict(value) if isinstance(value, (Mask, Box, NamedStructure)) else value
 
 
 def _short(value: Any) -> str:

@@ -17,7 +17,7 @@ from XAICLIPLib.errors import Cancelled
 from XAICLIPLib.explainers import methods
 from XAICLIPLib.reporting import output_folder
 from XAICLIPLib.scoring import options
-from XAICLIPLib.system.packages import NEEDED, versions
+from XAICLIPLib.system.packages import REQUIREMENTS, versions
 from XAICLIPLib.worker import protocol
 from XAICLIPLib.worker.protocol import (
     Box,
@@ -26,7 +26,7 @@ from XAICLIPLib.worker.protocol import (
     Explain,
     Localize,
     Mask,
-    Named,
+    NamedStructure,
     Remove,
     Reply,
     Report,
@@ -86,7 +86,7 @@ class Answers:
         return protocol.Greeting(
             id=id,
             protocol=protocol.PROTOCOL,
-            versions=versions(NEEDED),
+            versions=versions(REQUIREMENTS),
             devices=tuple(self._devices),
             device_names=self._devices,
             folder=str(self.folder),
@@ -403,10 +403,10 @@ def _given(request: Request, *names: str) -> dict[str, Any]:
     return {name: getattr(request, name) for name in names if getattr(request, name) is not None}
 
 
-def _place(value: str | Mask | Box | Named) -> str | Path | tuple[float, ...]:
+def _place(value: str | Mask | Box | NamedStructure) -> str | Path | tuple[float, ...]:
     """A region or target as `explain` takes it; a path, never a word, names a mask."""
     if isinstance(value, Mask):
         return Path(value.mask)
     if isinstance(value, Box):
         return value.box_ras_mm
-    return value.structure if isinstance(value, Named) else value
+    return value.structure if isinstance(value, NamedStructure) else value

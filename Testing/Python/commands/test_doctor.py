@@ -17,7 +17,7 @@ from XAICLIPLib.commands import doctor, main
 from XAICLIPLib.commands.doctor import Check
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.models import catalogue
-from XAICLIPLib.system.packages import NEEDED
+from XAICLIPLib.system.packages import REQUIREMENTS
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -27,7 +27,7 @@ def test_it_looks_at_every_dependency_and_its_oldest_version() -> None:
     listed = text.split("\ndependencies = [", 1)[1].split("\n]", 1)[0]
     wanted = dict(re.findall(r'^\s*"([\w-]+)>=([\d.]+)"', listed, re.MULTILINE))
     assert len(wanted) > 10
-    assert {name: oldest for name, (_, oldest) in NEEDED.items()} == wanted
+    assert {name: oldest for name, (_, oldest) in REQUIREMENTS.items()} == wanted
 
 
 def test_a_complete_installation_without_a_gpu_passes(
@@ -45,7 +45,9 @@ def test_a_complete_installation_without_a_gpu_passes(
     checks = [Check(**check) for check in json.loads(capsys.readouterr().out)]
     names = [check.name for check in checks]
     assert len(set(names)) == len(names)
-    assert set(NEEDED) | {"xaiclip", "Python", "device"} | {entry.name for entry in catalogue.entries()} <= set(names)
+    assert set(REQUIREMENTS) | {"xaiclip", "Python", "device"} | {entry.name for entry in catalogue.entries()} <= set(
+        names
+    )
     assert all(check.found for check in checks)
     assert all(check.remedy for check in checks if not check.ok)
 

@@ -27,7 +27,7 @@ from XAICLIPLib.commands.terminal import STAGES
 from XAICLIPLib.errors import Cancelled, InputError
 from XAICLIPLib.explainers import methods
 from XAICLIPLib.progress import Progress
-from XAICLIPLib.system.files import check_there
+from XAICLIPLib.system.files import check_exists
 
 TOLD = ("Warning: ", *(f"{stage}: " for stage in STAGES.values()))
 """How lines on stderr begin where it is no terminal."""
@@ -49,7 +49,7 @@ STEPS = [
 def _scan_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where explaining is faked, the volume is called "scan", which no file is."""
     monkeypatch.setattr(
-        "XAICLIPLib.commands.explain.check_there", lambda path: None if path == "scan" else check_there(path)
+        "XAICLIPLib.commands.explain.check_exists", lambda path: None if path == "scan" else check_exists(path)
     )
 
 

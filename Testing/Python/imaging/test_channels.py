@@ -11,7 +11,7 @@ import SimpleITK as sitk
 
 from XAICLIPLib import imaging
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.imaging.channels import read_images, stack, told_of
+from XAICLIPLib.imaging.channels import read_images, stack, warnings_of
 
 INPUTS = ("T1", "FLAIR")
 
@@ -76,9 +76,9 @@ def test_files_and_images_are_read_alike(tmp_path: Path) -> None:
 def test_what_files_say_is_told_by_the_number_of_the_scan(tmp_path: Path) -> None:
     path = tmp_path / "t1.nii"
     nib.save(nib.Nifti1Image(np.random.default_rng(0).normal(size=(8, 8, 8)).astype(np.float32), None), path)
-    (one,) = told_of(read_images(path))
+    (one,) = warnings_of(read_images(path))
     assert one.startswith("The scan does not say how it is oriented")
-    (second,) = told_of(read_images([ramp(), path]))
+    (second,) = warnings_of(read_images([ramp(), path]))
     assert second.startswith("The scan 2 does not say how it is oriented")
     assert str(tmp_path) not in second, "it goes into the record"
 

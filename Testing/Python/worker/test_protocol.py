@@ -25,7 +25,7 @@ from XAICLIPLib.worker.protocol import (
     Greeting,
     Localize,
     Mask,
-    Named,
+    NamedStructure,
     Progress,
     ProtocolError,
     encode,
@@ -71,7 +71,7 @@ def test_a_request_with_every_key_arrives_as_it_was_sent() -> None:
     assert isinstance(request, Explain)
     assert {key.name for key in fields(Explain)} | {"type"} == set(FULL), "a key is not tried here"
     assert request.region == Box((-90.0, 0.5, 1.0, 2.0, -3.0, 3.0))
-    assert request.target == Named("liver")
+    assert request.target == NamedStructure("liver")
     assert json.loads(encode(request)) == FULL
     assert parse_request(encode(request)) == request
 

@@ -23,7 +23,7 @@ from XAICLIPLib.models import catalogue
 from XAICLIPLib.models.entry import Entry, Remote
 from XAICLIPLib.progress import Progress
 from XAICLIPLib.worker import protocol
-from XAICLIPLib.worker.protocol import Box, Explain, Mask, Named, Reply
+from XAICLIPLib.worker.protocol import Box, Explain, Mask, NamedStructure, Reply
 from XAICLIPLib.worker.service import KEPT_ESTIMATES, KEPT_MODELS, Answers, Models, Tally, Teller, _described
 
 REAL_EXPLAIN = pipeline.explain
@@ -174,7 +174,7 @@ def test_what_a_request_gives_reaches_the_library_under_its_name(
         model="m",
         parameters={"samples": 50},
         region=Box((0, 1, 2, 3, 4, 5)),
-        target=Named("spleen"),
+        target=NamedStructure("spleen"),
         device="cpu",
         estimates=True,
         **given,

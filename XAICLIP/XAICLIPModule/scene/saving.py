@@ -15,7 +15,7 @@ from XAICLIPLib import imaging
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.reporting import output_folder
 from XAICLIPLib.system.displaytext import for_csv
-from XAICLIPLib.system.files import write_whole
+from XAICLIPLib.system.files import write_atomically
 from XAICLIPModule.scene import export, results
 from XAICLIPModule.scene.results import ExplanationNodes
 
@@ -59,7 +59,7 @@ def _write(nodes: ExplanationNodes, folder: Path, compress: bool) -> list[Path]:
             written.append(Path(shutil.copy(nodes.figure, folder / "figure.png")))
         record = json.dumps({**nodes.record, "written": output_folder.checksums(folder)}, indent=2, ensure_ascii=False)
         written.append(folder / output_folder.RECORD)
-        write_whole(written[-1], f"{record}\n".encode())
+        write_atomically(written[-1], f"{record}\n".encode())
     except OSError as error:
         raise InputError(
             _("The folder {folder} cannot be written ({reason}): choose another one.").format(

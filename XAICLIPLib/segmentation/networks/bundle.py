@@ -36,7 +36,7 @@ from XAICLIPLib.segmentation.sliding_window import SlidingWindow
 from XAICLIPLib.segmentation.untrusted.configuration import READING, Configuration
 from XAICLIPLib.system.checksums import sha256
 from XAICLIPLib.system.mappings import read_mapping
-from XAICLIPLib.system.weights import ARRAYS, load_into, load_plain
+from XAICLIPLib.system.weights import NUMPY_ARRAYS, load_into, load_plain
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -297,7 +297,7 @@ class BundleSegmenter:
         for path in (*inside, self.folder / "models" / Path(named).name):
             if path.is_file():
                 try:
-                    return load_plain(path, ARRAYS)
+                    return load_plain(path, NUMPY_ARRAYS)
                 except Exception as error:  # a damaged or hostile file fails in many ways
                     raise InputError(
                         f"The bundle's {path} is damaged or holds more than tensors and arrays: get the file again."

@@ -28,7 +28,7 @@ from XAICLIPLib.errors import TRUST, InputError, installing, reason
 from XAICLIPLib.segmentation.networks.trained_folders import CHECKPOINTS
 from XAICLIPLib.segmentation.networks.trained_folders import checkpoint as checkpoint_of
 from XAICLIPLib.segmentation.networks.trained_folders import folds as folds_of
-from XAICLIPLib.system.weights import NUMBERS, load_plain
+from XAICLIPLib.system.weights import NUMPY_NUMBERS, load_plain
 
 _HOMES = ("dynamic_network_architectures", "nnunetv2", "torch.nn")
 
@@ -301,7 +301,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _read_checkpoint(path: Path) -> Mapping[str, Any]:
     try:
-        content = load_plain(path, NUMBERS)  # the trainer's log holds NumPy's
+        content = load_plain(path, NUMPY_NUMBERS)  # the trainer's log holds NumPy's
     except pickle.UnpicklingError as error:  # its own message advises to load without safety
         raise InputError(f"The checkpoint {path} is damaged or holds more than weights: get the file again.") from error
     except Exception as error:  # a damaged or hostile file fails in many ways

@@ -30,7 +30,7 @@ from XAICLIPLib.errors import InputError, installing, reason
 from XAICLIPLib.segmentation.segmenter import Activation, Prepared
 from XAICLIPLib.segmentation.sliding_window import Tiling
 from XAICLIPLib.system.checksums import sha256
-from XAICLIPLib.system.json_values import choice, flag, keys, number, optional, several, whole
+from XAICLIPLib.system.json_values import choice, flag, keys, list_of, number, optional, whole_number
 from XAICLIPLib.system.mappings import read_mapping
 from XAICLIPLib.system.torchvision_operators import import_without_operators
 from XAICLIPLib.system.weights import read_state
@@ -57,7 +57,7 @@ _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _INTERPOLATION = {2: "bilinear", 3: "bicubic"}
 
 
-_SIZE, _WIDTH, _LAYERS, _SMALL = whole(1, 1 << 13), whole(1, 1 << 14), whole(1, 256), number(0, 1)
+_SIZE, _WIDTH, _LAYERS, _SMALL = whole_number(1, 1 << 13), whole_number(1, 1 << 14), whole_number(1, 256), number(0, 1)
 _ACTIVATION = choice("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "swish")
 _SETTINGS = keys(
     {
@@ -71,8 +71,8 @@ _SETTINGS = keys(
                 **dict.fromkeys(("qkv_bias", "use_abs_pos", "use_rel_pos"), flag),
                 "mlp_ratio": number(0, 64),
                 "mlp_dim": optional(_WIDTH),
-                "window_size": whole(0, 1 << 13),
-                "global_attn_indexes": several(whole(0, 255), 0, 256),
+                "window_size": whole_number(0, 1 << 13),
+                "global_attn_indexes": list_of(whole_number(0, 255), 0, 256),
             },
             others="left out",
         ),
