@@ -28,7 +28,7 @@ from XAICLIPLib.explainers.base import Estimate, Method
 from XAICLIPLib.explainers.setting import Setting
 from XAICLIPLib.explanation import Explanation
 from XAICLIPLib.imaging.channels import Volume, read_images, stack, warnings_of
-from XAICLIPLib.imaging.masks import MaskSource, box_of, is_mask, user_mask
+from XAICLIPLib.imaging.masks import MaskSource, is_mask, parse_box, user_mask
 from XAICLIPLib.imaging.modality import KnownModality, modality_of
 from XAICLIPLib.localization.localizer import Localizer
 from XAICLIPLib.localization.region import (
@@ -484,7 +484,7 @@ def segment(models: Models, scan: Scan, question: Question, device: torch.device
         segmenter, models.image, device, question.batch_size, lambda done, total: run.advance("segment", done, total)
     )
     name, labels = class_of(question.prompt, question.target, segmenter)
-    in_a_box = box_of(question.target) is not None
+    in_a_box = parse_box(question.target) is not None
     target = make_target(name, labels, scan.target_mask, prediction, box=in_a_box)
     mask = scan.target_mask
     if mask is None or in_a_box:
@@ -666,7 +666,7 @@ def _target_record(question: Question, scan: Scan, case: TargetCase, numbers: li
     voxels = "given"
     if scan.target_mask is None:
         voxels = "predicted"
-    elif box_of(question.target) is not None:
+    elif parse_box(question.target) is not None:
         voxels = "predicted in a box"
     return {"name": case.target.name, "label": numbers[0] if len(numbers) == 1 else numbers, "voxels": voxels}
 

@@ -1,4 +1,4 @@
-"""Boxes of voxels: bounds along each axis, and how two of them meet. Nothing here needs PyTorch."""
+"""Boxes of voxels: their bounds along each axis, and their intersection. Nothing here needs PyTorch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Box = tuple[slice, ...]
 
 
 def intersect(a: Box, b: Box) -> Box | None:
-    """The common part of two boxes, None where they do not meet."""
+    """The common part of two boxes; None where they do not overlap."""
     common = tuple(slice(max(i.start, j.start), min(i.stop, j.stop)) for i, j in zip(a, b, strict=True))
     return common if all(s.start < s.stop for s in common) else None
 
@@ -24,7 +24,7 @@ def shift(box: Box, offset: Sequence[int]) -> Box:
 
 
 def bounds(voxels: Tensor) -> Box:
-    """The smallest box that holds all voxels of a mask (X, Y, Z) that is not empty."""
-    places = voxels.nonzero()
-    ends = zip(places.amin(0).tolist(), places.amax(0).tolist(), strict=True)
+    """The smallest box around all voxels of a mask (X, Y, Z) that is not empty."""
+    positions = voxels.nonzero()
+    ends = zip(positions.amin(0).tolist(), positions.amax(0).tolist(), strict=True)
     return tuple(slice(a, b + 1) for a, b in ends)

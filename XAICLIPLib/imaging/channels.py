@@ -1,4 +1,4 @@
-"""Several images of one patient, as networks for MR take them: on one grid, in the order that the network wants."""
+"""Several images of one patient, as networks for MR take them: on one grid, in the order that the network expects."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ LEAST_OVERLAP = 0.5
 """Share of the first image that another one must cover: less is another part of the body, or another patient."""
 
 
-def read_images(given: Volume | Sequence[Volume], series: int | str | None = None) -> list[imaging.Scan]:
-    """Read what a network shall see: one volume, or several of one patient, each on its own grid.
+def read_images(images: Volume | Sequence[Volume], series: int | str | None = None) -> list[imaging.Scan]:
+    """Read the images for a network: one volume, or several of one patient, each on its own grid.
 
     Parameters
     ----------
-    given
+    images
         Volumes, or their paths.
     series
         Which series of each DICOM folder (`read_volume`).
@@ -34,19 +34,19 @@ def read_images(given: Volume | Sequence[Volume], series: int | str | None = Non
     InputError
         A volume cannot be read or used.
     """
-    several = [given] if isinstance(given, (sitk.Image, str, os.PathLike)) else list(given)
-    if not several:
+    volumes = [images] if isinstance(images, (sitk.Image, str, os.PathLike)) else list(images)
+    if not volumes:
         raise InputError("No volume is given: give the scan.")
     scans = []
-    for number, image in enumerate(several):
+    for number, image in enumerate(volumes):
         if isinstance(image, sitk.Image):
-            imaging.check_volume(image, "the volume" if len(several) == 1 else f"the volume {number + 1}")
+            imaging.check_volume(image, "the volume" if len(volumes) == 1 else f"the volume {number + 1}")
         scans.append(imaging.Scan(image) if isinstance(image, sitk.Image) else imaging.read_scan(image, series))
     return scans
 
 
 def warnings_of(scans: Sequence[imaging.Scan]) -> list[str]:
-    """What the files say that the user should know, as sentences."""
+    """Warnings for the user about the files that were read, as sentences."""
     names = ["The scan"] if len(scans) == 1 else [f"The scan {number + 1}" for number in range(len(scans))]
     return [warning for scan, name in zip(scans, names, strict=True) for warning in scan.warnings(name)]
 
@@ -68,12 +68,12 @@ def stack(images: Sequence[sitk.Image], inputs: Sequence[str], network: str) -> 
     SimpleITK.Image
         The image itself where there is one.
     list of str
-        What the user should know: which images were resampled.
+        Warnings for the user: which images were resampled.
 
     Raises
     ------
     InputError
-        More or fewer images than the network takes, or images that show different places.
+        More or fewer images than the network takes, or images of different parts of the body.
     """
     if len(images) != len(inputs):
         listing = f"{len(inputs)} images of one patient at once ({', '.join(inputs)}, in this order)"
@@ -88,26 +88,26 @@ def stack(images: Sequence[sitk.Image], inputs: Sequence[str], network: str) -> 
     first, warnings = images[0], []
     channels = [sitk.Cast(first, sitk.sitkFloat32)]
     for image, name in zip(images[1:], inputs[1:], strict=True):
-        placed = sitk.Cast(image, sitk.sitkFloat32)
+        resampled = sitk.Cast(image, sitk.sitkFloat32)
         if imaging.same_geometry(image, first):
-            placed.CopyInformation(first)
+            resampled.CopyInformation(first)
         else:
-            covered = _covered(image, first)
-            if covered < LEAST_OVERLAP:
+            share = _covered_share(image, first)
+            if share < LEAST_OVERLAP:
                 raise InputError(
-                    f"The image {name} covers only {covered:.0%} of the image {inputs[0]}: give images of one patient "
+                    f"The image {name} covers only {share:.0%} of the image {inputs[0]}: give images of one patient "
                     "and one place, registered to each other."
                 )
-            placed = imaging.resample_like(placed, first, "linear")
+            resampled = imaging.resample_like(resampled, first, "linear")
             warnings.append(
                 f"The image {name} lies on another grid than {inputs[0]} and was resampled to it: check that the two "
                 "are registered."
             )
-        channels.append(placed)
+        channels.append(resampled)
     return sitk.Compose(channels), warnings
 
 
-def _covered(image: sitk.Image, reference: sitk.Image) -> float:
+def _covered_share(image: sitk.Image, reference: sitk.Image) -> float:
     """Share of the reference's voxels that lie inside an image."""
     inside = sitk.Image(image.GetSize(), sitk.sitkUInt8) + 1
     inside.CopyInformation(image)

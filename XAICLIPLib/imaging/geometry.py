@@ -24,7 +24,7 @@ DIRECTION_TOLERANCE = 1e-3
 
 
 def same_geometry(a: sitk.Image, b: sitk.Image, tolerance_mm: float = 1e-3) -> bool:
-    """Whether two volumes have one size and no corner of theirs lies farther apart than this."""
+    """Whether two volumes have the same size, and their corners lie within ``tolerance_mm`` of each other."""
     if a.GetDimension() != b.GetDimension() or a.GetSize() != b.GetSize():
         return False
     ends = [(0, n - 1) for n in a.GetSize()]
@@ -40,13 +40,13 @@ def same_geometry(a: sitk.Image, b: sitk.Image, tolerance_mm: float = 1e-3) -> b
 
 
 def corners(size: Sequence[int], affine: NDArray[Any]) -> NDArray[Any]:
-    """Where the centres of a grid's eight corner voxels lie, in mm: (8, 3)."""
+    """Positions of the centres of a grid's eight corner voxels, in mm: (8, 3)."""
     ends = np.stack(np.meshgrid(*[(0, n - 1) for n in size], indexing="ij"), -1).reshape(-1, 3)
     return np.asarray(ends @ affine[:3, :3].T + affine[:3, 3])
 
 
 def orthonormality_error(affine: NDArray[Any]) -> float:
-    """How far the axes of an affine, made of length 1, are from right angles: the largest cosine between two."""
+    """How far the axes of an affine are from right angles: the largest cosine between two of them."""
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     axes = affine[:3, :3] / np.where(lengths > 0, lengths, 1.0)
     return float(np.abs(axes.T @ axes - np.eye(3)).max())
@@ -55,7 +55,8 @@ def orthonormality_error(affine: NDArray[Any]) -> float:
 def nearest_orthonormal(affine: NDArray[Any], size: Sequence[int]) -> tuple[NDArray[Any], float]:
     """The nearest affine whose axes are at right angles [1]_, and how far it moves a voxel of a grid at most, in mm.
 
-    The lengths of the axes and the middle of the grid stay. What is at right angles but for float32 is left as it is.
+    The lengths of the axes and the middle of the grid stay the same. An affine whose axes are at right angles within
+    the precision of float32 is returned unchanged.
 
     References
     ----------
@@ -65,11 +66,11 @@ def nearest_orthonormal(affine: NDArray[Any], size: Sequence[int]) -> tuple[NDAr
         return affine, 0.0
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     left, _, right = np.linalg.svd(affine[:3, :3] / lengths)
-    straight = affine.copy()
-    straight[:3, :3] = left @ right * lengths
-    straight[:3, 3] += (affine[:3, :3] - straight[:3, :3]) @ (np.array(size[:3]) - 1) / 2
-    moved = np.linalg.norm(corners(size[:3], affine) - corners(size[:3], straight), axis=1)
-    return straight, float(moved.max())
+    orthonormal = affine.copy()
+    orthonormal[:3, :3] = left @ right * lengths
+    orthonormal[:3, 3] += (affine[:3, :3] - orthonormal[:3, :3]) @ (np.array(size[:3]) - 1) / 2
+    moved_mm = np.linalg.norm(corners(size[:3], affine) - corners(size[:3], orthonormal), axis=1)
+    return orthonormal, float(moved_mm.max())
 
 
 def volume_ml(mask: sitk.Image) -> float:
@@ -105,15 +106,15 @@ def box_mask(image: sitk.Image, bounds_ras_mm: Sequence[float]) -> sitk.Image:
     x, y, z = (np.arange(n, dtype=np.float64) for n in image.GetSize())
     inside = np.ones(image.GetSize()[::-1], dtype=bool)
     for row, (low, high) in zip(affine[:3], zip(bounds_ras_mm[::2], bounds_ras_mm[1::2], strict=True), strict=True):
-        place = (row[2] * z)[:, None, None] + (row[1] * y)[:, None] + row[0] * x + row[3]
-        inside &= (place >= low) & (place <= high)
+        position = (row[2] * z)[:, None, None] + (row[1] * y)[:, None] + row[0] * x + row[3]
+        inside &= (position >= low) & (position <= high)
     mask = sitk.GetImageFromArray(inside.astype(np.uint8))
     mask.CopyInformation(image)
     return mask
 
 
 def as_metatensor(image: sitk.Image) -> MetaTensor:
-    """Give a volume to MONAI.
+    """Convert a volume to a tensor of MONAI.
 
     Parameters
     ----------
@@ -142,7 +143,7 @@ def as_metatensor(image: sitk.Image) -> MetaTensor:
 
 
 def image_from_array(array_xyz: NDArray[Any], affine_ras: NDArray[Any]) -> sitk.Image:
-    """Make a volume of an array (X, Y, Z) and its RAS affine (4×4, mm): undoes `ras_affine`.
+    """Make a volume from an array (X, Y, Z) and its RAS affine (4×4, mm): the inverse of `ras_affine`.
 
     Booleans become uint8 and half precision float32.
 
@@ -180,7 +181,7 @@ def resample_like(
     Parameters
     ----------
     image, reference : SimpleITK.Image
-        3D volumes; of `reference` only the grid counts.
+        3D volumes; of `reference` only the grid is used.
     interpolation : {"linear", "nearest"}
         Linear gives float32; nearest keeps the type of `image`.
     outside : float
@@ -212,9 +213,10 @@ def resample_like(
 def resample_labels(label_map: sitk.Image, reference: sitk.Image) -> sitk.Image:
     """Resample a label map into exactly the grid of another volume, with smooth borders.
 
-    Each label's membership is interpolated linearly; where all together come to more than half, the strongest wins, so
-    that labels which touch have no notch of background between them. Nearest neighbour would draw a coarse network's
-    voxels as stairs. Of the type of `label_map`; 0 outside it.
+    Each label's membership is interpolated linearly. Where the memberships of all labels sum to more than half, the
+    label with the largest one is taken, so that there is no gap of background between labels that touch. (Nearest
+    neighbour would give the labels of a coarse network borders like stairs.) The result has the type of `label_map`,
+    and is 0 outside it.
     """
     if same_geometry(label_map, reference):
         same = sitk.Image(label_map)
@@ -225,43 +227,45 @@ def resample_labels(label_map: sitk.Image, reference: sitk.Image) -> sitk.Image:
     best, total = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     result = np.zeros(shape, labels.dtype)
     for value in np.unique(labels[labels > 0]).tolist():
-        box = _reached(labels == value, label_map, reference)
+        box = _box_around(labels == value, label_map, reference)
         if box is None:
             continue
         low, high = box
-        part = sitk.RegionOfInterest(reference, (high - low).tolist(), low.tolist())
-        share = sitk.GetArrayFromImage(resample_like(label_map == value, part))
-        here = tuple(slice(a, b) for a, b in zip(low[::-1], high[::-1], strict=True))
-        won = share > best[here]
-        result[here][won] = value
-        best[here][won] = share[won]
-        total[here] += share
+        part_grid = sitk.RegionOfInterest(reference, (high - low).tolist(), low.tolist())
+        membership = sitk.GetArrayFromImage(resample_like(label_map == value, part_grid))
+        voxels = tuple(slice(a, b) for a, b in zip(low[::-1], high[::-1], strict=True))
+        stronger = membership > best[voxels]
+        result[voxels][stronger] = value
+        best[voxels][stronger] = membership[stronger]
+        total[voxels] += membership
     result[total <= 0.5] = 0
     image = sitk.GetImageFromArray(result)
     image.CopyInformation(reference)
     return image
 
 
-def _reached(mask: NDArray[Any], image: sitk.Image, reference: sitk.Image) -> tuple[NDArray[Any], NDArray[Any]] | None:
+def _box_around(
+    mask: NDArray[Any], image: sitk.Image, reference: sitk.Image
+) -> tuple[NDArray[Any], NDArray[Any]] | None:
     """Box (x, y, z from, to) of the reference's voxels within one voxel of a mask (z, y, x) of the image."""
     voxels = np.argwhere(mask)[:, ::-1]
     ends = list(zip(voxels.min(0) - 1, voxels.max(0) + 1, strict=True))
     corners = np.stack(np.meshgrid(*ends, indexing="ij"), -1).reshape(-1, 3).astype(float).tolist()
-    places = [
+    positions = [
         reference.TransformPhysicalPointToContinuousIndex(image.TransformContinuousIndexToPhysicalPoint(c))
         for c in corners
     ]
-    low = np.maximum(np.floor(np.min(places, axis=0)).astype(int), 0)
-    high = np.minimum(np.ceil(np.max(places, axis=0)).astype(int) + 1, reference.GetSize())
+    low = np.maximum(np.floor(np.min(positions, axis=0)).astype(int), 0)
+    high = np.minimum(np.ceil(np.max(positions, axis=0)).astype(int) + 1, reference.GetSize())
     return (low, high) if (low < high).all() else None
 
 
 def _blurred(image: sitk.Image, reference: sitk.Image) -> sitk.Image:
     fine = np.array(image.GetSpacing())
-    turn = np.reshape(image.GetDirection(), (3, 3)).T @ np.reshape(reference.GetDirection(), (3, 3))
-    coarse = np.abs(turn) @ np.array(reference.GetSpacing())
+    rotation = np.reshape(image.GetDirection(), (3, 3)).T @ np.reshape(reference.GetDirection(), (3, 3))
+    coarse = np.abs(rotation) @ np.array(reference.GetSpacing())
     variance = np.maximum(coarse**2 - fine**2, 0) / (8 * math.log(2))
-    # Below a tenth of a voxel nothing is blurred but rounding.
+    # A blur of less than a tenth of a voxel would only add rounding errors.
     variance[variance < (0.1 * fine) ** 2] = 0
     if not variance.any():
         return image
@@ -269,7 +273,7 @@ def _blurred(image: sitk.Image, reference: sitk.Image) -> sitk.Image:
 
 
 def standard_axial(image: sitk.Image, spacing_mm: float | tuple[float, float, float]) -> sitk.Image:
-    """Resample a copy of a volume to slices as a radiologist looks at them.
+    """Resample a copy of a volume to axial slices in the radiologists' orientation.
 
     Parameters
     ----------
@@ -291,7 +295,7 @@ def standard_axial(image: sitk.Image, spacing_mm: float | tuple[float, float, fl
     grid = sitk.Image(size.tolist(), sitk.sitkUInt8)
     grid.SetSpacing(new.tolist())
     grid.SetDirection(turned.GetDirection())
-    # Both boxes have one centre.
+    # Both boxes have the same centre.
     shift = (np.array(turned.GetSize()) - 1) * old / 2 - (size - 1) * new / 2
     axes = np.reshape(turned.GetDirection(), (3, 3))
     grid.SetOrigin((np.array(turned.GetOrigin()) + axes @ shift).tolist())
@@ -300,7 +304,7 @@ def standard_axial(image: sitk.Image, spacing_mm: float | tuple[float, float, fl
 
 
 def without_metadata(image: sitk.Image) -> sitk.Image:
-    """Copy an image without its dictionary, where formats carry patient identifiers along."""
+    """Copy an image without its metadata, where file formats may keep patient identifiers."""
     clean = sitk.Image(image)
     for key in clean.GetMetaDataKeys():
         clean.EraseMetaData(key)

@@ -1,7 +1,7 @@
-"""What the header of an NRRD or MetaImage file has to say, and ITK would make up where it does not.
+"""Checking the header of an NRRD or MetaImage file, where ITK would assume what is missing.
 
-ITK takes 1 mm for a spacing that is absent or no number, and the file's own axes for left, back and up where no space
-is named. Here such files are refused by the field that is missing, or told of.
+ITK assumes 1 mm where a spacing is missing or no number, and takes the file's axes for left, back and up where no space
+is named. Here a missing spacing is refused, with the name of the field, and a missing orientation gives a warning.
 
 References
 ----------
@@ -18,8 +18,8 @@ from pathlib import Path
 
 from XAICLIPLib.errors import InputError
 
-_LONGEST = 1 << 20
-"""Bytes that a header may have."""
+_MAX_BYTES = 1 << 20
+"""Largest size of a header."""
 
 _ANATOMICAL = re.compile(r"(left|right)-(anterior|posterior)-(superior|inferior)(-time)?|[lr][ap][si]t?", re.IGNORECASE)
 _MILLIMETRES = {"", "mm", "millimeter", "millimeters", "millimetre", "millimetres"}
@@ -32,9 +32,9 @@ def check_nrrd(path: Path) -> tuple[list[str], bool]:
     Returns
     -------
     list of str
-        What the user should know, each the rest of a sentence about the scan.
+        Warnings for the user, each the rest of a sentence about the scan.
     bool
-        Whether it says which way its axes point.
+        Whether it says how its axes are oriented.
 
     Raises
     ------
@@ -58,7 +58,7 @@ def check_nrrd(path: Path) -> tuple[list[str], bool]:
         kinds = fields.get("kinds", "").lower().split()
         spatial = ["domain", "space", "???", "none"]
         for axis, text in enumerate(fields["spacings"].split()):
-            # The axis of colours or time points has none.
+            # An axis of colours or time points has no spacing.
             if axis >= len(kinds) or kinds[axis] in spatial:
                 if n_axes > 3 and not kinds and text.lower() == "nan":
                     continue
@@ -68,9 +68,11 @@ def check_nrrd(path: Path) -> tuple[list[str], bool]:
     if "space origin" in fields:
         _check_numbers(path, "space origin", fields["space origin"].strip("() ").split(","), n_space)
     for field in ("space units", "units"):
-        given = [unit.strip() for unit in re.findall(r'"([^"]*)"', fields.get(field, ""))]
-        if odd := [u for u in given[-3:] if u.lower() not in _MILLIMETRES and u != "???"]:
-            raise InputError(f'{path} has lengths in "{odd[0]}" ({field}), mm are needed: convert them in its header.')
+        units = [unit.strip() for unit in re.findall(r'"([^"]*)"', fields.get(field, ""))]
+        if not_mm := [u for u in units[-3:] if u.lower() not in _MILLIMETRES and u != "???"]:
+            raise InputError(
+                f'{path} has lengths in "{not_mm[0]}" ({field}), mm are needed: convert them in its header.'
+            )
     if "space directions" in fields and _ANATOMICAL.fullmatch(fields.get("space", "")):
         return [], True
     missing = "no anatomical space" if "space directions" in fields else "no space directions"
@@ -78,12 +80,12 @@ def check_nrrd(path: Path) -> tuple[list[str], bool]:
 
 
 def _nrrd_fields(path: Path) -> dict[str, str] | None:
-    """The fields of a NRRD header by their names in lower case; None where it is none."""
+    """The fields of a NRRD header by their names in lower case; None if the file has no such header."""
     fields: dict[str, str] = {}
     with path.open("rb") as file:
         if not file.readline(100).startswith(b"NRRD"):
             return None
-        while file.tell() < _LONGEST and (line := file.readline(_LONGEST).strip(b"\r\n")):
+        while file.tell() < _MAX_BYTES and (line := file.readline(_MAX_BYTES).strip(b"\r\n")):
             name, separator, value = line.decode("utf-8", "replace").partition(": ")
             if separator and not line.startswith(b"#") and ":=" not in name:
                 fields[name.strip().lower()] = value.strip()
@@ -106,7 +108,7 @@ _META_BYTES = {
     "MET_FLOAT": 4,
     "MET_DOUBLE": 8,
 }
-"""Bytes of a value in a file."""
+"""Bytes per value of each type."""
 
 _SYNONYMS = {"Position": "Offset", "Origin": "Offset", "Rotation": "TransformMatrix", "Orientation": "TransformMatrix"}
 _LOGICAL = ("BinaryData", "BinaryDataByteOrderMSB", "ElementByteOrderMSB", "CompressedData")
@@ -115,18 +117,18 @@ _LOGICAL = ("BinaryData", "BinaryDataByteOrderMSB", "ElementByteOrderMSB", "Comp
 def check_metaimage(path: Path) -> tuple[list[str], bool]:
     """Look at the header of a MetaImage file, attached or detached; as `check_nrrd`.
 
-    All that ITK's reader relies on is checked: where a field has too few values, or voxels are not compressed as it
-    says, that reader takes what lies in memory, or crashes.
+    Everything that ITK's reader relies on is checked: where a field has too few values, or the voxels are not
+    compressed although the header says so, that reader reads foreign memory or crashes.
     """
     fields, begin = _meta_fields(path)
     if "ElementDataFile" not in fields or "NDims" not in fields:
         raise InputError(f"{path} is damaged or no MetaImage file: export or copy it again.")
-    own = fields["ElementDataFile"].upper() == "LOCAL"
-    _check_data_file(path, "" if own else fields["ElementDataFile"])
-    dimension = _whole(path, "NDims", fields["NDims"])
+    has_voxels = fields["ElementDataFile"].upper() == "LOCAL"
+    _check_data_file(path, "" if has_voxels else fields["ElementDataFile"])
+    dimension = _whole_number(path, "NDims", fields["NDims"])
     if not 1 <= dimension <= 4:
         raise InputError(f"{path} has {dimension} axes (NDims), a 3D volume is needed: give one volume.")
-    size = [_whole(path, "DimSize", text) for text in fields.get("DimSize", "").split()]
+    size = [_whole_number(path, "DimSize", text) for text in fields.get("DimSize", "").split()]
     if len(size) != dimension:
         raise InputError(f"{path} has {len(size)} numbers for {dimension} axes in DimSize: correct its header.")
     if fields.get("ObjectType", "Image") != "Image" or fields.get("ElementType") not in _META_BYTES:
@@ -134,7 +136,7 @@ def check_metaimage(path: Path) -> tuple[list[str], bool]:
     for field in _LOGICAL:
         if fields.get(field, "True").lower() not in ("true", "false", "1", "0"):
             raise InputError(f"{path} has {fields[field]} for True or False in {field}: correct its header.")
-    channels = _whole(path, "ElementNumberOfChannels", fields.get("ElementNumberOfChannels", "1"))
+    channels = _whole_number(path, "ElementNumberOfChannels", fields.get("ElementNumberOfChannels", "1"))
     spacing = next((field for field in ("ElementSpacing", "ElementSize") if field in fields), None)
     if spacing is None:
         raise InputError(f"{path} has no voxel spacing (ElementSpacing): add it to its header.")
@@ -150,7 +152,7 @@ def check_metaimage(path: Path) -> tuple[list[str], bool]:
     if len({_SYNONYMS.get(field, field) for field in fields}) < len(fields):
         raise InputError(f"{path} says twice where it lies (Offset, TransformMatrix): correct its header.")
     n_bytes = math.prod(size) * channels * _META_BYTES[fields["ElementType"]]
-    if own and fields.get("BinaryData", "True").lower() in ("true", "1"):
+    if has_voxels and fields.get("BinaryData", "True").lower() in ("true", "1"):
         _check_voxels(path, begin, n_bytes, fields.get("CompressedData", "False").lower() in ("true", "1"))
     if "TransformMatrix" not in {_SYNONYMS.get(field, field) for field in fields}:
         return [f"does not say how it is oriented (no TransformMatrix), {_NOT_ORIENTED}"], False
@@ -158,10 +160,10 @@ def check_metaimage(path: Path) -> tuple[list[str], bool]:
 
 
 def _meta_fields(path: Path) -> tuple[dict[str, str], int]:
-    """The fields of a MetaImage header, and where the voxels begin."""
+    """The fields of a MetaImage header, and the byte at which the voxels begin."""
     fields: dict[str, str] = {}
     with path.open("rb") as file:
-        while file.tell() < _LONGEST and (line := file.readline(_LONGEST)):
+        while file.tell() < _MAX_BYTES and (line := file.readline(_MAX_BYTES)):
             name, separator, value = line.decode("utf-8", "replace").partition("=")
             if not separator:
                 break
@@ -174,46 +176,46 @@ def _meta_fields(path: Path) -> tuple[dict[str, str], int]:
 
 
 def _check_voxels(path: Path, begin: int, n_bytes: int, compressed: bool) -> None:
-    """Refuse voxels that are fewer than the header says."""
+    """Refuse a file that holds fewer voxels than its header says."""
     with path.open("rb") as file:
         file.seek(begin)
         if compressed:
-            there, unpack = 0, zlib.decompressobj()
+            n_unpacked, decompressor = 0, zlib.decompressobj()
             try:
-                while there <= n_bytes and (block := file.read(1 << 20)):
-                    there += len(unpack.decompress(block))
+                while n_unpacked <= n_bytes and (block := file.read(1 << 20)):
+                    n_unpacked += len(decompressor.decompress(block))
             except zlib.error:
-                there = -1
-            good = there == n_bytes
+                n_unpacked = -1
+            complete = n_unpacked == n_bytes
         else:
-            good = path.stat().st_size - begin >= n_bytes
-    if not good:
+            complete = path.stat().st_size - begin >= n_bytes
+    if not complete:
         raise InputError(f"{path} is damaged or cut off: export or copy it again.")
 
 
-def _whole(path: Path, field: str, text: str) -> int:
+def _whole_number(path: Path, field: str, text: str) -> int:
     if not (text.isdecimal() and 0 < int(text) < 2**31):
         raise InputError(f"{path} has {text or 'nothing'} for a number in {field}: correct its header.")
     return int(text)
 
 
 def _check_numbers(path: Path, field: str, texts: list[str], count: int) -> None:
-    """Refuse a field that has another count of values than it must (0: any), or one that is no number."""
+    """Refuse a field with a wrong count of values (0: any count is right), or with a value that is no number."""
     if count and len(texts) != count:
         raise InputError(f"{path} has {len(texts)} numbers in {field} and needs {count}: correct its header.")
     for text in texts:
         try:
-            good = math.isfinite(float(text))
+            valid = math.isfinite(float(text))
         except ValueError:
-            good = False
-        if not good:
+            valid = False
+        if not valid:
             raise InputError(
                 f"{path} has {text.strip()[:20] or 'nothing'} for a number in {field}: correct its header."
             )
 
 
 def _check_data_file(path: Path, name: str) -> None:
-    """Refuse a header whose voxels lie in another file that is not there; lists and patterns are left to ITK."""
+    """Refuse a header whose voxels lie in another file that is missing; lists and patterns are left to ITK."""
     if not name or name.upper().startswith("LIST") or "%" in name:
         return
     if not (path.parent / name).is_file():

@@ -1,4 +1,4 @@
-"""What the intensities of a volume tell: its modality, and where the body is.
+"""What can be derived from the intensities of a volume: its modality, and the mask of the body.
 
 Used through `XAICLIPLib.imaging`.
 """
@@ -30,7 +30,7 @@ def guess_modality(image: sitk.Image) -> Literal["CT", "MR"] | None:
         None when neither holds: normalised intensities, CT in other units.
     """
     array = sitk.GetArrayViewFromImage(image)
-    # About a million voxels tell as much as all of them.
+    # A sample of about a million voxels is enough.
     step = max(1, round((array.size / 1e6) ** (1 / 3)))
     values = array[::step, ::step, ::step].ravel().astype(np.float64)
     low, high = np.percentile(values, [0.5, 99.5])
@@ -47,19 +47,19 @@ def guess_modality(image: sitk.Image) -> Literal["CT", "MR"] | None:
 
 
 def body_mask(image: sitk.Image) -> sitk.Image:
-    """Find the body: what is not the air around the patient.
+    """Mask of the body: everything but the air around the patient.
 
     The largest connected part above a threshold, holes filled axial slice by axial slice, so that
     lungs and bowel count. The threshold is −300 HU for CT, or just above the lowest
     value where the HU are clipped above that (air then reads exactly the lowest value); for
-    anything else 0.4 of Otsu's, which by itself parts bright from dark tissue. Worked out at about
-    3 mm.
+    anything else 0.4 of Otsu's threshold, which would separate bright from dark tissue. Computed at
+    voxels of about 3 mm.
 
     Returns
     -------
     SimpleITK.Image
         uint8, 1 inside, in the grid of `image`. All 1 when nothing is found. Lungs that the edge of
-        a cropped volume cuts open are left out: nothing tells them from the air outside.
+        a cropped volume cuts open are left out: they cannot be told from the air outside.
     """
     shrink = [
         min(max(1, int(3.0 // s)), max(1, n // 8)) for s, n in zip(image.GetSpacing(), image.GetSize(), strict=True)

@@ -1,4 +1,4 @@
-"""Where a user says that something is: a mask, its file, or a box."""
+"""Masks from the user: a volume, the path of its file, or a box."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ MaskSource = str | Path | sitk.Image | Bounds
 
 
 def user_mask(what: Literal["target", "region"], source: MaskSource | None, volume: sitk.Image) -> sitk.Image | None:
-    """A mask or box of the user, uint8, in exactly the volume's geometry; None where none is given."""
+    """A user's mask or box as a mask (uint8) in exactly the volume's geometry; None if neither is given."""
     if source is None or not is_mask(source):
         return None
-    bounds = box_of(source)
+    bounds = parse_box(source)
     if bounds is not None:
         mask = geometry.box_mask(volume, bounds)
     elif isinstance(source, sitk.Image):
@@ -43,36 +43,38 @@ def user_mask(what: Literal["target", "region"], source: MaskSource | None, volu
         )
     mask = sitk.Cast(mask != 0, sitk.sitkUInt8)
     if not sitk.GetArrayViewFromImage(mask).any():
-        shape, way = ("mask", "one that was drawn on this scan") if bounds is None else ("box", "its bounds in RAS mm")
-        raise InputError(f"The {shape} of the {what} has no voxel inside the volume: give {way}.")
+        shape, advice = (
+            ("mask", "one that was drawn on this scan") if bounds is None else ("box", "its bounds in RAS mm")
+        )
+        raise InputError(f"The {shape} of the {what} has no voxel inside the volume: give {advice}.")
     mask.CopyInformation(volume)
     return mask
 
 
-def box_of(given: object) -> Bounds | None:
-    """The box that a target or region is, if it is one.
+def parse_box(source: object) -> Bounds | None:
+    """The bounds of a target or region that is given as a box; None for anything else.
 
     Raises
     ------
     InputError
-        It is meant as one, and is none: not six numbers, or not in order.
+        It is meant as a box, but does not have six numbers in order.
     """
-    if isinstance(given, str) and given.lower().startswith("box:"):
-        parts: list[Any] = given[4:].split(",")
-    elif isinstance(given, (tuple, list)):
-        parts = list(given)
+    if isinstance(source, str) and source.lower().startswith("box:"):
+        parts: list[Any] = source[4:].split(",")
+    elif isinstance(source, (tuple, list)):
+        parts = list(source)
     else:
         return None
     try:
         bounds = [float(part) for part in parts]
-        right = (
+        valid = (
             len(bounds) == 6 and np.isfinite(bounds).all() and all(a < b for a, b in zip(*_ends(bounds), strict=True))
         )
     except (TypeError, ValueError):
-        right = False
-    if not right:
+        valid = False
+    if not valid:
         raise InputError(
-            f"The box {given} is none: give six numbers in mm, from and to along right, anterior and superior."
+            f"The box {source} is none: give six numbers in mm, from and to along right, anterior and superior."
         )
     r0, r1, a0, a1, s0, s1 = bounds
     return r0, r1, a0, a1, s0, s1
@@ -82,17 +84,18 @@ def _ends(bounds: list[float]) -> tuple[list[float], list[float]]:
     return bounds[::2], bounds[1::2]
 
 
-def is_mask(given: object) -> bool:
-    """Whether a target or region is a place: a volume, a box, or a path, by its type, its ending, or because it exists.
+def is_mask(source: object) -> bool:
+    """Whether a target or region is a mask or box, and not a word: a volume, a box, or a path.
 
-    A bare word stays a word where a file of that name exists: results often lie in a folder called "liver".
+    A path is known by its type, by its ending, or because the file exists. A word without a dot or slash is never taken
+    for a path, even if a file of that name exists: results often lie in a folder called "liver".
     """
-    if not isinstance(given, str):
-        return isinstance(given, (Path, sitk.Image, tuple, list))
+    if not isinstance(source, str):
+        return isinstance(source, (Path, sitk.Image, tuple, list))
     endings = (".nii", ".gz", ".nrrd", ".nhdr", ".mha", ".mhd")
-    name = given.lower()
+    name = source.lower()
     return (
         name.startswith("box:")
         or name.endswith(endings)
-        or (bool(re.search(r"[./\\]", given)) and os.path.exists(given))
+        or (bool(re.search(r"[./\\]", source)) and os.path.exists(source))
     )

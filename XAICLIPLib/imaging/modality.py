@@ -1,4 +1,4 @@
-"""What kind of scan a volume is, and who says so."""
+"""The modality of a scan, and where it is known from."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class KnownModality:
     Attributes
     ----------
     code
-        DICOM's: CT, MR, or another such as PT; None where nothing tells.
+        DICOM's code: CT, MR, or another such as PT; None if it is unknown.
     source
-        Who says so: the user, the file's header, or the intensities, which can be wrong.
+        Where it is known from: the user, the file's header, or the intensities, which can be wrong.
     contradicted
-        What the header says, where the user says something else.
+        The header's code, where the user states another one.
     """
 
     code: str | None
@@ -29,25 +29,27 @@ class KnownModality:
 
     @property
     def for_methods(self) -> Literal["CT", "MR"] | None:
-        """CT or MR, of which the methods know something; None for any other."""
+        """CT or MR, which the methods treat differently; None for any other modality."""
         return "CT" if self.code == "CT" else "MR" if self.code == "MR" else None
 
     def warnings(self) -> list[str]:
-        """What the user should know."""
+        """Warnings for the user."""
         if self.contradicted is None:
             return []
         return [f"The file says that the scan is {self.contradicted}, and it was taken for {self.code}, as you said."]
 
 
-def modality_of(scan: Scan, given: Literal["CT", "MR"] | None = None) -> KnownModality:
-    """The modality of a scan: what the user says, else what its header says, else what its intensities look like."""
-    header = scan.modality if scan.modality and scan.modality.isalnum() and len(scan.modality) <= LONGEST else None
-    if given is not None:
-        return KnownModality(given, "user", header if header not in (None, given) else None)
+def modality_of(scan: Scan, stated: Literal["CT", "MR"] | None = None) -> KnownModality:
+    """The modality of a scan: as the user states it, else from its header, else guessed from its intensities."""
+    header = (
+        scan.modality if scan.modality and scan.modality.isalnum() and len(scan.modality) <= MAX_CODE_LENGTH else None
+    )
+    if stated is not None:
+        return KnownModality(stated, "user", header if header not in (None, stated) else None)
     if header is not None:
         return KnownModality(header, "header")
     return KnownModality(guess_modality(scan.image), "intensities")
 
 
-LONGEST = 16
-"""Characters of a code (DICOM's CS)."""
+MAX_CODE_LENGTH = 16
+"""Longest code in DICOM (value representation CS), in characters."""

@@ -1,8 +1,8 @@
-"""NIfTI-1 files: their voxels as they are stored, and where the header says that they lie, if it says one thing.
+"""Reading NIfTI-1 files: the voxels as they are stored, and the grid of the header unless it contradicts itself.
 
-ITK's reader replaces NaN and infinity by 0, believes one of sform, qform and pixdim where they contradict each other
-(which one is decided by environment variables too), and refuses axes that are rounded to four digits. None of this can
-be seen after it has read, so that the files are read here.
+ITK's reader replaces NaN and infinity by 0, chooses one of sform, qform and pixdim where they contradict each other
+(environment variables too decide which), and refuses axes that are rounded to four digits. After it has read a file,
+this can no longer be seen. So the files are read here, without ITK.
 
 References
 ----------
@@ -34,11 +34,11 @@ from XAICLIPLib.imaging.geometry import (
 )
 from XAICLIPLib.imaging.scan import Scan
 
-NOTEWORTHY = 0.1
-"""Share of the shortest voxel edge by which two statements of a header may differ without a word: they are rounded."""
+ROUNDING_SHARE = 0.1
+"""Share of the shortest voxel edge up to which differences within a header are taken for rounding: no warning."""
 
-UNSEEN_MM = 0.005
-"""Voxels may be moved so far without a word."""
+NEGLIGIBLE_MM = 0.005
+"""Shift of the voxels up to which there is no warning."""
 
 _HEADER = 348
 _BLOCK = 1 << 24
@@ -57,12 +57,12 @@ _TYPES = {
 _COMPLEX = (32, 1792, 2048)
 _COLOURS = {128: 3, 2304: 4}
 _MM = {1: 1000.0, 3: 0.001}
-"""Millimetres in the unit of ``xyzt_units``; none and any other code is mm."""
+"""Millimetres in each unit of ``xyzt_units``; no unit and any other code mean mm."""
 
 
 @dataclass(frozen=True)
 class _Header:
-    """What is used of a header, lengths in mm, RAS."""
+    """The fields of a header that are used here; lengths in mm, RAS."""
 
     size: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -95,13 +95,13 @@ def read(path: Path) -> Scan:
     InputError
         The file is damaged or cut off, is no scalar 3D volume, or its header contradicts itself.
     """
-    with _opened(path) as file:
+    with _open(path) as file:
         header = _read_header(file, path)
         _skip(file, header.offset - _HEADER)
         data = bytearray()
         while len(data) < header.n_bytes and (block := file.read(min(_BLOCK, header.n_bytes - len(data)))):
             data += block
-        _to_the_end(file)
+        _read_to_end(file)
         if len(data) < header.n_bytes:
             raise EOFError
     affine, notes = _grid(header, path)
@@ -116,16 +116,16 @@ def read(path: Path) -> Scan:
 
 def check_complete(path: Path) -> None:
     """Raise an `InputError` where a file is damaged or cut off, without keeping its voxels."""
-    with _opened(path) as file:
+    with _open(path) as file:
         header = _read_header(file, path)
         _skip(file, header.offset - _HEADER)
-        if _to_the_end(file) < header.n_bytes:
+        if _read_to_end(file) < header.n_bytes:
             raise EOFError
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    """The file, decompressed where its contents say so, and what damage is called."""
+def _open(path: Path) -> Iterator[BinaryIO]:
+    """Open a file, decompressed where its contents are gzip; errors of damaged files become an `InputError`."""
     with path.open("rb") as file:
         compressed = file.read(2) == b"\x1f\x8b"
     try:
@@ -145,13 +145,13 @@ def _skip(file: BinaryIO, count: int) -> None:
         count -= len(block)
 
 
-def _to_the_end(file: BinaryIO) -> int:
-    """Bytes that were left; gzip compares its checksum at the end."""
+def _read_to_end(file: BinaryIO) -> int:
+    """Read to the end, where gzip compares its checksum, and return the number of bytes."""
     return sum(len(block) for block in iter(lambda: file.read(_BLOCK), b""))
 
 
 def _read_header(file: BinaryIO, path: Path) -> _Header:
-    """The header; a `ValueError` where this is none."""
+    """Read the header; a `ValueError` if it is no NIfTI header."""
     raw = file.read(_HEADER)
     orders: tuple[Literal["<", ">"], ...] = ("<", ">")
     order = next((o for o in orders if raw[:4] == struct.pack(o + "i", _HEADER)), None)
@@ -160,9 +160,9 @@ def _read_header(file: BinaryIO, path: Path) -> _Header:
             raise InputError(f"{path} is a NIfTI-2 file, which cannot be read here: save it as NIfTI-1 or NRRD.")
         raise ValueError("no NIfTI header")
 
-    def numbers(form: str, at: int) -> tuple[Any, ...]:
+    def numbers(format_: str, byte: int) -> tuple[Any, ...]:
         assert order is not None
-        return struct.unpack_from(order + form, raw, at)
+        return struct.unpack_from(order + format_, raw, byte)
 
     if raw[344:348] != b"n+1\0":
         raise InputError(f"{path} is no NIfTI-1 file in one piece (its magic is not n+1): save it as .nii.gz or NRRD.")
@@ -173,8 +173,8 @@ def _read_header(file: BinaryIO, path: Path) -> _Header:
     while len(size) > 3 and size[-1] == 1:
         size.pop()
     if len(size) != 3:
-        way = "choose one time point" if len(size) > 3 else "give the whole stack of slices"
-        raise InputError(f"{path} is {len(size)}D, a 3D volume is needed: {way}.")
+        advice = "choose one time point" if len(size) > 3 else "give the whole stack of slices"
+        raise InputError(f"{path} is {len(size)}D, a 3D volume is needed: {advice}.")
     (offset,) = numbers("f", 108)
     if not (math.isfinite(offset) and offset == int(offset) and offset >= _HEADER + 4):
         raise InputError(f"{path} says that its voxels begin at byte {offset:g} (vox_offset): save it again.")
@@ -215,9 +215,9 @@ def _dtype(code: int, path: Path) -> np.dtype[Any]:
     return np.dtype(_TYPES[code])
 
 
-def _rescale(given: tuple[float, ...], path: Path) -> tuple[float, float]:
-    """Slope and intercept; a slope of 0 or NaN (as nibabel writes it) stands for none."""
-    slope, intercept = given
+def _rescale(stored: tuple[float, ...], path: Path) -> tuple[float, float]:
+    """Slope and intercept; a slope of 0 or NaN (as nibabel writes it) means that there is no rescale."""
+    slope, intercept = stored
     if slope == 0 or math.isnan(slope):
         return 1.0, 0.0
     if not (math.isfinite(slope) and math.isfinite(intercept)):
@@ -232,7 +232,7 @@ def _rescale(given: tuple[float, ...], path: Path) -> tuple[float, float]:
 
 
 def _grid(header: _Header, path: Path) -> tuple[NDArray[Any], list[str]]:
-    """Voxel index to RAS mm with axes at right angles, and what the user should know; or a refusal."""
+    """Affine from voxel index to RAS mm, with axes at right angles, and warnings for the user."""
     spacing = np.array(header.spacing)
     if not (np.isfinite(spacing) & (spacing != 0)).all():
         raise InputError(f"{path} has a voxel spacing of {_mm(spacing)}: correct the spacing (pixdim) in its header.")
@@ -249,20 +249,20 @@ def _grid(header: _Header, path: Path) -> tuple[NDArray[Any], list[str]]:
     elif header.qform_code:
         affine, notes = _qform(header, spacing, path), []
     else:
-        # As nibabel and the standard's "method 1" have it: rows run to the left, the volume lies around the origin.
+        # As in nibabel and the standard's "method 1": rows run to the left, the volume is centred at the origin.
         affine = np.diag([-spacing[0], spacing[1], spacing[2], 1.0])
         affine[:3, 3] = -affine[:3, :3] @ (np.array(header.size) - 1) / 2
         notes = [
             "does not say how it is oriented (neither sform nor qform), so that left, front and up are guessed: check "
             "them before you use the result"
         ]
-    squared, moved = nearest_orthonormal(affine, header.size)
-    return squared, [*notes, *straightened(moved)]
+    orthonormal, moved_mm = nearest_orthonormal(affine, header.size)
+    return orthonormal, [*notes, *straightening_notes(moved_mm)]
 
 
-def straightened(moved_mm: float) -> list[str]:
-    """What to say of axes that were made orthonormal."""
-    if moved_mm < UNSEEN_MM:
+def straightening_notes(moved_mm: float) -> list[str]:
+    """The warning about axes that were made orthonormal; empty where that is negligible."""
+    if moved_mm < NEGLIGIBLE_MM:
         return []
     return [
         f"has axes that are off a right angle by rounding, and was read on the nearest grid with right angles, which "
@@ -271,20 +271,20 @@ def straightened(moved_mm: float) -> list[str]:
 
 
 def _checked_sform(header: _Header, spacing: NDArray[Any], path: Path) -> tuple[NDArray[Any], list[str]]:
-    """The sform, compared with all else that the header says of the grid."""
+    """The sform, compared with everything else that the header says about the grid."""
     affine, voxel, notes = header.sform, float(spacing.min()), []
-    edges = np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.isfinite(affine).all() or not (edges > 0).all():
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or not (lengths > 0).all():
         raise InputError(f"{path} has an sform that describes no grid: correct its header.")
-    stretched = float((np.abs(edges - spacing) * (np.array(header.size) - 1)).max())
-    if stretched >= voxel:
+    mismatch = float((np.abs(lengths - spacing) * (np.array(header.size) - 1)).max())
+    if mismatch >= voxel:
         raise InputError(
-            f"{path} contradicts itself: its voxels are {_mm(spacing)} by pixdim and {_mm(edges)} by the sform: "
+            f"{path} contradicts itself: its voxels are {_mm(spacing)} by pixdim and {_mm(lengths)} by the sform: "
             f"correct its header, or convert the original series again."
         )
-    if stretched > NOTEWORTHY * voxel:
+    if mismatch > ROUNDING_SHARE * voxel:
         notes.append(
-            f"has two voxel spacings in its header, by which it is up to {stretched:.2f} mm longer or shorter: that of "
+            f"has two voxel spacings in its header, by which it is up to {mismatch:.2f} mm longer or shorter: that of "
             f"the sform was taken"
         )
     if not orthonormality_error(affine) <= DIRECTION_TOLERANCE:
@@ -294,18 +294,18 @@ def _checked_sform(header: _Header, spacing: NDArray[Any], path: Path) -> tuple[
         )
     if not header.qform_code:
         return affine, notes
-    other = _qform(header, spacing, path)
-    apart = float(np.linalg.norm(corners(header.size, affine) - corners(header.size, other), axis=1).max())
-    mirrored = np.linalg.det(affine[:3, :3]) * np.linalg.det(other[:3, :3]) < 0
-    # Unlike codes name two spaces on purpose, such as the scanner's and a template's.
-    if mirrored or (apart >= voxel and header.qform_code == header.sform_code):
+    qform = _qform(header, spacing, path)
+    gap = float(np.linalg.norm(corners(header.size, affine) - corners(header.size, qform), axis=1).max())
+    mirrored = np.linalg.det(affine[:3, :3]) * np.linalg.det(qform[:3, :3]) < 0
+    # Different codes mean two spaces on purpose, such as the scanner's and a template's.
+    if mirrored or (gap >= voxel and header.qform_code == header.sform_code):
         raise InputError(
-            f"{path} contradicts itself: its sform and its qform put a corner {apart:.1f} mm apart"
+            f"{path} contradicts itself: its sform and its qform put a corner {gap:.1f} mm apart"
             f"{', one of them mirrored' if mirrored else ''}: correct its header, or convert the original series again."
         )
-    if apart > NOTEWORTHY * voxel:
+    if gap > ROUNDING_SHARE * voxel:
         notes.append(
-            f"has two positions in its header, sform and qform, up to {apart:.2f} mm apart: that of the sform was taken"
+            f"has two positions in its header, sform and qform, up to {gap:.2f} mm apart: that of the sform was taken"
         )
     return affine, notes
 
@@ -321,7 +321,7 @@ def _qform(header: _Header, spacing: NDArray[Any], path: Path) -> NDArray[Any]:
             f"{path} has a pixdim[0] of {header.handedness:g}, which must be 1 or -1 where there is a qform: correct "
             f"its header."
         )
-    # The root of what is left by the rounding of a half turn would be a turn of its own.
+    # At a half turn, the root of the rounding error would be a rotation that is not in the file.
     a = 0.0 if 1 - squares <= 3 * np.finfo(np.float32).eps else math.sqrt(1 - squares)
     a, b, c, d = np.array([a, b, c, d]) / math.sqrt(a * a + squares)
     affine = np.eye(4)

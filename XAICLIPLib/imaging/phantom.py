@@ -32,7 +32,7 @@ WARP_MM = 7.0  # the warp moves no point further than this along any axis
 
 @dataclass(frozen=True)
 class Phantom:
-    """A synthetic CT and what is where in it.
+    """A synthetic CT and its labelled organs.
 
     Attributes
     ----------
@@ -487,7 +487,7 @@ def torso_phantom(
     Parameters
     ----------
     seed : int
-        The patient: physique, organ sizes and places, contrast phase, field of view.
+        Decides the patient: physique, organ sizes and places, contrast phase, field of view.
     spacing_mm : float or (float, float, float)
         Voxel spacing along x, y and z in mm. The same seed is the same patient at any spacing.
     size : (int, int, int), optional

@@ -1,4 +1,4 @@
-"""A scan as it was read: its voxels, and what its file says of them."""
+"""A scan as it was read: its voxels, and what its file says about them."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import SimpleITK as sitk
 
 @dataclass(frozen=True)
 class Scan:
-    """What came of reading a file or a DICOM series.
+    """The result of reading a file or a DICOM series.
 
     Attributes
     ----------
     image
         LPS in mm, without metadata.
     notes
-        What the user should know, each the rest of a sentence about the scan: "does not say how it is oriented ...".
+        Warnings for the user, each the rest of a sentence about the scan: "does not say how it is oriented ...".
         They name no path, because they go into records.
     modality
-        DICOM's own code (0008,0060), such as CT, MR or PT; None where the file does not say.
+        DICOM's code (0008,0060), such as CT, MR or PT; None where the file has none.
     oriented
-        False where the file does not say which way its axes point.
+        False where the file does not say how its axes are oriented.
     """
 
     image: sitk.Image

@@ -45,7 +45,7 @@ MIN_SIZE = 4
 """Voxels along the shortest axis of a usable volume."""
 
 SPACING_RANGE = (0.005, 50.0)
-"""Voxel edges in mm that a scan can have; outside it the unit is wrong (metres, micrometres)."""
+"""Voxel edges in mm that a scan can have; outside this range the unit is wrong (metres, micrometres)."""
 
 
 # Reading
@@ -54,7 +54,7 @@ SPACING_RANGE = (0.005, 50.0)
 def read_volume(path: str | Path, series: int | str | None = None) -> sitk.Image:
     """Read a scalar 3D volume and check it.
 
-    What `read_scan` notes becomes a Python warning.
+    The notes of `read_scan` become Python warnings.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def read_volume(path: str | Path, series: int | str | None = None) -> sitk.Image
 
 
 def read_scan(path: str | Path, series: int | str | None = None) -> Scan:
-    """Read a volume as `read_volume` does, with what its file says of it and what the user should know."""
+    """Read a volume as `read_volume` does, with what its file says about it and warnings for the user."""
     scan = _read(Path(path), series)
     check_volume(scan.image, f"the volume {path}")
     return scan
@@ -146,10 +146,10 @@ def read_mask(path: str | Path, reference: sitk.Image) -> sitk.Image:
 
 
 def _read(path: Path, series: int | str | None) -> Scan:
-    """Read a file or a DICOM series, without judging what it holds."""
+    """Read a file or a DICOM series without checking its contents."""
     try:
         check_exists(path)
-        with _quiet():
+        with _without_itk_warnings():
             scan = _read_any(path, series)
     except OSError as error:
         reason = error.strerror or "unknown reason"
@@ -194,24 +194,24 @@ def _read_file(path: Path, suffix: str) -> Scan:
         raise InputError(
             f"{path} cannot be read, it is damaged, cut off or not what its name says: export or copy it again."
         ) from error
-    return _squared(image, notes, oriented)
+    return _with_right_angles(image, notes, oriented)
 
 
-def _squared(image: sitk.Image, notes: list[str], oriented: bool) -> Scan:
-    """A scan whose axes are at right angles where they were off by rounding alone."""
+def _with_right_angles(image: sitk.Image, notes: list[str], oriented: bool) -> Scan:
+    """A scan with its axes made exactly orthogonal, where only rounding made them differ from right angles."""
     if image.GetDimension() != 3 or not orthonormality_error(ras_affine(image)) <= DIRECTION_TOLERANCE:
-        return Scan(image, tuple(notes), oriented=oriented)  # refused by the checks
-    affine, moved = nearest_orthonormal(ras_affine(image), image.GetSize())
-    if moved:
+        return Scan(image, tuple(notes), oriented=oriented)  # `check_volume` refuses it
+    affine, moved_mm = nearest_orthonormal(ras_affine(image), image.GetSize())
+    if moved_mm:
         lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
         image.SetDirection((lps[:3, :3] / image.GetSpacing()).ravel().tolist())
         image.SetOrigin(lps[:3, 3].tolist())
-    return Scan(image, (*notes, *nifti.straightened(moved)), oriented=oriented)
+    return Scan(image, (*notes, *nifti.straightening_notes(moved_mm)), oriented=oriented)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep ITK's warnings about odd headers off the terminal: what matters is refused."""
+def _without_itk_warnings() -> Iterator[None]:
+    """Hide ITK's warnings about unusual headers: the checks here refuse what matters."""
     before = sitk.ProcessObject.GetGlobalWarningDisplay()
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     try:
@@ -245,14 +245,14 @@ def _check_nrrd(path: Path) -> None:
 
 
 def check_volume(image: sitk.Image, name: str = "the volume") -> None:
-    """Refuse what is not a scalar 3D volume with a usable grid and finite, varying intensities.
+    """Refuse an image that is not a scalar 3D volume with a usable grid and finite, varying intensities.
 
     Parameters
     ----------
     image : SimpleITK.Image
         Any image.
     name : str
-        What the sentence calls it.
+        The volume's name in the message.
 
     Raises
     ------
@@ -262,19 +262,19 @@ def check_volume(image: sitk.Image, name: str = "the volume") -> None:
     """
     check_grid(image, name)
     array = sitk.GetArrayViewFromImage(image)
-    bad = array.size - int(np.count_nonzero(np.isfinite(array))) if array.dtype.kind == "f" else 0
-    check_intensities(float(array.min()), float(array.max()), bad, array.size, name)
+    n_invalid = array.size - int(np.count_nonzero(np.isfinite(array))) if array.dtype.kind == "f" else 0
+    check_intensities(float(array.min()), float(array.max()), n_invalid, array.size, name)
 
 
 def check_grid(image: sitk.Image, name: str = "the volume", size: tuple[int, ...] | None = None) -> None:
-    """Refuse what is not a scalar 3D volume with a usable grid, whatever its intensities.
+    """Refuse an image that is not a scalar 3D volume with a usable grid. Its intensities are not checked.
 
     Parameters
     ----------
     image : SimpleITK.Image
         Any image.
     name : str
-        What the sentence calls it.
+        The volume's name in the message.
     size : tuple of int, optional
         Voxels along each axis, where ``image`` stands for a larger one of the same kind and geometry.
 
@@ -292,17 +292,17 @@ def check_grid(image: sitk.Image, name: str = "the volume", size: tuple[int, ...
     _check_geometry(image, name)
 
 
-def check_intensities(low: float, high: float, bad: int, count: int, name: str = "the volume") -> None:
-    """Refuse intensities that are no numbers, or all the same.
+def check_intensities(low: float, high: float, n_invalid: int, count: int, name: str = "the volume") -> None:
+    """Refuse intensities that are not finite, or all equal.
 
     Parameters
     ----------
     low, high : float
-        The smallest and the largest.
-    bad, count : int
-        How many voxels are NaN or infinite, and how many there are.
+        The smallest and the largest intensity.
+    n_invalid, count : int
+        Number of voxels that are NaN or infinite, and of all voxels.
     name : str
-        What the sentence calls the volume.
+        The volume's name in the message.
 
     Raises
     ------
@@ -310,10 +310,10 @@ def check_intensities(low: float, high: float, bad: int, count: int, name: str =
         As of `check_volume`.
     """
     name = _as_subject(name)
-    if bad:
+    if n_invalid:
         raise InputError(
-            f"{name} has {bad} voxel{'s' if bad > 1 else ''} of {count} that "
-            f"{'are' if bad > 1 else 'is'} NaN or infinite: replace them with numbers first."
+            f"{name} has {n_invalid} voxel{'s' if n_invalid > 1 else ''} of {count} that "
+            f"{'are' if n_invalid > 1 else 'is'} NaN or infinite: replace them with numbers first."
         )
     if low == high:
         raise InputError(f"{name} is constant (every voxel is {low:g}): give a scan with something in it.")
@@ -327,8 +327,8 @@ def _as_subject(name: str) -> str:
 def _check_kind(image: sitk.Image, name: str) -> None:
     dimension = image.GetDimension()
     if dimension != 3:
-        way = "choose one time point" if dimension > 3 else "give the whole stack of slices"
-        raise InputError(f"{name} is {dimension}D, a 3D volume is needed: {way}.")
+        advice = "choose one time point" if dimension > 3 else "give the whole stack of slices"
+        raise InputError(f"{name} is {dimension}D, a 3D volume is needed: {advice}.")
     kind = image.GetPixelIDTypeAsString()
     if "complex" in kind:
         raise InputError(f"{name} has complex values: give its magnitude.")
@@ -364,16 +364,16 @@ def _check_geometry(image: sitk.Image, name: str) -> None:
 
 
 def write_volume(image: sitk.Image, path: str | Path, compress: bool = True) -> Path:
-    """Write a volume without metadata, all or nothing.
+    """Write a volume without metadata, completely or not at all.
 
     Parameters
     ----------
     image : SimpleITK.Image
-        What to write; stays as it is.
+        The volume; it is not changed.
     path : str or Path
         Ends in .nii, .nii.gz, .nrrd or .mha; missing folders are made, an old file is replaced.
     compress : bool
-        Make the file smaller where the format can: slower to write than to read.
+        Compress the file where its format can; this slows down writing more than reading.
 
     Returns
     -------
@@ -396,7 +396,7 @@ def write_volume(image: sitk.Image, path: str | Path, compress: bool = True) -> 
                 nifti.check_complete(temporary)  # ITK does not notice that the disk was full
             elif suffix == ".nrrd":
                 _check_nrrd(temporary)
-            if not _holds(temporary, suffix, image):
+            if not _holds_image(temporary, suffix, image):
                 raise OSError(errno.EIO, "it does not hold what was written")
     except (OSError, RuntimeError, InputError) as error:
         reason = getattr(error, "strerror", None) or "the disk may be full"
@@ -404,10 +404,10 @@ def write_volume(image: sitk.Image, path: str | Path, compress: bool = True) -> 
     return path
 
 
-def _holds(path: Path, suffix: str, image: sitk.Image) -> bool:
+def _holds_image(path: Path, suffix: str, image: sitk.Image) -> bool:
     """Whether a file has exactly the voxels of an image."""
     # A NIfTI of our own has a header that ITK reads as it wrote it, so that no other reader is needed.
     read = sitk.ReadImage(str(path), imageIO="NiftiImageIO" if suffix in _NIFTI else _READERS[suffix])
     written = sitk.GetArrayViewFromImage(image)
-    back = sitk.GetArrayViewFromImage(read)
-    return back.dtype == written.dtype and np.array_equal(back, written, equal_nan=written.dtype.kind == "f")
+    read_back = sitk.GetArrayViewFromImage(read)
+    return read_back.dtype == written.dtype and np.array_equal(read_back, written, equal_nan=written.dtype.kind == "f")

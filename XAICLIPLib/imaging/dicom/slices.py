@@ -1,7 +1,7 @@
-"""The headers of DICOM files: what each image plane is, and where it lies.
+"""Reading the headers of DICOM files: the properties of each image plane, and its position.
 
-A file with several frames gives as many slices. Positions, orientations and spacings are taken from the header as it
-stands: GDCM puts 0, straight axes and 1 mm where they are missing.
+A file with several frames gives as many slices. Positions, orientations and spacings are read from the header itself,
+because GDCM assumes 0, straight axes and 1 mm where they are missing.
 
 References
 ----------
@@ -20,7 +20,7 @@ from typing import Any
 from XAICLIPLib.errors import InputError
 
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
-# Objects that lie beside the images: waveforms, presentation states, registrations, segmentations,
+# Objects that are stored with the images but are none: waveforms, presentation states, registrations, segmentations,
 # surfaces, reports, documents, radiotherapy structures, doses and plans (DICOM PS3.4, B.5).
 _NOT_SLICES = tuple(_STORAGE + kind for kind in ("9.", "11.", "66", "67", "68.", "88.", "104.", "30", "481."))
 _NOT_SLICES_MODALITIES = frozenset(
@@ -35,9 +35,9 @@ class Slice:
     Attributes
     ----------
     path, frame
-        The file, and which of its frames; None where it has one.
+        The file, and the number of the frame in it; None where it has a single frame.
     number, series, study
-        Series number, and the identifiers by which slices are grouped; those go into no message.
+        Series number, and the identifiers by which slices are grouped; no message contains the identifiers.
     modality
         DICOM's code, "" where there is none.
     size
@@ -52,10 +52,10 @@ class Slice:
         MONOCHROME1: the lowest value is shown white.
     rescale
         Slope and intercept of this frame.
-    applied
+    applied_rescale
         Slope and intercept that GDCM applies to it, those of the file's first frame.
-    highest
-        The highest value that can be stored, from which GDCM takes those of MONOCHROME1; -1 for signed values.
+    highest_storable
+        The highest value that can be stored, from which GDCM subtracts those of MONOCHROME1; -1 for signed values.
     """
 
     path: Path
@@ -73,17 +73,17 @@ class Slice:
     at_detector: bool = False
     inverted: bool = False
     rescale: tuple[float, float] = (1.0, 0.0)
-    applied: tuple[float, float] = (1.0, 0.0)
-    highest: int = -1
+    applied_rescale: tuple[float, float] = (1.0, 0.0)
+    highest_storable: int = -1
 
     @property
-    def placed(self) -> bool:
-        """Whether the header says where the slice lies."""
+    def has_position(self) -> bool:
+        """Whether the header gives the position and orientation of the slice."""
         return self.position is not None and self.row is not None
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file starts as DICOM does, with the preamble or without it (old exports)."""
+    """Whether a file begins like a DICOM file, with the preamble or without it (old exports)."""
     try:
         with path.open("rb") as file:
             head = file.read(132)
@@ -100,7 +100,7 @@ def is_dicom(path: Path) -> bool:
 
 
 def read_slices(files: Sequence[Path]) -> tuple[list[Slice], int]:
-    """The image planes of DICOM files, and how many of the files are DICOM but hold no image.
+    """The image planes of DICOM files, and the number of the files without an image.
 
     Raises
     ------
@@ -108,12 +108,12 @@ def read_slices(files: Sequence[Path]) -> tuple[list[Slice], int]:
         A file cannot be read.
     """
     slices: list[Slice] = []
-    beside = 0
+    n_without_image = 0
     for path in files:
         planes = _read_header(path)
         slices += planes
-        beside += not planes
-    return slices, beside
+        n_without_image += not planes
+    return slices, n_without_image
 
 
 _TAGS = [
@@ -123,25 +123,25 @@ _TAGS = [
     *("BitsAllocated", "BitsStored", "HighBit", "RescaleSlope", "RescaleIntercept", "PixelData"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 ]
-"""What is read of a header: nothing that names the patient."""
+"""Elements of a header that are read: none of them names the patient."""
 
 _UNDEFINED = 0xFFFFFFFF
-_PLAIN = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
-"""Transfer syntaxes whose pixels are as long as rows, columns and bits say."""
+_UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
+"""Transfer syntaxes without compression: rows, columns and bits give the length of the pixel data."""
 
 
 def _read_header(path: Path) -> list[Slice]:
-    """The planes of one file; none where it is no image."""
+    """The planes of one file; an empty list where it is no image."""
     import pydicom  # not needed for any other format
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd values, which are looked at here
+            warnings.simplefilter("ignore")  # pydicom warns of unusual values, which are checked here
             dataset = pydicom.dcmread(path, force=True, defer_size=1024, specific_tags=_TAGS)
             return _planes(path, dataset)
     except InputError:
         raise
-    except Exception as error:  # pydicom's own, and whatever a damaged value leads to
+    except Exception as error:  # pydicom's own errors, and any error that a damaged value causes
         raise InputError(
             f"The DICOM file {path.name} in {path.parent} cannot be read (damaged, or a value in its header is no "
             f"number where one must be): export the series again or convert it to NIfTI."
@@ -151,7 +151,7 @@ def _read_header(path: Path) -> list[Slice]:
 def _planes(path: Path, dataset: Any) -> list[Slice]:
     kind = str(dataset.file_meta.get("MediaStorageSOPClassUID", "") or dataset.get("SOPClassUID", ""))
     modality = str(dataset.get("Modality") or "")
-    # What is stored under no public storage class is a directory or a vendor's own object.
+    # An object without a public storage class is a directory or a vendor's private object.
     if (kind and (not kind.startswith(_STORAGE) or kind.startswith(_NOT_SLICES))) or modality in _NOT_SLICES_MODALITIES:
         return []
     if not dataset.get("Rows") or not dataset.get("Columns"):
@@ -169,7 +169,7 @@ def _planes(path: Path, dataset: Any) -> list[Slice]:
         study=str(dataset.get("StudyInstanceUID") or ""),
         modality=modality,
         size=(int(dataset.Columns), int(dataset.Rows)),
-        spacing=_swapped(_floats(dataset.get("PixelSpacing"), 2)),
+        spacing=_column_row_spacing(_floats(dataset.get("PixelSpacing"), 2)),
         position=_floats(dataset.get("ImagePositionPatient"), 3),
         row=orientation and orientation[:3],
         column=orientation and orientation[3:],
@@ -177,19 +177,19 @@ def _planes(path: Path, dataset: Any) -> list[Slice]:
         at_detector=bool(dataset.get("ImagerPixelSpacing")),
         inverted=str(dataset.get("PhotometricInterpretation")) == "MONOCHROME1",
         rescale=rescale,
-        applied=rescale,
-        highest=-1 if signed else 2**stored - 1,
+        applied_rescale=rescale,
+        highest_storable=-1 if signed else 2**stored - 1,
     )
     _check_pixels(plane, dataset, frames)
     return [plane] if frames == 1 else _frames(plane, dataset, frames)
 
 
 def _rescale(dataset: Any) -> tuple[float, float]:
-    """Slope and intercept; a `ValueError` where there is one without the other, or one that is no number."""
-    given = [name for name in ("RescaleSlope", "RescaleIntercept") if name in dataset]
-    if not given:
+    """Slope and intercept; a `ValueError` where only one of them is present, or one is no number."""
+    present = [name for name in ("RescaleSlope", "RescaleIntercept") if name in dataset]
+    if not present:
         return 1.0, 0.0
-    if len(given) == 1:
+    if len(present) == 1:
         raise ValueError("half a rescale")
     slope, intercept = float(dataset["RescaleSlope"].value), float(dataset["RescaleIntercept"].value)
     if not (math.isfinite(slope) and math.isfinite(intercept)) or slope == 0 or max(abs(slope), abs(intercept)) > 1e9:
@@ -198,7 +198,7 @@ def _rescale(dataset: Any) -> tuple[float, float]:
 
 
 def _check_pixels(plane: Slice, dataset: Any, frames: int) -> None:
-    """Refuse pixels that GDCM would make something of: too few of them, or stored in a way that contradicts itself."""
+    """Refuse pixels that GDCM would read wrongly: too few of them, or a header that contradicts itself."""
     allocated, stored = dataset.get("BitsAllocated"), dataset.get("BitsStored")
     consistent = (
         allocated in (8, 16, 32)
@@ -212,10 +212,10 @@ def _check_pixels(plane: Slice, dataset: Any, frames: int) -> None:
     length = getattr(element, "length", None)
     if element is not None and length is None:
         length = len(element.value)
-    needed = math.prod(plane.size) * plane.components * frames * (allocated or 0) // 8
-    plain = str(dataset.file_meta.get("TransferSyntaxUID", _PLAIN[0])) in _PLAIN
-    whole = length is not None and (length in (needed, needed + 1) if plain else length > 0)
-    if not (consistent and whole):
+    expected = math.prod(plane.size) * plane.components * frames * (allocated or 0) // 8
+    uncompressed = str(dataset.file_meta.get("TransferSyntaxUID", _UNCOMPRESSED[0])) in _UNCOMPRESSED
+    complete = length is not None and (length in (expected, expected + 1) if uncompressed else length > 0)
+    if not (consistent and complete):
         raise InputError(
             f"The DICOM file {plane.path.name} in {plane.path.parent} is damaged: its pixels are not stored as its "
             f"header says (Rows, Columns, Bits..., PhotometricInterpretation, PixelData), so export the series again."
@@ -223,20 +223,20 @@ def _check_pixels(plane: Slice, dataset: Any, frames: int) -> None:
 
 
 def _frames(plane: Slice, dataset: Any, count: int) -> list[Slice]:
-    """A slice for each frame of a file, where its functional groups say that it lies."""
+    """A slice for each frame of a file, with the position that its functional groups give."""
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [{}])[0]
-    own = dataset.get("PerFrameFunctionalGroupsSequence") or []
-    if own and len(own) != count:
+    per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    if per_frame and len(per_frame) != count:
         raise ValueError("frames without a description")
 
     def value(frame: int, sequence: str, name: str) -> Any:
-        for group in (own[frame] if own else {}, shared):
+        for group in (per_frame[frame] if per_frame else {}, shared):
             if (items := group.get(sequence)) and name in items[0]:
                 return items[0].get(name)
         return None
 
     def rescale(frame: int) -> tuple[float, float]:
-        for group in (own[frame] if own else {}, shared):
+        for group in (per_frame[frame] if per_frame else {}, shared):
             if items := group.get("PixelValueTransformationSequence"):
                 return _rescale(items[0])
         return plane.rescale
@@ -251,20 +251,20 @@ def _frames(plane: Slice, dataset: Any, count: int) -> list[Slice]:
                 position=_floats(value(frame, "PlanePositionSequence", "ImagePositionPatient"), 3),
                 row=orientation and orientation[:3],
                 column=orientation and orientation[3:],
-                spacing=_swapped(_floats(value(frame, "PixelMeasuresSequence", "PixelSpacing"), 2)),
+                spacing=_column_row_spacing(_floats(value(frame, "PixelMeasuresSequence", "PixelSpacing"), 2)),
                 rescale=rescale(frame),
-                applied=rescale(0),
+                applied_rescale=rescale(0),
             )
         )
     return slices
 
 
-def _swapped(numbers: tuple[float, ...] | None) -> tuple[float, float] | None:
+def _column_row_spacing(numbers: tuple[float, ...] | None) -> tuple[float, float] | None:
     return (numbers[1], numbers[0]) if numbers and min(numbers) > 0 else None
 
 
 def _floats(values: Any, count: int) -> tuple[float, ...] | None:
-    """As many finite numbers as there must be, or None."""
+    """Exactly ``count`` finite numbers; None for anything else."""
     try:
         numbers = tuple(float(value) for value in values or ())
     except (ValueError, TypeError):

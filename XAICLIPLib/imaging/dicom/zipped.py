@@ -1,4 +1,4 @@
-"""Zip files of DICOM slices, as portals hand them out, without trusting their names or their sizes."""
+"""Zip files of DICOM slices, as hospital portals give them out. File names and sizes in them are not trusted."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 
 from XAICLIPLib.errors import InputError
 
-MOST_FILES = 50_000
-MOST_BYTES = 20_000_000_000
+MAX_FILES = 50_000
+MAX_BYTES = 20_000_000_000
 
 _BLOCK = 1 << 20
 
@@ -22,12 +22,12 @@ _BLOCK = 1 << 20
 def unpacked(archive: Path) -> Iterator[Path]:
     """A private folder with the files of a zip file, removed when the block ends.
 
-    The files are numbered: their own names, which may lead out of the folder, are not used.
+    The unpacked files are numbered: their names in the archive, which could lead out of the folder, are not used.
 
     Raises
     ------
     InputError
-        It is damaged, encrypted, or larger than a scan or than the disk.
+        It is damaged, encrypted, or larger than any scan or than the free space on the disk.
     """
     with tempfile.TemporaryDirectory(prefix="xaiclip-") as name:
         folder = Path(name)
@@ -45,10 +45,10 @@ def unpacked(archive: Path) -> Iterator[Path]:
 
 
 def _check_size(archive: Path, members: list[zipfile.ZipInfo], free: int) -> None:
-    if len(members) > MOST_FILES:
+    if len(members) > MAX_FILES:
         raise InputError(f"{archive} holds {len(members)} files, more than a scan has: give a zip file of one series.")
     total = sum(member.file_size for member in members)
-    if total > min(MOST_BYTES, free):
+    if total > min(MAX_BYTES, free):
         raise InputError(
             f"{archive} needs {total / 1e6:,.0f} MB unpacked, more than a scan or than is free on the disk: "
             f"unpack it yourself and give the folder."
@@ -56,10 +56,10 @@ def _check_size(archive: Path, members: list[zipfile.ZipInfo], free: int) -> Non
 
 
 def _write(opened: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> None:
-    """Write a member, and no more of it than the archive said."""
-    left = member.file_size
+    """Write a member, with no more bytes than the archive states."""
+    remaining = member.file_size
     with opened.open(member) as source, path.open("wb") as target:
-        while left and (block := source.read(min(_BLOCK, left))):
-            left -= target.write(block)
-        if left or source.read(1):
+        while remaining and (block := source.read(min(_BLOCK, remaining))):
+            remaining -= target.write(block)
+        if remaining or source.read(1):
             raise zipfile.BadZipFile
