@@ -26,8 +26,8 @@ from setting import CPU, arguments
 
 from XAICLIPLib import anatomy, imaging
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.localization import context
-from XAICLIPLib.localization.localizer import ClipLocalizer, View
+from XAICLIPLib.localization import learned_prompts
+from XAICLIPLib.localization.localizer import ClipLocalizer, PreparedVolume
 from XAICLIPLib.localization.region import clean, guided_region
 from XAICLIPLib.models import catalogue
 from XAICLIPLib.training import data, pairs, prompts
@@ -54,7 +54,7 @@ def tuned(localizer: ClipLocalizer, root: Path, count: int, steps: int, file: Pa
         steps=steps,
         tell=lambda text: print(text, file=sys.stderr, flush=True),
     )
-    return context.save(result.contexts, localizer.model, file)
+    return learned_prompts.save(result.prompts, localizer.model, file)
 
 
 def overlaps(localizers: Sequence[ClipLocalizer], found: Sequence[Case]) -> dict[str, list[list[float]]]:
@@ -72,7 +72,7 @@ def overlaps(localizers: Sequence[ClipLocalizer], found: Sequence[Case]) -> dict
 
 
 def _overlap(
-    localizer: ClipLocalizer, view: View, case: Case, truth: sitk.Image, structure: anatomy.Structure
+    localizer: ClipLocalizer, view: PreparedVolume, case: Case, truth: sitk.Image, structure: anatomy.Structure
 ) -> tuple[float, float]:
     probability = localizer.probability(view, *localizer.class_embeddings(structure, "CT"))
     core = imaging.resample_like(clean(probability, localizer.threshold, 0), case.image, "nearest")
@@ -126,12 +126,12 @@ def main() -> None:
     torch.set_flush_denormal(True)
     shipped = catalogue.load_localizer(None, CPU)
     assert isinstance(shipped, ClipLocalizer)
-    before = shipped.with_contexts(None)
+    before = shipped.with_prompts(None)
     with tempfile.TemporaryDirectory() as folder:
         file = options.prompts or tuned(
             before, options.data, options.train, options.steps, Path(folder) / "prompts.safetensors"
         )
-        both = [before, before.with_contexts(context.load(file, before.model))]
+        both = [before, before.with_prompts(learned_prompts.load(file, before.model))]
     print_overlaps("Validation subjects (18-19)", overlaps(both, list(cases(options.data, data.VALIDATION, False))))
     if not options.no_test:
         found = list(cases(options.data, data.TEST, other_source=True))

@@ -71,7 +71,7 @@ def _whole(given: str) -> int:
 def _tune(options: argparse.Namespace) -> int:
     import torch
 
-    from XAICLIPLib.localization import context
+    from XAICLIPLib.localization import learned_prompts
     from XAICLIPLib.localization.localizer import ClipLocalizer
     from XAICLIPLib.models import catalogue
     from XAICLIPLib.system.devices import choose_device
@@ -99,7 +99,7 @@ def _tune(options: argparse.Namespace) -> int:
         modality=options.modality,
         tell=say,
     )
-    written = context.save(tuned.contexts, localizer.model, options.output)
+    written = learned_prompts.save(tuned.prompts, localizer.model, options.output)
     tell(f"Regions and labels of {len(validation)} held-out scans, without the margin:\n")
     tell(prompts.table(tuned.before, tuned.after))
     if tuned.absent:

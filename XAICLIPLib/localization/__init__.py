@@ -1,4 +1,4 @@
-"""Words to region: where in a volume an image-text model sees the named structure. Imports imaging and system."""
+"""From words to a region: where in a volume an image-text model finds a structure. Imports imaging and system."""
 
 PROMPTS_FILE = "prompts.safetensors"
-"""In a localizer's folder: its learned prompts, which are then used without being asked for."""
+"""File of learned prompts in a localizer's folder; it is used by default."""

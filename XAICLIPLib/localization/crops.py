@@ -28,16 +28,16 @@ def crop_embeddings(encode: Callable[[Tensor], Tensor], images: Tensor, batch_si
     Returns
     -------
     Tensor
-        (N, `CELLS`, `CELLS`, D), of unit length: at each cell the mean over the crops that hold it, those weighted more
-        whose middle is near; first within a size, then over the sizes, so that cells at the edge, which few crops
-        hold, weigh the sizes like all others.
+        (N, `CELLS`, `CELLS`, D), of unit length: for each cell the weighted mean over the crops that contain it. Crops
+        whose centre is near weigh more. The mean is taken within each size first and then over the sizes, so that both
+        sizes count equally also at the edge, where few crops contain a cell.
     """
     side = images.shape[-1]
     edges = torch.linspace(0, side, CELLS + 1).round().int().tolist()
     maps = []
     for cells in CROP_CELLS:
         starts = range(CELLS - cells + 1)
-        placed = [(i, j) for i in starts for j in starts]
+        crop_starts = [(i, j) for i in starts for j in starts]
         crops = [
             functional.interpolate(
                 images[:, :, edges[i] : edges[i + cells], edges[j] : edges[j + cells]],
@@ -45,15 +45,15 @@ def crop_embeddings(encode: Callable[[Tensor], Tensor], images: Tensor, batch_si
                 mode="bilinear",
                 antialias=True,
             )
-            for i, j in placed
+            for i, j in crop_starts
         ]
         embedded = torch.cat([encode(part) for part in torch.cat(crops).split(batch_size)])
-        embedded = functional.normalize(embedded.float(), dim=-1).reshape(len(placed), len(images), -1)
-        near = torch.hann_window(cells + 2, periodic=False, device=images.device)[1:-1]
-        weight = (near[:, None] * near)[:, :, None]
+        embedded = functional.normalize(embedded.float(), dim=-1).reshape(len(crop_starts), len(images), -1)
+        taper = torch.hann_window(cells + 2, periodic=False, device=images.device)[1:-1]
+        weight = (taper[:, None] * taper)[:, :, None]
         total = torch.zeros(len(images), CELLS, CELLS, embedded.shape[-1], device=images.device)
         weights = torch.zeros(CELLS, CELLS, 1, device=images.device)
-        for (i, j), embedding in zip(placed, embedded, strict=True):
+        for (i, j), embedding in zip(crop_starts, embedded, strict=True):
             total[:, i : i + cells, j : j + cells] += weight * embedding[:, None, None]
             weights[i : i + cells, j : j + cells] += weight
         maps.append(total / weights)

@@ -1,8 +1,8 @@
 """Patch embeddings in the joint image-text space of an open_clip model.
 
-The pooled embedding of a CLIP image tower says what is in the image, not where. The value path of the last
-attention layer keeps each patch's own evidence and lies, after the usual projection, in the joint space: every
-patch can be compared with a text.
+The pooled embedding of a CLIP image tower tells what is in the image, but not at which place. The values of the last
+attention layer are separate for each patch, and after the usual projection lie in the joint space: so every patch can
+be compared with a text.
 
 References
 ----------
@@ -36,7 +36,7 @@ def _blocks(visual: Any) -> nn.ModuleList | nn.Sequential | None:
 
 
 def _is_plain(block: Any) -> bool:
-    """Whether a timm block is the ViT's own: others (EVA, BEiT, differential attention) mix in more than attention."""
+    """Whether a timm block is a plain ViT block: others (EVA, BEiT, differential attention) contain further steps."""
     attention: Any = getattr(block, "attn", None)
     return (
         type(attention).__name__ == "Attention"
@@ -54,7 +54,7 @@ def _value_path(block: Any, tokens: Tensor) -> Tensor:
         width = tokens.shape[-1]
         bias = None if attention.in_proj_bias is None else attention.in_proj_bias[2 * width :]
         value = functional.linear(block.ln_1(tokens), attention.in_proj_weight[2 * width :], bias)
-        # The next three are of open_clip's custom block (``qk_norm``, ``scale_heads``, ... in its configuration).
+        # The next three belong to open_clip's custom block (``qk_norm``, ``scale_heads``, ... in its configuration).
         scale = getattr(attention, "head_scale", None)
         if scale is not None:
             value = value * scale.flatten().repeat_interleave(width // len(scale))
@@ -70,7 +70,7 @@ def _value_path(block: Any, tokens: Tensor) -> Tensor:
 
 
 def _project(visual: Any, tokens: Tensor) -> Tensor:
-    """Bring patch tokens (N, L, width) into the joint space (N, L, D) as the tower does with its pooled token."""
+    """Project patch tokens (N, L, width) into the joint space (N, L, D), as the tower does with its pooled token."""
     if hasattr(visual, "trunk"):
         trunk = visual.trunk
         tokens = trunk.norm(tokens)
@@ -88,7 +88,7 @@ def dense_embeddings(visual: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     visual
         ``model.visual`` of an open_clip model for which `has_patch_tokens` holds.
     images
-        (N, 3, H, W), normalised as the model wants it.
+        (N, 3, H, W), with the model's normalisation.
 
     Returns
     -------
@@ -100,14 +100,14 @@ def dense_embeddings(visual: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     blocks = _blocks(visual)
     if blocks is None:
         raise TypeError(f"{type(visual).__name__} gives no patch tokens")
-    entering: list[Tensor] = []
-    handle = blocks[-1].register_forward_pre_hook(lambda _module, inputs: entering.append(inputs[0]))
+    block_inputs: list[Tensor] = []
+    handle = blocks[-1].register_forward_pre_hook(lambda _module, inputs: block_inputs.append(inputs[0]))
     try:
         pooled = visual(images)
     finally:
         handle.remove()
     pooled = pooled[0] if isinstance(pooled, tuple) else pooled
-    tokens = entering[0]
+    tokens = block_inputs[0]
     if not getattr(getattr(visual, "transformer", None), "batch_first", True):
         tokens = tokens.transpose(0, 1)
     prefix = visual.trunk.num_prefix_tokens if hasattr(visual, "trunk") else 1
@@ -123,7 +123,7 @@ def _grid(visual: Any, images: Tensor, count: int) -> tuple[int, int]:
     rows, columns = (int(side) // int(step) for side, step in zip(images.shape[-2:], patch, strict=True))
     edge = math.isqrt(count)
     if rows * columns != count and images.shape[-2] == images.shape[-1] and edge**2 == count:
-        return edge, edge  # behind a convolutional stem, patches are not what their size says
+        return edge, edge  # after a convolutional stem, the patch size does not give their number
     if rows * columns != count:
         raise ValueError(f"{count} patch tokens do not fill a grid of {rows} x {columns}")
     return rows, columns

@@ -1,7 +1,7 @@
 """From words to a probability volume: dense image-text similarity, slice by slice.
 
-Every patch of every axial slice is compared with texts of the structure that is looked for, of the structures it
-might be mistaken for, and of background; a softmax over all of them gives the probability of the prompt.
+Every patch of every axial slice is compared with texts of the prompt's structure, of structures that might be confused
+with it, and of background. A softmax over all of them gives the probability of the prompt.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from torch.nn import functional
 from XAICLIPLib import anatomy, imaging
 from XAICLIPLib.anatomy import Structure
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.localization import context
-from XAICLIPLib.localization.context import BACKGROUND, Contexts
+from XAICLIPLib.localization import learned_prompts
 from XAICLIPLib.localization.crops import crop_embeddings
 from XAICLIPLib.localization.dense import dense_embeddings, has_patch_tokens
+from XAICLIPLib.localization.learned_prompts import BACKGROUND, LearnedPrompts
 from XAICLIPLib.localization.openclip import ImageTextModel
 from XAICLIPLib.localization.slices import Modality, prepare_slices
 
 Advance = Callable[[int, int], None]
-"""Called with what is done and what there is to do."""
+"""Called with the number of slices that are done, and their total."""
 
 CONTRASTS = tuple(
     "liver,spleen,left kidney,right kidney,stomach,pancreas,gallbladder,aorta,inferior vena cava,esophagus,"
     "urinary bladder,small bowel,colon,heart,brain,lung,bone,muscle,fat,air".split(",")
 )
-"""Structures that a prompt competes with where the localizer's folder does not name its own."""
+"""Structures that a prompt is compared with, unless the localizer's folder names others."""
 
 SAME_MEANING = 0.8
-"""Cosine, after the mean over the contrasts is taken off, from which a contrast means what a free text means."""
+"""Cosine, after subtracting the mean over the contrasts, from which a contrast means the same as a free text."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a localizer is used; a model's folder may say so in ``xaiclip.json``, with these names.
+    """How a localizer is used. A model's folder may set these values in ``xaiclip.json``, by these names.
 
     Attributes
     ----------
@@ -62,12 +62,13 @@ class Settings:
     threshold
         Relative probability (see ``certain``) from which a voxel belongs to the region.
     certain
-        Probabilities are divided by their largest, but by no less than this: a patch holds more than one organ, so that
-        even in the middle of a small one it never comes near 1; and what is nowhere likely must stay unlikely.
+        Probabilities are divided by their maximum, but at least by this value. A patch holds more than one organ, so
+        that even in the middle of a small organ the probability is far below 1; and a structure that is unlikely
+        everywhere must stay unlikely.
     batch_size
         Slices embedded together.
     wordings
-        Texts of each contrast (of the prompt, all are used).
+        Number of texts for each contrast (for the prompt, all texts are used).
     """
 
     contrasts: tuple[str, ...] = CONTRASTS
@@ -87,18 +88,18 @@ class Settings:
         if path is None or not path.is_file():
             return cls() if has_patch_tokens(model.model.visual) else cls(slice_mm=10.0, batch_size=4)
         try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            unknown = set(found) - {f.name for f in fields(cls)}
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            unknown = set(values) - {f.name for f in fields(cls)}
             if unknown:
                 raise ValueError(f"unknown settings {', '.join(sorted(unknown))}")
-            if "contrasts" in found:
-                found["contrasts"] = _structures(found["contrasts"])
-            return cls(**found)._checked()
+            if "contrasts" in values:
+                values["contrasts"] = _structures(values["contrasts"])
+            return cls(**values)._checked()
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"{path} cannot be used ({error}).") from error
 
     def _checked(self) -> Settings:
-        """Itself, or a ValueError that names the setting that cannot be."""
+        """These settings; a ValueError names the first invalid one."""
         whole = {"shifts": 1, "batch_size": 1, "wordings": 1}
         least = {"slice_mm": 0.1, "field_of_view": 0.1, "smoothing_mm": 0.0, "threshold": 0.0, "certain": 0.01} | whole
         for name, low in least.items():
@@ -116,7 +117,7 @@ class Localizer(Protocol):
 
     @property
     def name(self) -> str:
-        """Short name for the user."""
+        """Short name that the user sees."""
         ...
 
     @property
@@ -137,22 +138,22 @@ class Localizer(Protocol):
 
 
 @dataclass(frozen=True)
-class View:
-    """A volume as an image-text model sees it.
+class PreparedVolume:
+    """A volume as slices for an image-text model, with their embeddings.
 
     Attributes
     ----------
     slices
-        Its square axial slices; of them the grid counts.
+        Its square axial slices; only their grid is used.
     grey
         (S, H, W), windowed to [0, 1].
     seen
-        Embedding maps (N, h, w, D) of batches of slices, by their checksum, as far as they have been computed.
+        Embedding maps (N, h, w, D) of the batches of slices that have been computed, by the checksum of the batch.
     """
 
     slices: sitk.Image
     grey: Tensor
-    seen: dict[bytes, Tensor]
+    embedding_maps: dict[bytes, Tensor]
 
 
 class ClipLocalizer:
@@ -163,10 +164,9 @@ class ClipLocalizer:
     model
         The image-text model.
     settings
-        How it is used; by default what its folder says.
-    contexts
-        Learned prompts; structures that have none, and volumes of a modality that they are not for, get hand-written
-        ones.
+        How it is used; by default as its folder says.
+    prompts
+        Learned prompts. Hand-written texts are used for structures without one, and for volumes of another modality.
 
     References
     ----------
@@ -174,15 +174,15 @@ class ClipLocalizer:
     """
 
     def __init__(
-        self, model: ImageTextModel, settings: Settings | None = None, contexts: Contexts | None = None
+        self, model: ImageTextModel, settings: Settings | None = None, prompts: LearnedPrompts | None = None
     ) -> None:
         self.model = model
         self.settings = settings or Settings.of(model)
-        self.contexts = contexts
+        self.prompts = prompts
         self._embedded: dict[tuple[str, ...], Tensor] = {}
         self._learned: dict[str, Tensor] = {}
-        self._volume = b""  # the last volume's checksum and embeddings: another prompt for it costs next to nothing
-        self._seen: dict[bytes, Tensor] = {}
+        self._volume = b""  # checksum of the last volume, whose embeddings are kept: another prompt is then fast
+        self._embedding_maps: dict[bytes, Tensor] = {}
 
     @property
     def name(self) -> str:
@@ -198,8 +198,8 @@ class ClipLocalizer:
     def provenance(self) -> dict[str, Any]:
         """Name, checksum, settings, and the learned prompts where there are any."""
         settings = {f.name: getattr(self.settings, f.name) for f in fields(self.settings)}
-        told = {"name": self.name, "kind": "open_clip", "sha256": self.model.checksum, "settings": settings}
-        return told if self.contexts is None else told | {"prompts": self.contexts.provenance}
+        provenance = {"name": self.name, "kind": "open_clip", "sha256": self.model.checksum, "settings": settings}
+        return provenance if self.prompts is None else provenance | {"prompts": self.prompts.provenance}
 
     def locate(
         self,
@@ -208,7 +208,7 @@ class ClipLocalizer:
         modality: Modality | None,
         advance: Advance = lambda done, total: None,
     ) -> sitk.Image:
-        """Where the prompt is.
+        """Relative probability of the prompt in a volume.
 
         Parameters
         ----------
@@ -226,43 +226,45 @@ class ClipLocalizer:
         SimpleITK.Image
             Relative probability in [0, 1] (`Settings.certain`), float32, on square axial slices around the body.
         """
-        classes, sought = self.class_embeddings(prompt, modality)
-        seen = self.view(image, modality)
-        volume = hashlib.sha256(seen.grey.numpy().tobytes()).digest()
+        classes, is_prompt = self.class_embeddings(prompt, modality)
+        prepared = self.view(image, modality)
+        volume = hashlib.sha256(prepared.grey.numpy().tobytes()).digest()
         if volume != self._volume:
-            self._volume, self._seen = volume, {}
-        return self.probability(View(seen.slices, seen.grey, self._seen), classes, sought, advance)
+            self._volume, self._embedding_maps = volume, {}
+        return self.probability(
+            PreparedVolume(prepared.slices, prepared.grey, self._embedding_maps), classes, is_prompt, advance
+        )
 
-    def with_contexts(self, contexts: Contexts | None) -> ClipLocalizer:
-        """The same localizer with other learned prompts, or none."""
-        other = type(self)(self.model, self.settings, contexts)
+    def with_prompts(self, prompts: LearnedPrompts | None) -> ClipLocalizer:
+        """The same localizer with other learned prompts, or with none."""
+        other = type(self)(self.model, self.settings, prompts)
         other._embedded = self._embedded
         return other
 
-    def embeddings(self, view: View) -> Tensor:
+    def embeddings(self, view: PreparedVolume) -> Tensor:
         """Patch embeddings of a volume, (S, h, w, D) of unit length, on the CPU."""
-        self._seen = view.seen
+        self._embedding_maps = view.embedding_maps
         parts = view.grey.split(self.settings.batch_size)
         with torch.inference_mode():
             embedded = torch.cat([self._embed_slices(part.to(self.model.device)).cpu() for part in parts])
         return embedded.clone()  # usable where gradients are computed
 
-    def view(self, image: sitk.Image, modality: Modality | None) -> View:
-        """A volume as the model sees it."""
-        slices = field_of_view(image, self.model.side, self.settings.slice_mm, self.settings.field_of_view)
-        return View(slices, torch.from_numpy(prepare_slices(sitk.GetArrayFromImage(slices), modality)), {})
+    def view(self, image: sitk.Image, modality: Modality | None) -> PreparedVolume:
+        """The slices of a volume, prepared for the model."""
+        slices = slices_around_body(image, self.model.side, self.settings.slice_mm, self.settings.field_of_view)
+        return PreparedVolume(slices, torch.from_numpy(prepare_slices(sitk.GetArrayFromImage(slices), modality)), {})
 
     def probability(
-        self, view: View, classes: Tensor, sought: Tensor, advance: Advance = lambda done, total: None
+        self, view: PreparedVolume, classes: Tensor, is_prompt: Tensor, advance: Advance = lambda done, total: None
     ) -> sitk.Image:
-        """Relative probability of the sought classes (see `class_embeddings`) in a volume, as `locate` gives it."""
+        """Relative probability of the prompt's classes (see `class_embeddings`) in a volume, as `locate` gives it."""
         slices, count = view.slices, len(view.grey)
-        self._seen = view.seen
+        self._embedding_maps = view.embedding_maps
         maps: list[Tensor] = []
         for batch in view.grey.split(self.settings.batch_size):
-            maps.append(self._probability(batch.to(self.model.device), classes, sought).cpu())
+            maps.append(self._probability(batch.to(self.model.device), classes, is_prompt).cpu())
             advance(sum(map(len, maps)), count)
-        # By a finite kernel: ITK's recursive one leaves [0, 1] and wants four slices.
+        # A finite kernel: ITK's recursive filter leaves [0, 1], and needs four slices.
         sigma = self.settings.smoothing_mm / np.array(slices.GetSpacing()[::-1])
         smooth = ndimage.gaussian_filter(torch.cat(maps).numpy(), sigma, mode="nearest")
         relative = smooth / max(float(smooth.max()), self.settings.certain)
@@ -271,29 +273,31 @@ class ClipLocalizer:
         return stacked
 
     def class_embeddings(self, prompt: Structure | str, modality: Modality | None) -> tuple[Tensor, Tensor]:
-        """Text embeddings of all classes, (K, D) of unit length, and which of them are the prompt, (K,) bool.
+        """Text embeddings of all classes, (K, D) of unit length, and which of them belong to the prompt, (K,) bool.
 
-        The prompt's own come first: one for free text; one for a structure, with one for each of its parts among the
-        contrasts, or these alone where they make it up. A contrast that shares a part with the prompt does not compete
-        with it, save a wider one where the prompt is a contrast too.
+        The prompt's classes come first. Free text is one class. A structure is one class, and each of its parts among
+        the contrasts is another; where these parts make up the whole structure, they are its only classes. A contrast
+        that shares a part with the prompt does not compete with it, except for a wider one where the prompt is a
+        contrast too.
         """
         if isinstance(prompt, str):
-            own = [self.embed(anatomy.texts(prompt, modality))]
+            sought = [self.embed(anatomy.texts(prompt, modality))]
             rivals = [anatomy.structure(name) for name in self.settings.contrasts]
-            written = [self.embed(self.wordings(s, modality)) for s in rivals]
-            same = _same_meaning(own[0], written) if written else None  # among what people wrote, not what was learned
+            rival_texts = [self.embed(self.wordings(s, modality)) for s in rivals]
+            # Learned prompts are left out of this comparison.
+            same = _contrast_of_same_meaning(sought[0], rival_texts) if rival_texts else None
             rivals = [s for n, s in enumerate(rivals) if n != same]
         else:
             known, rivals = self.classes(prompt)
-            own = [self.class_embedding(s.name, anatomy.texts(s, modality), modality) for s in known]
+            sought = [self.class_embedding(s.name, anatomy.texts(s, modality), modality) for s in known]
         others = [self.class_embedding(s.name, self.wordings(s, modality), modality) for s in rivals]
         background = self.class_embedding(BACKGROUND, anatomy.background_phrases(), modality)
-        sought = torch.zeros(len(own) + len(others) + 1, dtype=torch.bool, device=self.model.device)
-        sought[: len(own)] = True
-        return torch.stack([*own, *others, background]), sought
+        is_prompt = torch.zeros(len(sought) + len(others) + 1, dtype=torch.bool, device=self.model.device)
+        is_prompt[: len(sought)] = True
+        return torch.stack([*sought, *others, background]), is_prompt
 
     def classes(self, prompt: Structure) -> tuple[list[Structure], list[Structure]]:
-        """The structures that a prompt is made of, and those that compete with it (see `class_embeddings`)."""
+        """The structures that a prompt consists of, and those that compete with it (see `class_embeddings`)."""
         rivals = [anatomy.structure(name) for name in self.settings.contrasts]
         inside = anatomy.parts(prompt)
         known = [s for s in rivals if s.name in inside and s != prompt]
@@ -303,13 +307,13 @@ class ClipLocalizer:
         apart = {s.name for s in known} <= set(self.settings.contrasts)
         return known, [s for s in rivals if not inside & anatomy.parts(s) or (apart and inside < anatomy.parts(s))]
 
-    def class_embedding(self, name: str, written: Sequence[str], modality: Modality | None) -> Tensor:
-        """Embedding (D,) of a class: of its learned prompt where there is one, else of these hand-written texts."""
-        if self.contexts is None or name not in self.contexts.vectors or not self.contexts.suit(modality):
-            return self.embed(written)
+    def class_embedding(self, name: str, texts: Sequence[str], modality: Modality | None) -> Tensor:
+        """Embedding (D,) of a class: of its learned prompt if there is one, else of these hand-written texts."""
+        if self.prompts is None or name not in self.prompts.vectors or not self.prompts.fits(modality):
+            return self.embed(texts)
         if name not in self._learned:
             with torch.inference_mode():
-                self._learned[name] = context.embed(self.model, {name: self.contexts.vectors[name]})[0]
+                self._learned[name] = learned_prompts.embed(self.model, {name: self.prompts.vectors[name]})[0]
         return self._learned[name]
 
     def wordings(self, structure: Structure, modality: Modality | None) -> list[str]:
@@ -328,28 +332,30 @@ class ClipLocalizer:
         return self._embedded[key]
 
     @torch.inference_mode()
-    def _probability(self, grey: Tensor, classes: Tensor, sought: Tensor) -> Tensor:
-        """Probability (N, H, W) of the sought classes on slices (N, H, W) in [0, 1]."""
+    def _probability(self, grey: Tensor, classes: Tensor, is_prompt: Tensor) -> Tensor:
+        """Probability (N, H, W) of the prompt's classes on slices (N, H, W) in [0, 1]."""
         side, shifts = grey.shape[-1], self.settings.shifts
         total, passes = torch.zeros_like(grey), torch.zeros_like(grey[0])
-        step = 0.0  # the first pass is not moved, and says how large a patch is
+        step = 0.0  # the first pass is not shifted, and gives the size of a patch
         for down in range(shifts):
             for right in range(shifts):
                 y, x = round(down * step), round(right * step)
-                moved = functional.pad(grey, (x, 0, y, 0))[:, :side, :side]
-                map_ = (self.model.scale * self._embed_slices(moved) @ classes.T).softmax(-1)[..., sought].sum(-1)
-                full = functional.interpolate(map_[:, None], size=(side, side), mode="bilinear")[:, 0]
+                shifted = functional.pad(grey, (x, 0, y, 0))[:, :side, :side]
+                probability = (
+                    (self.model.scale * self._embed_slices(shifted) @ classes.T).softmax(-1)[..., is_prompt].sum(-1)
+                )
+                full = functional.interpolate(probability[:, None], size=(side, side), mode="bilinear")[:, 0]
                 total[:, : side - y, : side - x] += full[:, y:, x:]
                 passes[: side - y, : side - x] += 1
-                step = side / map_.shape[-1] / shifts
+                step = side / probability.shape[-1] / shifts
         return total / passes
 
     def _embed_slices(self, grey: Tensor) -> Tensor:
         """Embedding maps (N, h, w, D) of slices (N, H, W), float32; kept until the volume changes."""
         key = hashlib.sha256(grey.cpu().numpy().tobytes()).digest()
-        if key not in self._seen:
-            self._seen[key] = self._run_tower(grey)
-        return self._seen[key]
+        if key not in self._embedding_maps:
+            self._embedding_maps[key] = self._run_tower(grey)
+        return self._embedding_maps[key]
 
     def _run_tower(self, grey: Tensor) -> Tensor:
         mean, std = (
@@ -363,9 +369,9 @@ class ClipLocalizer:
             return crop_embeddings(lambda crops: _pooled(self.model.model.encode_image(crops)), images)
 
 
-def _pooled(found: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """Embeddings (N, D) of whole images or texts; a tower with ``output_tokens`` gives tokens beside them."""
-    return found[0] if isinstance(found, tuple) else found
+def _pooled(embeddings: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """Embeddings (N, D) of whole images or texts; a tower with ``output_tokens`` also gives tokens."""
+    return embeddings[0] if isinstance(embeddings, tuple) else embeddings
 
 
 def _structures(names: Any) -> tuple[str, ...]:
@@ -375,22 +381,22 @@ def _structures(names: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(anatomy.structure(name).name for name in names))
 
 
-def _same_meaning(own: Tensor, others: list[Tensor]) -> int | None:
-    """Which of the contrasts means what the free text means, if one does."""
-    middle = torch.stack(others).mean(0)
-    alike = functional.cosine_similarity(torch.stack(others) - middle, (own - middle)[None], dim=-1)
-    best = int(alike.argmax())
-    return best if float(alike[best]) >= SAME_MEANING else None
+def _contrast_of_same_meaning(text: Tensor, contrasts: list[Tensor]) -> int | None:
+    """Index of the contrast that means the same as the free text; None if there is none."""
+    middle = torch.stack(contrasts).mean(0)
+    similarity = functional.cosine_similarity(torch.stack(contrasts) - middle, (text - middle)[None], dim=-1)
+    best = int(similarity.argmax())
+    return best if float(similarity[best]) >= SAME_MEANING else None
 
 
-def field_of_view(image: sitk.Image, side: int, slice_mm: float, margin: float) -> sitk.Image:
-    """Square axial slices around the body, ``side`` pixels wide, all that the volume has along the body's axis.
+def slices_around_body(image: sitk.Image, side: int, slice_mm: float, margin: float) -> sitk.Image:
+    """Square axial slices around the body, ``side`` pixels wide, along the whole height of the volume.
 
-    The pixel size follows the body, so that a child and a heavy adult fill the slice alike. Float32, index axes
+    The pixel size depends on the body, so that a child and a heavy adult fill the slice equally. Float32, index axes
     nearest to left, posterior, superior; outside the volume its lowest value.
     """
     coarse = imaging.standard_axial(image, (4.0, 4.0, slice_mm))
-    # A copy: a view does not keep the image alive that it looks into.
+    # A copy, because a view does not keep the image alive.
     inside = np.argwhere(sitk.GetArrayFromImage(imaging.body_mask(coarse)).any(axis=0))
     low, high = inside.min(0)[::-1], inside.max(0)[::-1] + 1  # x, y
     pixel = float((high - low).max()) * 4.0 * margin / side
@@ -398,7 +404,7 @@ def field_of_view(image: sitk.Image, side: int, slice_mm: float, margin: float) 
     middle = coarse.TransformContinuousIndexToPhysicalPoint([*((low + high - 1) / 2).tolist(), along])
     axes = np.reshape(coarse.GetDirection(), (3, 3))
     turned = sitk.DICOMOrient(image, "LPS")
-    # Enough slices to reach both ends: what lies outside of the last one would never belong to a region.
+    # Enough slices to reach both ends: a voxel beyond the last slice could never belong to a region.
     count = math.ceil(turned.GetSize()[2] * turned.GetSpacing()[2] / slice_mm - 1e-6)
     grid = sitk.Image([side, side, count], sitk.sitkUInt8)
     grid.SetSpacing([pixel, pixel, slice_mm])

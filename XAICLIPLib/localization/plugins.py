@@ -1,8 +1,8 @@
-"""Localizers of others: any object that turns an image and words into a mask, given or installed as a plugin.
+"""Other people's localizers: objects that turn an image and words into a mask, passed in or installed as a plugin.
 
-A text-to-mask model joins in with four names (`XAICLIPLib.localization.localizer.Localizer`): ``name``, ``threshold``,
-``provenance`` and ``locate(image, prompt, modality, advance)``. An installed package registers it for the command line
-under the entry-point group `GROUP`, as a callable that takes the device::
+A text-to-mask model is a localizer if it has four attributes (`XAICLIPLib.localization.localizer.Localizer`): ``name``,
+``threshold``, ``provenance`` and ``locate(image, prompt, modality, advance)``. An installed package registers it for the
+command line under the entry-point group `GROUP`, as a callable that takes the device::
 
     [project.entry-points."xaiclip.localizers"]
     my-localizer = "my_package:MyLocalizer"
@@ -25,6 +25,7 @@ GROUP = "xaiclip.localizers"
 
 
 ROUNDING = 1e-4
+"""How far a probability may exceed 1."""
 
 
 def find(name: str) -> EntryPoint | None:
@@ -33,58 +34,58 @@ def find(name: str) -> EntryPoint | None:
 
 
 def load(plugin: EntryPoint, device: torch.device) -> Localizer:
-    """Make a plugin's localizer. Its code runs: it was installed for that.
+    """Make a plugin's localizer. This runs the plugin's code, which the user installed for that purpose.
 
     Raises
     ------
     InputError
-        It cannot be loaded, or makes something else.
+        It cannot be loaded, or makes something that is no localizer.
     """
     try:
-        made = plugin.load()(device)
+        localizer = plugin.load()(device)
     except InputError:
         raise
-    except Exception as error:  # whatever a package of others may raise
-        told = reason(error, 300)
-        raise InputError(f"The localizer {plugin.name} ({plugin.value}) does not load: {told}") from error
-    return checked_localizer(made, plugin.name)
+    except Exception as error:  # other packages raise errors of any kind
+        cause = reason(error, 300)
+        raise InputError(f"The localizer {plugin.name} ({plugin.value}) does not load: {cause}") from error
+    return checked_localizer(localizer, plugin.name)
 
 
-def checked_localizer(made: Any, name: str) -> Localizer:
-    """The object, if it is a localizer.
+def checked_localizer(value: Any, name: str) -> Localizer:
+    """Return the object if it is a localizer.
 
     Raises
     ------
     InputError
-        It lacks something.
+        It lacks an attribute, or its threshold is invalid.
     """
-    missing = [part for part in ("name", "threshold", "provenance", "locate") if not hasattr(made, part)]
-    if missing or not callable(made.locate):
+    missing = [part for part in ("name", "threshold", "provenance", "locate") if not hasattr(value, part)]
+    if missing or not callable(value.locate):
         raise InputError(
-            f"The localizer {name} is none ({type(made).__name__} lacks {', '.join(missing) or 'a method locate'}): "
+            f"The localizer {name} is none ({type(value).__name__} lacks {', '.join(missing) or 'a method locate'}): "
             "see XAICLIPLib.localization.localizer.Localizer."
         )
-    threshold = made.threshold
+    threshold = value.threshold
     if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 < threshold < 1:
         raise InputError(f"The localizer {name} has the threshold {threshold}: it must lie between 0 and 1.")
-    localizer: Localizer = made
-    return localizer
+    checked: Localizer = value
+    return checked
 
 
-def checked_probability(found: Any, name: str) -> sitk.Image:
-    """What a localizer found, as float32; a mask of 0 and 1 will do.
+def checked_probability(volume: Any, name: str) -> sitk.Image:
+    """A localizer's probability volume as float32; a mask of 0 and 1 is allowed too.
 
     Raises
     ------
     InputError
-        It is no scalar 3D volume of numbers from 0 to 1.
+        It is not a scalar 3D volume of numbers from 0 to 1.
     """
-    if not isinstance(found, sitk.Image) or found.GetDimension() != 3 or found.GetNumberOfComponentsPerPixel() != 1:
+    if not isinstance(volume, sitk.Image) or volume.GetDimension() != 3 or volume.GetNumberOfComponentsPerPixel() != 1:
         raise InputError(f"The localizer {name} gave no scalar 3D volume: choose another one.")
-    values = sitk.GetArrayViewFromImage(found)
+    values = sitk.GetArrayViewFromImage(volume)
     low, high = (float(values.min()), float(values.max())) if values.size else (math.nan, math.nan)
     if not (np.isfinite(low) and np.isfinite(high) and low >= 0 and high <= 1 + ROUNDING):
         raise InputError(
             f"The localizer {name} gave values from {low:g} to {high:g}, no probabilities: choose another."
         )
-    return sitk.Cast(found, sitk.sitkFloat32)
+    return sitk.Cast(volume, sitk.sitkFloat32)

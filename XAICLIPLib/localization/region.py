@@ -16,27 +16,27 @@ from XAICLIPLib.errors import InputError
 RegionSource = Literal["guided", "whole", "prediction", "file", "prediction box"]
 
 MARGIN_MM = 8.0
-"""Added around the region: context beside an organ matters, and patches blur borders."""
+"""Margin around the region: the surroundings of an organ matter, and patches blur borders."""
 
 KEEP_MASS = 0.25
 """A component stays when it holds at least this share of the largest component's probability mass."""
 
 SMALLEST_ML, LARGEST_SHARE = 1.0, 0.6
-"""A region below (without its margin), or above this share of the body, is implausible for one structure."""
+"""A region of less than this volume (without its margin), or more than this share of the body, is not plausible."""
 
 ROUNDING_MM = 1e-3
-"""Distances are float32: ten voxels of 0.8 mm would else be farther than 8 mm."""
+"""Distances are float32: without this tolerance, ten voxels of 0.8 mm would be more than 8 mm."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How a region and the network's prediction of the target lie to each other.
+    """How well a region agrees with the network's prediction of the target.
 
     Attributes
     ----------
     dice
-        Overlap of region and prediction, 0 to 1. A region with its margin is larger than the organ, so that it stays
-        well below 1 where all is right.
+        Overlap of region and prediction, 0 to 1. A region with its margin is larger than the organ, so that the
+        value is well below 1 even for a perfect region.
     recall
         Share of the prediction that lies inside the region.
     centroid_distance_mm
@@ -50,7 +50,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Region:
-    """Where perturbations are made.
+    """The region in which perturbations are made.
 
     Attributes
     ----------
@@ -58,7 +58,7 @@ class Region:
         uint8, in the input's geometry.
     source
         ``guided``: by the localizer; ``prediction box``: the localizer's region was unusable; ``whole``: everywhere;
-        ``prediction``: what the network itself draws; ``file``: the user's mask.
+        ``prediction``: the network's own prediction; ``file``: the user's mask.
     probability
         float32 in the input's geometry, for ``guided``; else None.
     volume_ml, share_of_body
@@ -66,7 +66,7 @@ class Region:
     agreement
         With the prediction; None for ``whole``.
     warnings
-        What the user should know.
+        For the user.
     """
 
     mask: sitk.Image
@@ -83,7 +83,7 @@ def clean(
 ) -> sitk.Image:
     """Turn a probability volume into a mask (uint8, same grid).
 
-    Voxels of at least ``threshold`` are parted into connected components; those with less than ``keep_mass`` of the
+    Voxels of at least ``threshold`` are grouped into connected components; those with less than ``keep_mass`` of the
     largest one's probability mass are dropped, holes are filled, and a margin is added.
     """
     mask = sitk.Cast(probability >= threshold, sitk.sitkUInt8)
@@ -115,7 +115,7 @@ def guided_region(
     threshold: float = 0.5,
     margin_mm: float = MARGIN_MM,
 ) -> Region:
-    """The localizer's probability as a region of the image, or the prediction's box where it is no use.
+    """A region from the localizer's probability, or the prediction's bounding box where that is not usable.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ def guided_region(
     probability
         What the localizer gave, on any grid.
     prediction
-        The network's mask of the target, in the image's geometry; None where there is none to fall back to.
+        The network's mask of the target, in the image's geometry; None if there is none to fall back to.
     prompt
         For the messages.
     threshold, margin_mm
@@ -133,17 +133,17 @@ def guided_region(
     Raises
     ------
     InputError
-        The localizer's region is no use, and there is no prediction to fall back to.
+        The localizer's region is not usable, and there is no prediction to fall back to.
     """
     body = _voxels(imaging.body_mask(image))
     core = clean(probability, threshold, 0)
     mask = imaging.resample_like(grow(core, margin_mm), image, "nearest")
-    found = _voxels(mask)
-    # Without the margin, which makes more than 2 ml of a single voxel.
+    voxels = _voxels(mask)
+    # Without the margin: with it, even a single voxel has more than 2 ml.
     core_ml = imaging.volume_ml(core)
-    share = float((found & body).sum() / max(1, body.sum()))
+    share = float((voxels & body).sum() / max(1, body.sum()))
     problem = ""
-    if not found.any():
+    if not voxels.any():
         problem = f'the localizer finds no "{prompt}" in this volume'
     elif core_ml < SMALLEST_ML:
         problem = f'the region that the localizer gives for "{prompt}" is only {core_ml:.2f} ml'
@@ -164,9 +164,9 @@ def guided_region(
             prediction,
             warnings=[f"The bounding box of the network's own prediction is used as the region: {problem}."],
         )
-    agreement = None if prediction is None else agree(mask, prediction)
-    low = imaging.resample_like(probability, image, "linear")
-    return Region(mask, "guided", imaging.volume_ml(mask), share, low, agreement)
+    agreement = None if prediction is None else measure_agreement(mask, prediction)
+    resampled = imaging.resample_like(probability, image, "linear")
+    return Region(mask, "guided", imaging.volume_ml(mask), share, resampled, agreement)
 
 
 def whole_region(image: sitk.Image) -> Region:
@@ -177,22 +177,22 @@ def whole_region(image: sitk.Image) -> Region:
 
 
 def prediction_region(image: sitk.Image, prediction: sitk.Image, margin_mm: float = MARGIN_MM) -> Region:
-    """The network's own prediction (uint8, in the image's geometry) and a margin."""
+    """The network's own prediction (uint8, in the image's geometry) with a margin as the region."""
     body = _voxels(imaging.body_mask(image))
     return _described(image, grow(prediction, margin_mm), body, "prediction", prediction)
 
 
 def with_target(region: Region, image: sitk.Image, target: sitk.Image, margin_mm: float = MARGIN_MM) -> Region:
-    """The region with a target that the user drew and a margin: who asks why something is drawn wants to look there."""
+    """The region, extended by the user's own target and a margin around it, so that the target is always inside."""
     mask = sitk.Or(region.mask, grow(target, margin_mm))
     described = _described(image, mask, _voxels(imaging.body_mask(image)), region.source, target)
     return replace(described, probability=region.probability)
 
 
 def region_from_mask(image: sitk.Image, mask: sitk.Image, prediction: sitk.Image) -> Region:
-    """A user's mask, brought into the image's geometry."""
-    placed = imaging.resample_like(sitk.Cast(mask != 0, sitk.sitkUInt8), image, "nearest")
-    return _described(image, placed, _voxels(imaging.body_mask(image)), "file", prediction)
+    """A user's mask, resampled to the image's geometry, as the region."""
+    resampled = imaging.resample_like(sitk.Cast(mask != 0, sitk.sitkUInt8), image, "nearest")
+    return _described(image, resampled, _voxels(imaging.body_mask(image)), "file", prediction)
 
 
 def _described(
@@ -204,11 +204,13 @@ def _described(
     warnings: list[str] | None = None,
 ) -> Region:
     share = float((_voxels(mask) & body).sum() / max(1, body.sum()))
-    return Region(mask, source, imaging.volume_ml(mask), share, None, agree(mask, prediction), warnings or [])
+    return Region(
+        mask, source, imaging.volume_ml(mask), share, None, measure_agreement(mask, prediction), warnings or []
+    )
 
 
 def bounding_box(mask: sitk.Image, margin_mm: float) -> sitk.Image:
-    """The box around a mask and a margin, along the volume's axes, as a mask; empty for an empty one."""
+    """The box around a mask and a margin, along the volume's axes, as a mask; empty for an empty mask."""
     voxels = np.argwhere(_voxels(mask))
     filled = np.zeros(mask.GetSize()[::-1], np.uint8)
     if len(voxels):
@@ -220,7 +222,7 @@ def bounding_box(mask: sitk.Image, margin_mm: float) -> sitk.Image:
     return box
 
 
-def agree(region: sitk.Image, prediction: sitk.Image) -> Agreement | None:
+def measure_agreement(region: sitk.Image, prediction: sitk.Image) -> Agreement | None:
     """Compare two masks on one grid; None where one of them is empty."""
     a, b = _voxels(region), _voxels(prediction)
     if not a.any() or not b.any():

@@ -1,4 +1,4 @@
-"""Looking for a prompt in a scan: with which localizer, and from which probability on it counts."""
+"""Searching a scan for a prompt: the localizer, and the probability from which a voxel belongs to the prompt."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MODALITIES: tuple[Modality, ...] = get_args(Modality)
 
 @dataclass(frozen=True)
 class PromptSearch:
-    """How a prompt is looked for in a scan, checked; the attributes are parameters of `XAICLIPLib.explain`."""
+    """Checked settings of the search for a prompt; the attributes are parameters of `XAICLIPLib.explain`."""
 
     localizer: str | Path | Localizer | None
     threshold: float | None
@@ -31,7 +31,7 @@ class PromptSearch:
 
     @classmethod
     def checked(cls, localizer: Any, threshold: Any, margin_mm: Any, modality: Any, prompts: Any) -> PromptSearch:
-        """The search; raises `InputError` for one that cannot be used."""
+        """Check the settings, and raise an `InputError` for one that cannot be used."""
         if threshold is not None and not (_is_number(threshold) and 0 < threshold < 1):
             raise InputError(f"threshold is {threshold}: give a probability between 0 and 1.")
         if not (_is_number(margin_mm) and 0 <= margin_mm <= 200):
@@ -44,37 +44,37 @@ class PromptSearch:
                 raise InputError("Learned prompts are for a localizer that is named: leave prompts out, or name it.")
         return cls(localizer, threshold, float(margin_mm), prompts)
 
-    def threshold_of(self, guide: Localizer | None) -> float | None:
+    def threshold_of(self, localizer: Localizer | None) -> float | None:
         """The threshold that was given, or the localizer's own; None without a localizer."""
-        return None if guide is None else guide.threshold if self.threshold is None else self.threshold
+        return None if localizer is None else localizer.threshold if self.threshold is None else self.threshold
 
     def locate(
-        self, guide: Localizer, volume: sitk.Image, prompt: str, modality: Modality | None, run: Run
+        self, localizer: Localizer, volume: sitk.Image, prompt: str, modality: Modality | None, run: Run
     ) -> sitk.Image:
         """The probability of the prompt, on a grid of the localizer's own."""
         what = anatomy.resolve(prompt) or prompt
-        found = guide.locate(volume, what, modality, lambda d, t: run.advance("localize", d, t))
-        return checked_probability(found, guide.name)
+        probability = localizer.locate(volume, what, modality, lambda d, t: run.advance("localize", d, t))
+        return checked_probability(probability, localizer.name)
 
     def region(
         self,
-        guide: Localizer,
+        localizer: Localizer,
         volume: sitk.Image,
         probability: sitk.Image,
         prompt: str,
         prediction: sitk.Image | None,
         margin_mm: float | None = None,
     ) -> Region:
-        """The region, from the probability."""
-        threshold = self.threshold_of(guide)
+        """The region that the probability gives."""
+        threshold = self.threshold_of(localizer)
         assert threshold is not None
         margin_mm = self.margin_mm if margin_mm is None else margin_mm
         return guided_region(volume, probability, prediction, prompt, threshold=threshold, margin_mm=margin_mm)
 
 
-def check_choices(**given: tuple[str, tuple[str, ...]]) -> None:
-    """Refuse a value, by the name of its argument, that is none of those known."""
-    for what, (value, known) in given.items():
+def check_choices(**choices: tuple[str, tuple[str, ...]]) -> None:
+    """Raise an `InputError` that names the argument whose value is none of the known ones."""
+    for what, (value, known) in choices.items():
         if value not in known:
             raise InputError(f"There is no {what} {value!r}: choose one of {', '.join(known)}.")
 

@@ -1,4 +1,4 @@
-"""Slices as an image-text model sees them: a window, contrast equalisation, a square field of view."""
+"""Grey values of slices for an image-text model: windows and contrast equalisation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def window_ct(slices: NDArray[np.floating]) -> NDArray[np.float32]:
 def window_percentiles(image: NDArray[np.floating], low: float = 5, high: float = 95) -> NDArray[np.float32]:
     """Window one slice (rows, columns) between two percentiles and equalise it (CLAHE), as the paper does.
 
-    The percentiles are taken over the slice's non-minimal pixels: air around the patient would otherwise decide.
+    Pixels of the slice's lowest value are left out of the percentiles: otherwise the air around the patient would
+    determine them.
     """
     inside = image[image > image.min()]
     if inside.size < 16:

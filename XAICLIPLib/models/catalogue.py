@@ -134,8 +134,8 @@ def load_localizer(name: str | Path | None, device: torch.device, prompts: str |
     name
         None for the default.
     prompts
-        A file of learned prompts (see `XAICLIPLib.localization.context`); by default the one in the model's folder, if
-        any.
+        A file of learned prompts (see `XAICLIPLib.localization.learned_prompts`); by default the one in the
+        model's folder, if any.
 
     Raises
     ------
@@ -143,7 +143,7 @@ def load_localizer(name: str | Path | None, device: torch.device, prompts: str |
         There is no such model, it was changed, it does not load, or the prompts are not for it.
     """
     from XAICLIPLib.localization import plugins
-    from XAICLIPLib.localization.context import load
+    from XAICLIPLib.localization.learned_prompts import load
     from XAICLIPLib.localization.localizer import ClipLocalizer
 
     entry = _find("localizer", name)
@@ -154,7 +154,7 @@ def load_localizer(name: str | Path | None, device: torch.device, prompts: str |
     model = _image_text_model(entry, name, device)
     if prompts is None and model.folder is not None and (model.folder / PROMPTS_FILE).is_file():
         prompts = model.folder / PROMPTS_FILE
-    return ClipLocalizer(model, contexts=None if prompts is None else load(prompts, model))
+    return ClipLocalizer(model, prompts=None if prompts is None else load(prompts, model))
 
 
 def _image_text_model(entry: Entry | None, name: str | Path | None, device: torch.device) -> ImageTextModel:

@@ -1,9 +1,9 @@
 """Tune a localizer's prompts on a few labelled scans; both towers stay as they are.
 
 The patches of all slices are embedded once. What is learned are context vectors per structure
-(`XAICLIPLib.localization.context`), so that the softmax over the localizer's own classes gives each patch the shares of
-the labelled structures in it. A patch's unlabelled rest may be any other class: a label map that does not draw the
-bones does not say that there are none.
+(`XAICLIPLib.localization.learned_prompts`), so that the softmax over the localizer's own classes gives each patch the
+shares of the labelled structures in it. A patch's unlabelled rest may be any other class: a label map that does not
+draw the bones does not say that there are none.
 
 References
 ----------
@@ -29,9 +29,9 @@ from torch.nn import functional
 from XAICLIPLib import anatomy, imaging
 from XAICLIPLib.anatomy import Structure
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.localization import context
-from XAICLIPLib.localization.context import BACKGROUND, Contexts
-from XAICLIPLib.localization.localizer import ClipLocalizer, View
+from XAICLIPLib.localization import learned_prompts
+from XAICLIPLib.localization.learned_prompts import BACKGROUND, LearnedPrompts
+from XAICLIPLib.localization.localizer import ClipLocalizer, PreparedVolume
 from XAICLIPLib.localization.region import clean
 from XAICLIPLib.localization.slices import Modality
 from XAICLIPLib.training.pairs import Pair
@@ -68,7 +68,7 @@ class Tuned:
 
     Attributes
     ----------
-    contexts
+    prompts
         The best learned prompts.
     before, after
         By structure, on the validation volumes: with hand-written prompts, and with these.
@@ -78,7 +78,7 @@ class Tuned:
         Labelled structures that no training volume has: nothing was learned for them.
     """
 
-    contexts: Contexts
+    prompts: LearnedPrompts
     before: Mapping[str, Overlap]
     after: Mapping[str, Overlap]
     step: int
@@ -144,7 +144,7 @@ def tune(
     """
     if not training or not validation:
         raise InputError("There are too few labelled scans: give at least one to learn from and one to validate on.")
-    plain = localizer.with_contexts(None)
+    plain = localizer.with_prompts(None)
     structures = list(dict.fromkeys(labels.values()))
     patches: list[_Patches] = []
     for number, pair in enumerate(training, 1):
@@ -171,13 +171,13 @@ def tune(
         plain, _Patches(every.embeddings, shares), held, there, modality, length, steps, seed, tell
     )
     absent = tuple(s.name for s in structures if s not in there)
-    return Tuned(Contexts(vectors, modality), before, after, step, absent)
+    return Tuned(LearnedPrompts(vectors, modality), before, after, step, absent)
 
 
 def _learn(
     plain: ClipLocalizer,
     patches: _Patches,
-    held: Sequence[tuple[View, list[NDArray[Any]]]],
+    held: Sequence[tuple[PreparedVolume, list[NDArray[Any]]]],
     structures: Sequence[Structure],
     modality: Modality | None,
     length: int,
@@ -189,7 +189,7 @@ def _learn(
     model = plain.model
     model.model.requires_grad_(False)
     names, owner, fixed = _classes(plain, structures, modality)
-    begin = context.initial(model, length, modality)
+    begin = learned_prompts.initial_vectors(model, length, modality)
     learned = {n: begin.clone().requires_grad_() for n, value in zip(names, fixed, strict=True) if value is None}
     optimizer = torch.optim.Adam(list(learned.values()), lr=RATE * float(begin.std()))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -205,7 +205,7 @@ def _learn(
         embedded = patches.embeddings[drawn].to(model.device).float()
         shares = patches.shares[drawn].to(model.device).float()
         shares = torch.cat([shares, (1 - shares.sum(1, keepdim=True)).clamp(min=0)], 1)
-        texts = iter(context.embed(model, learned))
+        texts = iter(learned_prompts.embed(model, learned))
         classes = torch.stack([next(texts) if value is None else value for value in fixed])
         chance = (model.scale * embedded @ classes.T).softmax(-1) @ groups
         loss = -(weight * shares * chance.clamp(min=1e-6).log()).sum(1).mean()
@@ -216,7 +216,7 @@ def _learn(
         if step % every and step != steps:
             continue
         state = {name: value.detach().cpu().clone() for name, value in learned.items()}
-        found = overlaps(plain.with_contexts(Contexts(state, modality)), held, structures, modality)
+        found = overlaps(plain.with_prompts(LearnedPrompts(state, modality)), held, structures, modality)
         score = mean_dice(found)
         tell(f"step {step} of {steps}: loss {float(loss.detach()):.4f}, mean Dice {score:.3f} on the validation scans")
         waited = 0 if best is None or score > best[0] else waited + 1
@@ -250,14 +250,14 @@ def _classes(
 
 
 def _masks(
-    drawn: sitk.Image, view: View, labels: Mapping[int, Structure], structures: Sequence[Structure]
+    drawn: sitk.Image, view: PreparedVolume, labels: Mapping[int, Structure], structures: Sequence[Structure]
 ) -> list[NDArray[Any]]:
     """Each structure on the grid of the slices, (S, H, W) bool."""
     placed = sitk.GetArrayFromImage(imaging.resample_like(drawn, view.slices, "nearest"))
     return [np.isin(placed, [v for v, s in labels.items() if s == structure]) for structure in structures]
 
 
-def _patches(plain: ClipLocalizer, view: View, image: sitk.Image, masks: Sequence[NDArray[Any]]) -> _Patches:
+def _patches(plain: ClipLocalizer, view: PreparedVolume, image: sitk.Image, masks: Sequence[NDArray[Any]]) -> _Patches:
     """The patches of a volume that the body reaches into."""
     embedded = plain.embeddings(view)
     grid = (embedded.shape[1], embedded.shape[2])
@@ -274,7 +274,7 @@ def _held(
     labels: Mapping[int, Structure],
     structures: Sequence[Structure],
     modality: Modality | None,
-) -> tuple[View, list[NDArray[Any]]]:
+) -> tuple[PreparedVolume, list[NDArray[Any]]]:
     image, drawn = pair.read()
     view = plain.view(image, modality)
     return view, _masks(drawn, view, labels, structures)
@@ -282,18 +282,18 @@ def _held(
 
 def overlaps(
     localizer: ClipLocalizer,
-    held: Sequence[tuple[View, list[NDArray[Any]]]],
+    held: Sequence[tuple[PreparedVolume, list[NDArray[Any]]]],
     structures: Sequence[Structure],
     modality: Modality | None,
 ) -> dict[str, Overlap]:
     """How the regions of the structures overlap their labels, on the grid of the slices."""
     found: dict[str, list[tuple[float, float]]] = {}
     for number, structure in enumerate(structures):
-        classes, sought = localizer.class_embeddings(structure, modality)
+        classes, is_prompt = localizer.class_embeddings(structure, modality)
         for view, masks in held:
             truth = masks[number]
             if truth.any():
-                core = clean(localizer.probability(view, classes, sought), localizer.threshold, 0)
+                core = clean(localizer.probability(view, classes, is_prompt), localizer.threshold, 0)
                 region = sitk.GetArrayViewFromImage(core) != 0
                 shared, size = float((region & truth).sum()), float(truth.sum())
                 found.setdefault(structure.name, []).append((2 * shared / (float(region.sum()) + size), shared / size))

@@ -24,7 +24,7 @@ from XAICLIPLib.anatomy import structure
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.imaging.phantom import Phantom, torso_phantom
 from XAICLIPLib.localization.dense import dense_embeddings
-from XAICLIPLib.localization.localizer import ClipLocalizer, Settings, field_of_view
+from XAICLIPLib.localization.localizer import ClipLocalizer, Settings, slices_around_body
 from XAICLIPLib.localization.openclip import ImageTextModel, import_open_clip
 from XAICLIPLib.localization.region import guided_region
 from XAICLIPLib.models import catalogue
@@ -207,10 +207,10 @@ def test_shifts_of_less_than_a_patch_do_not_move_the_map_and_make_it_finer(shift
     y, x = np.indices((SIDE, SIDE))
     disc = torch.from_numpy(((y - 70.5) ** 2 + (x - 41.5) ** 2 < 22**2).astype(np.float32))
     one = ByBrightness(image_text_model(torch.clone), SETTINGS)
-    classes, sought = one.class_embeddings(structure("liver"), "CT")
+    classes, is_prompt = one.class_embeddings(structure("liver"), "CT")
 
     def centre_and_error(localizer: ClipLocalizer) -> tuple[NDArray[np.float64], float]:
-        map_ = localizer._probability(disc[None], classes, sought)[0].numpy()
+        map_ = localizer._probability(disc[None], classes, is_prompt)[0].numpy()
         return np.argwhere(map_ >= 0.5).mean(0), float(np.abs(map_ - disc.numpy()).mean())
 
     more = ByBrightness(one.model, replace(one.settings, shifts=shifts))
@@ -275,11 +275,11 @@ def test_volumes_of_unknown_or_other_modality_are_located_too(modality: Any) -> 
 
 def axes_of(localizer: ClipLocalizer, prompt: str, free: bool = False) -> tuple[list[str], list[str]]:
     """Names of the classes that are the prompt, and of those it competes with."""
-    classes, sought = localizer.class_embeddings(prompt if free else structure(prompt), "CT")
+    classes, is_prompt = localizer.class_embeddings(prompt if free else structure(prompt), "CT")
     assert torch.allclose(classes.norm(dim=-1), torch.ones(len(classes)))
     names = [(*NAMES, "background", "unknown")[int(row.argmax())] for row in classes]
-    return [n for n, own in zip(names, sought, strict=True) if own], [
-        n for n, own in zip(names, sought, strict=True) if not own
+    return [n for n, own in zip(names, is_prompt, strict=True) if own], [
+        n for n, own in zip(names, is_prompt, strict=True) if not own
     ]
 
 
@@ -387,7 +387,7 @@ def test_a_vit_gives_the_softmax_of_patch_and_text_similarity(tiny: ImageTextMod
     localizer = ClipLocalizer(tiny, Settings(smoothing_mm=0.0, certain=1.0, wordings=2))
     image = body_with_ball()
     found = localizer.locate(image, structure("spleen"), "CT")
-    slices = values(field_of_view(image, 64, 5.0, 1.1))
+    slices = values(slices_around_body(image, 64, 5.0, 1.1))
     pixels = torch.from_numpy(np.clip((slices[12] + 125) / 400, 0, 1))
     mean, std = (torch.tensor(v)[None, :, None, None] for v in (tiny.mean, tiny.std))
     with torch.inference_mode():
@@ -478,7 +478,7 @@ def test_settings_are_read_from_the_folder_of_the_model(tmp_path: Path) -> None:
         ('{"shifts": 0}', "shifts"),
         ('{"batch_size": true}', "batch_size"),
         ('{"wordings": null}', "wordings"),
-        ('{"field_of_view": 0}', "field_of_view"),
+        ('{"slices_around_body": 0}', "slices_around_body"),
         ('{"threshold": 1.5}', "threshold"),
         ('{"certain": 0}', "certain"),
         ('{"certain": 2}', "certain"),
@@ -504,7 +504,7 @@ def test_settings_that_cannot_be_are_refused_in_one_sentence(tmp_path: Path, tex
 @pytest.mark.parametrize("orientation", DIRECTIONS)
 def test_the_field_of_view_is_square_around_the_body_and_keeps_every_place(orientation: str) -> None:
     image = body_with_ball(DIRECTIONS[orientation])
-    seen = field_of_view(image, 96, 5.0, 1.1)
+    seen = slices_around_body(image, 96, 5.0, 1.1)
     width, height, count = seen.GetSize()
     assert (width, height) == (96, 96)
     assert seen.GetSpacing()[0] == seen.GetSpacing()[1]
@@ -529,16 +529,16 @@ def test_the_field_of_view_is_square_around_the_body_and_keeps_every_place(orien
 
 
 def test_the_field_of_view_follows_the_size_of_the_body_not_of_the_volume() -> None:
-    near = field_of_view(body_with_ball(), 96, 5.0, 1.1)
-    far = field_of_view(body_with_ball(extent=(420.0, 360.0, 150.0)), 96, 5.0, 1.1)
+    near = slices_around_body(body_with_ball(), 96, 5.0, 1.1)
+    far = slices_around_body(body_with_ball(extent=(420.0, 360.0, 150.0)), 96, 5.0, 1.1)
     assert far.GetSpacing()[0] == pytest.approx(near.GetSpacing()[0], rel=0.05)
-    wide = field_of_view(body_with_ball(), 96, 5.0, 1.5)
+    wide = slices_around_body(body_with_ball(), 96, 5.0, 1.5)
     assert wide.GetSpacing()[0] == pytest.approx(near.GetSpacing()[0] * 1.5 / 1.1)
 
 
 def test_outside_the_volume_lies_its_lowest_value() -> None:
     image = body_with_ball(extent=(200.0, 120.0, 60.0))  # the body reaches to both ends
-    seen = values(field_of_view(image, 96, 5.0, 1.5))
+    seen = values(slices_around_body(image, 96, 5.0, 1.5))
     assert seen[:, :5, :].max() == seen[:, :, :5].max() == -1000
 
 
@@ -547,7 +547,7 @@ def test_outside_the_volume_lies_its_lowest_value() -> None:
 def test_volumes_of_few_slices_are_located(slices: int, modality: Any) -> None:
     image = body_with_ball(spacing=(2.0, 2.0, 5.0), extent=(280.0, 240.0, 5.0 * slices))
     image = sitk.Cast(image, sitk.sitkInt16) if modality == "CT" else image + 1000
-    seen = field_of_view(image, SIDE, 5.0, 1.1)
+    seen = slices_around_body(image, SIDE, 5.0, 1.1)
     assert seen.GetSize() == (SIDE, SIDE, slices)
     localizer = ByBrightness(image_text_model(torch.clone), replace(SETTINGS, smoothing_mm=5.0))
     found = localizer.locate(image, structure("liver"), modality)

@@ -25,10 +25,10 @@ from torch.nn import functional
 from XAICLIPLib import anatomy
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.imaging.phantom import torso_phantom
-from XAICLIPLib.localization import context
-from XAICLIPLib.localization.context import BACKGROUND, Contexts
+from XAICLIPLib.localization import learned_prompts
 from XAICLIPLib.localization.crops import crop_embeddings
 from XAICLIPLib.localization.dense import dense_embeddings, has_patch_tokens
+from XAICLIPLib.localization.learned_prompts import BACKGROUND, LearnedPrompts
 from XAICLIPLib.localization.localizer import ClipLocalizer, Settings
 from XAICLIPLib.localization.openclip import ImageTextModel, import_open_clip, load_model
 
@@ -196,11 +196,11 @@ def test_a_volume_gets_a_map_and_learned_prompts_change_it(model: ImageTextModel
     plain, liver = ClipLocalizer(model, settings), anatomy.structure("liver")
     first = plain.locate(scan, liver, "CT")
     generator = torch.Generator().manual_seed(1)
-    begin = context.initial(model, 4, "CT")
+    begin = learned_prompts.initial_vectors(model, 4, "CT")
     vectors = {
         name: begin + 5 * begin.std() * torch.randn(begin.shape, generator=generator) for name in ("liver", BACKGROUND)
     }
-    second = plain.with_contexts(Contexts(vectors, "CT")).locate(scan, liver, "CT")
+    second = plain.with_prompts(LearnedPrompts(vectors, "CT")).locate(scan, liver, "CT")
     a, b = sitk.GetArrayFromImage(first), sitk.GetArrayFromImage(second)
     assert a.shape == b.shape and np.isfinite(a).all() and a.min() >= 0 and a.max() <= 1
     assert np.abs(a - b).max() > 1e-4

@@ -10,11 +10,11 @@ from scipy import ndimage
 
 from XAICLIPLib.localization.region import (
     Agreement,
-    agree,
     bounding_box,
     clean,
     grow,
     guided_region,
+    measure_agreement,
     prediction_region,
     region_from_mask,
     whole_region,
@@ -276,7 +276,7 @@ def test_a_users_mask_saved_with_rounded_geometry_comes_back_in_the_images_own()
 def test_agreement_is_what_one_counts_by_hand() -> None:
     region = volume(box((0, 2), (0, 2), (0, 4)))  # 16 voxels, centre z, y, x = 0.5, 0.5, 1.5
     prediction = volume(box((0, 2), (1, 3), (2, 5)) * 3)  # 12 voxels, centre 0.5, 1.5, 3; in common 2 · 1 · 2 = 4
-    found = agree(region, prediction)
+    found = measure_agreement(region, prediction)
     assert found is not None
     assert found.dice == pytest.approx(2 * 4 / (16 + 12))
     assert found.recall == pytest.approx(4 / 12)
@@ -285,8 +285,8 @@ def test_agreement_is_what_one_counts_by_hand() -> None:
 
 def test_with_an_empty_mask_there_is_no_agreement() -> None:
     nothing = volume(np.zeros(SHAPE, np.uint8))
-    assert agree(nothing, volume(ORGAN)) is None
-    assert agree(volume(ORGAN), nothing) is None
+    assert measure_agreement(nothing, volume(ORGAN)) is None
+    assert measure_agreement(volume(ORGAN), nothing) is None
 
 
 def test_a_prediction_and_a_margin_are_a_region() -> None:

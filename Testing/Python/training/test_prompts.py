@@ -11,10 +11,10 @@ import SimpleITK as sitk
 import torch
 from torch import Tensor
 
-from Testing.Python.localization.test_context import write_model
+from Testing.Python.localization.test_learned_prompts import write_model
 from XAICLIPLib.anatomy import structure
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.localization.context import BACKGROUND
+from XAICLIPLib.localization.learned_prompts import BACKGROUND
 from XAICLIPLib.localization.localizer import ClipLocalizer, Settings
 from XAICLIPLib.localization.openclip import load_model
 from XAICLIPLib.training import prompts
@@ -71,9 +71,9 @@ def test_regions_overlap_the_labels_of_held_out_scans_better(tuned: Tuned) -> No
 
 
 def test_only_what_was_labelled_and_the_background_are_learned(tuned: Tuned) -> None:
-    assert set(tuned.contexts.vectors) == {"liver", BACKGROUND}
-    assert {tuple(v.shape) for v in tuned.contexts.vectors.values()} == {(4, 16)}
-    assert tuned.contexts.modality == "CT"
+    assert set(tuned.prompts.vectors) == {"liver", BACKGROUND}
+    assert {tuple(v.shape) for v in tuned.prompts.vectors.values()} == {(4, 16)}
+    assert tuned.prompts.modality == "CT"
 
 
 def test_the_towers_stay_as_they_are(localizer: ClipLocalizer, pairs: list[Pair]) -> None:
@@ -85,7 +85,7 @@ def test_the_towers_stay_as_they_are(localizer: ClipLocalizer, pairs: list[Pair]
 
 def test_equal_seeds_give_equal_prompts(localizer: ClipLocalizer, pairs: list[Pair]) -> None:
     first, second = (run(localizer, pairs, steps=10, seed=5) for _ in range(2))
-    assert all(torch.equal(v, second.contexts.vectors[name]) for name, v in first.contexts.vectors.items())
+    assert all(torch.equal(v, second.prompts.vectors[name]) for name, v in first.prompts.vectors.items())
 
 
 def test_the_best_state_is_kept_not_the_last(
@@ -105,7 +105,7 @@ def test_the_regions_reported_are_those_that_the_localizer_gives(
 ) -> None:
     """Dice from the localizer's own answer, on the scan's own grid."""
     image, drawn = pairs[2].read()
-    found = localizer.with_contexts(tuned.contexts).locate(image, structure("liver"), "CT")
+    found = localizer.with_prompts(tuned.prompts).locate(image, structure("liver"), "CT")
     on_scan = sitk.GetArrayFromImage(sitk.Resample(found, image)) >= localizer.threshold
     truth = sitk.GetArrayFromImage(drawn) == 1
     dice = 2 * (on_scan & truth).sum() / (on_scan.sum() + truth.sum())
@@ -149,7 +149,7 @@ def test_patches_outside_of_the_body_are_not_learned_from(localizer: ClipLocaliz
 def test_what_no_training_label_has_is_named(localizer: ClipLocalizer, pairs: list[Pair]) -> None:
     result = run(localizer, pairs, labels={**LIVER, 7: structure("spleen")}, steps=2)
     assert result.absent == ("spleen",)
-    assert "spleen" not in result.contexts.vectors
+    assert "spleen" not in result.prompts.vectors
 
 
 @pytest.mark.parametrize(

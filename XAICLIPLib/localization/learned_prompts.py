@@ -1,8 +1,8 @@
-"""Learned prompts: context vectors that stand before a structure's name, in the place of hand-written sentences.
+"""Learned prompts: context vectors before a structure's name, which replace hand-written sentences.
 
-A text such as "X X X X liver" is given to the model's own tokenizer and text tower; on the way, the embeddings of the
-placeholders are replaced by vectors that were learned for this structure ("class-specific context"). Of the model no
-code and no weight is changed, so that any text tower of open_clip will do, those of Hugging Face included.
+A text such as "X X X X liver" is given to the model's own tokenizer and text tower. There the embeddings of the
+placeholders are replaced by vectors that were learned for this structure ("class-specific context"). The model's code
+and weights do not change, so that every text tower of open_clip can be used, also those of Hugging Face.
 
 References
 ----------
@@ -32,13 +32,13 @@ from XAICLIPLib.system.checksums import sha256
 from XAICLIPLib.system.files import atomic_file
 
 BACKGROUND = "background"
-"""Names the class of what lies around the structures."""
+"""Name of the class of everything around the structures."""
 
 PLACEHOLDER = "X"
 
 
 @dataclass(frozen=True)
-class Contexts:
+class LearnedPrompts:
     """The learned prompts of a model.
 
     Attributes
@@ -46,11 +46,11 @@ class Contexts:
     vectors
         (M, width) by structure name, or `BACKGROUND`; float32.
     modality
-        What they were tuned on, and for which alone they are used; None for any.
+        The modality that they were tuned on, and are used for; None for any.
     file
-        Name of the file that they were read from, and
+        Name of the file that they were read from; empty where there is none.
     checksum
-        its SHA-256; empty where there is none.
+        SHA-256 of that file; empty where there is none.
     """
 
     vectors: Mapping[str, Tensor]
@@ -68,8 +68,8 @@ class Contexts:
             "structures": sorted(self.vectors),
         }
 
-    def suit(self, modality: Modality | None) -> bool:
-        """Whether they are for volumes of this modality."""
+    def fits(self, modality: Modality | None) -> bool:
+        """Whether they can be used for volumes of this modality."""
         return self.modality in (None, modality)
 
 
@@ -79,21 +79,21 @@ def token_embedding(model: Any) -> nn.Module:
     Raises
     ------
     InputError
-        The text tower has none that is known.
+        The text tower has no known token embedding.
     """
     text = getattr(model, "text", model)
-    found = getattr(text, "token_embedding", None)
-    if found is None and hasattr(text, "transformer") and hasattr(text.transformer, "get_input_embeddings"):
-        found = text.transformer.get_input_embeddings()  # a text tower of Hugging Face
-    if not isinstance(found, nn.Module) or not isinstance(getattr(found, "weight", None), Tensor):
+    embedding = getattr(text, "token_embedding", None)
+    if embedding is None and hasattr(text, "transformer") and hasattr(text.transformer, "get_input_embeddings"):
+        embedding = text.transformer.get_input_embeddings()  # a text tower of Hugging Face
+    if not isinstance(embedding, nn.Module) or not isinstance(getattr(embedding, "weight", None), Tensor):
         raise InputError(
             "This localizer's text tower has no token embedding that prompts could be learned for: choose another one."
         )
-    return found
+    return embedding
 
 
 def embed(model: ImageTextModel, vectors: Mapping[str, Tensor]) -> Tensor:
-    """Text embeddings with learned contexts, (N, D) of unit length; gradients reach the vectors.
+    """Text embeddings with learned prompts, (N, D) of unit length; gradients reach the vectors.
 
     Parameters
     ----------
@@ -105,34 +105,36 @@ def embed(model: ImageTextModel, vectors: Mapping[str, Tensor]) -> Tensor:
     Raises
     ------
     InputError
-        A name does not fit into the model's texts behind so many placeholders.
+        A name does not fit into the model's texts after so many placeholders.
     """
     stacked = torch.stack(list(vectors.values())).to(model.device)
     length = stacked.shape[1]
     tokens, start = _tokens(model, list(vectors), length)
 
-    def put(_module: nn.Module, _inputs: Any, embedded: Tensor) -> Tensor:
+    def insert_vectors(_module: nn.Module, _inputs: Any, embedded: Tensor) -> Tensor:
         return torch.cat([embedded[:, :start], stacked.to(embedded.dtype), embedded[:, start + length :]], 1)
 
-    handle = token_embedding(model.model).register_forward_hook(put)
+    handle = token_embedding(model.model).register_forward_hook(insert_vectors)
     try:
-        found = model.model.encode_text(tokens.to(model.device))
+        embeddings = model.model.encode_text(tokens.to(model.device))
     finally:
         handle.remove()
-    found = found[0] if isinstance(found, tuple) else found
-    return functional.normalize(found.float(), dim=-1)
+    embeddings = embeddings[0] if isinstance(embeddings, tuple) else embeddings
+    return functional.normalize(embeddings.float(), dim=-1)
 
 
 def _tokens(model: ImageTextModel, names: list[str], length: int) -> tuple[Tensor, int]:
-    """Token ids (N, L) of placeholders and names, and where the placeholders begin."""
-    start, mark = _first_token(model)
+    """Token ids (N, L) of placeholders and names, and the position of the first placeholder."""
+    start, placeholder = _first_token(model)
     tokens = model.tokenize([f"{PLACEHOLDER} " * length + name for name in names])
-    bare = model.tokenize(names)
-    for name, row, alone in zip(names, tokens.tolist(), bare.tolist(), strict=True):
-        kept = len(row) - length
-        # Behind the placeholders the name has to follow as it stands alone, and nothing of it may be cut off.
-        whole = row[start + length :] == alone[start:kept] and set(alone[kept:]) <= {alone[-1]}
-        if row[start : start + length] != [mark] * length or not whole:
+    name_tokens = model.tokenize(names)
+    for name, row, name_row in zip(names, tokens.tolist(), name_tokens.tolist(), strict=True):
+        n_name_tokens = len(row) - length
+        # After the placeholders the name must have the same tokens as it has alone, and none may be cut off.
+        whole = row[start + length :] == name_row[start:n_name_tokens] and set(name_row[n_name_tokens:]) <= {
+            name_row[-1]
+        }
+        if row[start : start + length] != [placeholder] * length or not whole:
             raise InputError(
                 f'{length} context vectors and the name "{name}" do not fit into the texts of the localizer '
                 f"{model.name}: give fewer with --context."
@@ -141,7 +143,7 @@ def _tokens(model: ImageTextModel, names: list[str], length: int) -> tuple[Tenso
 
 
 def _first_token(model: ImageTextModel) -> tuple[int, int]:
-    """Where the first word of a text stands, and the token of a placeholder."""
+    """The position of the first word of a text, and the token of a placeholder."""
     word, nothing = model.tokenize([PLACEHOLDER, ""]).tolist()
     start = next((n for n, (a, b) in enumerate(zip(word, nothing, strict=True)) if a != b), None)
     if start is None:
@@ -150,8 +152,8 @@ def _first_token(model: ImageTextModel) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def initial(model: ImageTextModel, length: int, modality: Modality | None) -> Tensor:
-    """Context vectors (length, width) to begin with: the words of a hand-written sentence, repeated to fill them."""
+def initial_vectors(model: ImageTextModel, length: int, modality: Modality | None) -> Tensor:
+    """Context vectors (length, width) to start from: the words of a hand-written sentence, repeated as needed."""
     start, _ = _first_token(model)
     words = anatomy.templates(modality)[1].partition("{}")[0].strip()
     sentence, nothing = model.tokenize([words, ""]).tolist()
@@ -163,34 +165,34 @@ def initial(model: ImageTextModel, length: int, modality: Modality | None) -> Te
     return table.detach()[torch.tensor(repeated, device=table.device)].float().clone()
 
 
-def save(contexts: Contexts, model: ImageTextModel, path: Path) -> Path:
-    """Write learned prompts as safetensors, all or nothing; equal prompts give equal files.
+def save(prompts: LearnedPrompts, model: ImageTextModel, path: Path) -> Path:
+    """Write learned prompts as safetensors, completely or not at all; equal prompts give equal files.
 
     Raises
     ------
     InputError
         The file cannot be written.
     """
-    shape = next(iter(contexts.vectors.values())).shape
-    about = {
+    shape = next(iter(prompts.vectors.values())).shape
+    description = {
         "format": "XAI-CLIP prompts 1",
         "model": fingerprint(model),
         "context": shape[0],
         "width": shape[1],
-        "modality": contexts.modality,
-        "structures": sorted(contexts.vectors),
+        "modality": prompts.modality,
+        "structures": sorted(prompts.vectors),
     }
-    tensors = {name: vectors.detach().cpu().float().contiguous() for name, vectors in contexts.vectors.items()}
+    tensors = {name: vectors.detach().cpu().float().contiguous() for name, vectors in prompts.vectors.items()}
     try:
         with atomic_file(path) as temporary:
-            # In one entry: safetensors writes several in no fixed order.
-            save_file(tensors, temporary, metadata={"xaiclip": json.dumps(about, sort_keys=True)})
+            # A single entry, because safetensors writes several in no fixed order.
+            save_file(tensors, temporary, metadata={"xaiclip": json.dumps(description, sort_keys=True)})
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror or error}): choose another file.") from error
     return path
 
 
-def load(path: str | Path, model: ImageTextModel) -> Contexts:
+def load(path: str | Path, model: ImageTextModel) -> LearnedPrompts:
     """Read learned prompts, and check that they belong to this model.
 
     Raises
@@ -203,18 +205,18 @@ def load(path: str | Path, model: ImageTextModel) -> Contexts:
         raise InputError(f"There is no file of prompts {path}: make one with `xaiclip tune-prompts`.")
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("xaiclip", "null"))
+            description = json.loads((file.metadata() or {}).get("xaiclip", "null"))
             vectors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 - no mapping
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{path} is no file of prompts, or damaged: make one with `xaiclip tune-prompts`.") from error
-    modality = about.get("modality") if isinstance(about, dict) else None
-    if not isinstance(about, dict) or not vectors or modality not in (None, *get_args(Modality)):
+    modality = description.get("modality") if isinstance(description, dict) else None
+    if not isinstance(description, dict) or not vectors or modality not in (None, *get_args(Modality)):
         raise InputError(f"{path} holds no prompts: give a file that `xaiclip tune-prompts` wrote.")
-    own = fingerprint(model)
-    if about.get("model") != own:
+    model_fingerprint = fingerprint(model)
+    if description.get("model") != model_fingerprint:
         raise InputError(
-            f"The prompts {path} were tuned for another model (SHA-256 {str(about.get('model'))[:12]}…, while "
-            f"{model.name} has {own[:12]}…): tune them for this one with `xaiclip tune-prompts`."
+            f"The prompts {path} were tuned for another model (SHA-256 {str(description.get('model'))[:12]}…, while "
+            f"{model.name} has {model_fingerprint[:12]}…): tune them for this one with `xaiclip tune-prompts`."
         )
     width = _width(model)
     for name, value in vectors.items():
@@ -228,7 +230,7 @@ def load(path: str | Path, model: ImageTextModel) -> Contexts:
     if len({value.shape for value in vectors.values()}) != 1:
         raise InputError(f"The prompts {path} are not all of one length: tune them again.")
     _tokens(model, list(vectors), len(next(iter(vectors.values()))))
-    return Contexts(vectors, modality, path.name, sha256(path))
+    return LearnedPrompts(vectors, modality, path.name, sha256(path))
 
 
 def _width(model: ImageTextModel) -> int:
@@ -238,7 +240,7 @@ def _width(model: ImageTextModel) -> int:
 
 
 def fingerprint(model: ImageTextModel) -> str:
-    """SHA-256 of a model's weights: of their file, else of the tensors themselves."""
+    """SHA-256 of a model's weights: of their file, or of the tensors where there is no local file."""
     if model.checksum:
         return model.checksum
     digest = hashlib.sha256()

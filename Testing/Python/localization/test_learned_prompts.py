@@ -17,8 +17,8 @@ from torch.nn import functional
 from XAICLIPLib import anatomy
 from XAICLIPLib.anatomy import structure
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.localization import PROMPTS_FILE, context
-from XAICLIPLib.localization.context import BACKGROUND, PLACEHOLDER, Contexts
+from XAICLIPLib.localization import PROMPTS_FILE, learned_prompts
+from XAICLIPLib.localization.learned_prompts import BACKGROUND, PLACEHOLDER, LearnedPrompts
 from XAICLIPLib.localization.localizer import ClipLocalizer, Settings
 from XAICLIPLib.localization.openclip import ImageTextModel, import_open_clip, load_model
 from XAICLIPLib.models import catalogue
@@ -74,49 +74,49 @@ def vectors(*names: str, seed: int = 0) -> dict[str, Tensor]:
 def test_the_embeddings_of_real_words_give_what_the_words_give(model: ImageTextModel) -> None:
     words = "axial image of the"
     ids = model.tokenize([words])[0, 1 : 1 + M]
-    learned = context.token_embedding(model.model).weight[ids]
-    found = context.embed(model, {"left kidney": learned, "liver": learned})
+    learned = learned_prompts.token_embedding(model.model).weight[ids]
+    found = learned_prompts.embed(model, {"left kidney": learned, "liver": learned})
     expected = model.model.encode_text(model.tokenize([f"{words} left kidney", f"{words} liver"]))
     torch.testing.assert_close(found, functional.normalize(expected, dim=-1))
 
 
 def test_gradients_reach_the_vectors_and_each_structures_own_alone(model: ImageTextModel) -> None:
     given = {name: v.requires_grad_() for name, v in vectors("liver", "spleen").items()}
-    context.embed(model, given)[0, 0].backward()
+    learned_prompts.embed(model, given)[0, 0].backward()
     assert given["liver"].grad is not None and float(given["liver"].grad.abs().max()) > 0
     assert given["spleen"].grad is None or not bool(given["spleen"].grad.any())
 
 
 @torch.inference_mode()
 def test_no_hook_stays_even_after_a_failure(model: ImageTextModel) -> None:
-    context.embed(model, vectors("liver"))
-    assert not context.token_embedding(model.model)._forward_hooks
+    learned_prompts.embed(model, vectors("liver"))
+    assert not learned_prompts.token_embedding(model.model)._forward_hooks
     with pytest.raises(RuntimeError):
-        context.embed(model, {"liver": torch.zeros(M, WIDTH + 1)})
-    assert not context.token_embedding(model.model)._forward_hooks
+        learned_prompts.embed(model, {"liver": torch.zeros(M, WIDTH + 1)})
+    assert not learned_prompts.token_embedding(model.model)._forward_hooks
 
 
 def test_it_begins_with_the_words_of_a_hand_written_sentence(clip: ImageTextModel) -> None:
     sentence = anatomy.templates("CT")[1].partition(" {}")[0]  # an axial CT image of the
     ids = clip.tokenize([sentence])[0, 1:7]
-    table = context.token_embedding(clip.model).weight
-    assert torch.equal(context.initial(clip, 6, "CT"), table[ids])
-    assert torch.equal(context.initial(clip, 2, "CT"), table[ids[-2:]])
-    assert torch.equal(context.initial(clip, 8, "CT"), table[torch.cat([ids[-2:], ids])])
+    table = learned_prompts.token_embedding(clip.model).weight
+    assert torch.equal(learned_prompts.initial_vectors(clip, 6, "CT"), table[ids])
+    assert torch.equal(learned_prompts.initial_vectors(clip, 2, "CT"), table[ids[-2:]])
+    assert torch.equal(learned_prompts.initial_vectors(clip, 8, "CT"), table[torch.cat([ids[-2:], ids])])
 
 
 def test_a_name_that_does_not_fit_behind_the_placeholders_is_refused(clip: ImageTextModel) -> None:
     name = int((clip.tokenize(["inferior vena cava"]) != 0).sum()) - 2  # tokens, without start and end
     fits = 16 - 2 - name
-    context.embed(clip, {"inferior vena cava": torch.zeros(fits, WIDTH)})
+    learned_prompts.embed(clip, {"inferior vena cava": torch.zeros(fits, WIDTH)})
     for more in (1, 2, 4, 20):
         with pytest.raises(InputError, match='the name "inferior vena cava" do not fit'):
-            context.embed(clip, {"inferior vena cava": torch.zeros(fits + more, WIDTH)})
+            learned_prompts.embed(clip, {"inferior vena cava": torch.zeros(fits + more, WIDTH)})
 
 
 def test_a_text_tower_without_token_embedding_is_refused() -> None:
     with pytest.raises(InputError, match="no token embedding"):
-        context.token_embedding(torch.nn.Linear(2, 2))
+        learned_prompts.token_embedding(torch.nn.Linear(2, 2))
 
 
 # --- files
@@ -124,8 +124,8 @@ def test_a_text_tower_without_token_embedding_is_refused() -> None:
 
 def test_what_is_saved_is_loaded(model: ImageTextModel, tmp_path: Path) -> None:
     given = vectors("liver", "left kidney", BACKGROUND)
-    path = context.save(Contexts(given, "CT"), model, tmp_path / "p.safetensors")
-    found = context.load(path, model)
+    path = learned_prompts.save(LearnedPrompts(given, "CT"), model, tmp_path / "p.safetensors")
+    found = learned_prompts.load(path, model)
     assert found.vectors.keys() == given.keys()
     assert all(torch.equal(found.vectors[name], given[name]) for name in given)
     assert found.provenance == {
@@ -138,25 +138,26 @@ def test_what_is_saved_is_loaded(model: ImageTextModel, tmp_path: Path) -> None:
 
 def test_equal_prompts_give_equal_files(clip: ImageTextModel, tmp_path: Path) -> None:
     paths = [
-        context.save(Contexts(vectors("liver", "spleen"), "CT"), clip, tmp_path / f"{n}.safetensors") for n in "ab"
+        learned_prompts.save(LearnedPrompts(vectors("liver", "spleen"), "CT"), clip, tmp_path / f"{n}.safetensors")
+        for n in "ab"
     ]
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
 def test_prompts_of_another_model_are_refused(clip: ImageTextModel, tmp_path: Path) -> None:
-    path = context.save(Contexts(vectors("liver")), clip, tmp_path / "p.safetensors")
+    path = learned_prompts.save(LearnedPrompts(vectors("liver")), clip, tmp_path / "p.safetensors")
     other = load_model(write_model(tmp_path / "other", seed=1), CPU)
     with pytest.raises(InputError, match=r"were tuned for another model \(SHA-256 .*other has .*tune-prompts"):
-        context.load(path, other)
+        learned_prompts.load(path, other)
 
 
 def test_a_model_without_a_file_is_known_by_its_tensors(clip: ImageTextModel, tmp_path: Path) -> None:
     downloaded = replace(clip, checksum="")
-    path = context.save(Contexts(vectors("liver")), downloaded, tmp_path / "p.safetensors")
-    context.load(path, downloaded)
+    path = learned_prompts.save(LearnedPrompts(vectors("liver")), downloaded, tmp_path / "p.safetensors")
+    learned_prompts.load(path, downloaded)
     other = replace(load_model(write_model(tmp_path / "other", seed=1), CPU), checksum="")
     with pytest.raises(InputError, match="another model"):
-        context.load(path, other)
+        learned_prompts.load(path, other)
 
 
 def changed(path: Path, about: dict[str, Any] | None = None, **tensors: Tensor) -> None:
@@ -186,17 +187,17 @@ def changed(path: Path, about: dict[str, Any] | None = None, **tensors: Tensor) 
 def test_a_file_that_is_not_as_it_should_be_is_refused(
     clip: ImageTextModel, tmp_path: Path, harm: Any, told: str
 ) -> None:
-    path = context.save(Contexts(vectors("liver")), clip, tmp_path / "p.safetensors")
+    path = learned_prompts.save(LearnedPrompts(vectors("liver")), clip, tmp_path / "p.safetensors")
     harm(path)
     with pytest.raises(InputError, match=told) as caught:
-        context.load(path, clip)
+        learned_prompts.load(path, clip)
     assert "\n" not in str(caught.value)
 
 
 def test_a_place_that_cannot_be_written_is_told(clip: ImageTextModel, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
-        context.save(Contexts(vectors("liver")), clip, tmp_path / "file" / "p.safetensors")
+        learned_prompts.save(LearnedPrompts(vectors("liver")), clip, tmp_path / "file" / "p.safetensors")
 
 
 # --- in the localizer
@@ -206,8 +207,8 @@ SETTINGS = Settings(contrasts=("liver", "spleen", "left kidney", "right kidney")
 
 def test_learned_prompts_stand_for_prompt_and_contrast_alike(clip: ImageTextModel) -> None:
     given = vectors("liver", BACKGROUND)
-    plain, tuned = ClipLocalizer(clip, SETTINGS), ClipLocalizer(clip, SETTINGS, Contexts(given, "CT"))
-    liver, background = context.embed(clip, given).detach()
+    plain, tuned = ClipLocalizer(clip, SETTINGS), ClipLocalizer(clip, SETTINGS, LearnedPrompts(given, "CT"))
+    liver, background = learned_prompts.embed(clip, given).detach()
     own, _ = tuned.class_embeddings(structure("liver"), "CT")
     spleen, _ = tuned.class_embeddings(structure("spleen"), "CT")
     torch.testing.assert_close(own[0], liver)
@@ -219,7 +220,7 @@ def test_learned_prompts_stand_for_prompt_and_contrast_alike(clip: ImageTextMode
 
 
 def test_prompts_for_ct_leave_mr_alone(clip: ImageTextModel) -> None:
-    plain, tuned = ClipLocalizer(clip, SETTINGS), ClipLocalizer(clip, SETTINGS, Contexts(vectors("liver"), "CT"))
+    plain, tuned = ClipLocalizer(clip, SETTINGS), ClipLocalizer(clip, SETTINGS, LearnedPrompts(vectors("liver"), "CT"))
     for modality in ("MR", None):
         asked = structure("liver"), modality
         assert torch.equal(tuned.class_embeddings(*asked)[0], plain.class_embeddings(*asked)[0])  # type: ignore[arg-type]
@@ -227,8 +228,8 @@ def test_prompts_for_ct_leave_mr_alone(clip: ImageTextModel) -> None:
 
 def test_the_record_names_the_prompts(clip: ImageTextModel, tmp_path: Path) -> None:
     assert "prompts" not in ClipLocalizer(clip, SETTINGS).provenance
-    path = context.save(Contexts(vectors("liver")), clip, tmp_path / "p.safetensors")
-    told = ClipLocalizer(clip, SETTINGS, context.load(path, clip)).provenance["prompts"]
+    path = learned_prompts.save(LearnedPrompts(vectors("liver")), clip, tmp_path / "p.safetensors")
+    told = ClipLocalizer(clip, SETTINGS, learned_prompts.load(path, clip)).provenance["prompts"]
     assert (told["file"], told["sha256"]) == (path.name, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
@@ -236,8 +237,8 @@ def test_prompts_in_the_folder_are_used_and_others_where_they_are_named(tmp_path
     folder = write_model(tmp_path / "model")
     assert catalogue.load_localizer(folder, CPU).contexts is None  # type: ignore[attr-defined]
     model = load_model(folder, CPU)
-    context.save(Contexts(vectors("liver")), model, folder / PROMPTS_FILE)
-    other = context.save(Contexts(vectors("spleen")), model, tmp_path / "mine.safetensors")
+    learned_prompts.save(LearnedPrompts(vectors("liver")), model, folder / PROMPTS_FILE)
+    other = learned_prompts.save(LearnedPrompts(vectors("spleen")), model, tmp_path / "mine.safetensors")
     assert catalogue.load_localizer(folder, CPU).provenance["prompts"]["structures"] == ["liver"]
     assert catalogue.load_localizer(folder, CPU, prompts=other).provenance["prompts"]["structures"] == ["spleen"]
     with pytest.raises(InputError, match="There is no file of prompts"):
@@ -248,7 +249,7 @@ def test_prompts_in_a_folder_are_not_taken_for_its_weights(tmp_path: Path) -> No
     """Whatever the weights are called."""
     folder = write_model(tmp_path / "model")
     model = load_model(folder, CPU)
-    context.save(Contexts(vectors("liver")), model, folder / PROMPTS_FILE)
+    learned_prompts.save(LearnedPrompts(vectors("liver")), model, folder / PROMPTS_FILE)
     (folder / "open_clip_model.safetensors").rename(folder / "weights.safetensors")
     assert load_model(folder, CPU).checksum == model.checksum
 
