@@ -51,7 +51,7 @@ class ImageTextModel:
     Attributes
     ----------
     name
-        What the user called it, or the folder's name.
+        The name that the user gave, or the folder's name.
     model
         The open_clip model, in evaluation mode on ``device``.
     tokenize
@@ -63,7 +63,7 @@ class ImageTextModel:
     checksum
         SHA-256 of the weights where they are a local file, else empty.
     folder
-        Where it was read from, if that was a folder.
+        The folder that it was read from; None where it was not a folder.
     """
 
     name: str
@@ -78,7 +78,7 @@ class ImageTextModel:
 
     @property
     def scale(self) -> float:
-        """What cosine similarities are multiplied by before a softmax."""
+        """Factor for cosine similarities before a softmax."""
         return float(self.model.logit_scale.detach().exp())
 
 
@@ -93,12 +93,12 @@ def load_model(source: str | Path, device: torch.device) -> ImageTextModel:
         by open_clip on first use; or ``NAME:TAG``, a pair of open_clip's own list such as
         ``ViT-B-32:laion2b_s34b_b79k``.
     device
-        Where it runs.
+        The device that it runs on.
 
     Raises
     ------
     InputError
-        The model is not there, has no weights, or does not load.
+        The model does not exist, has no weights, or does not load.
     """
     open_clip = import_open_clip()
     text = name = str(source)
@@ -107,10 +107,10 @@ def load_model(source: str | Path, device: torch.device) -> ImageTextModel:
         folder = Path(text.removeprefix("local-dir:"))
         name, files = folder.resolve().name, _in_folder(folder)
     else:
-        with _hub_answers_or_is_left_alone():
-            files = _from_hub(open_clip, text) if text.startswith(HUB) else _of_list(open_clip, text)
+        with _offline_if_hub_unreachable():
+            files = _from_hub(open_clip, text) if text.startswith(HUB) else _from_list(open_clip, text)
     try:
-        with _quiet(), nullcontext() if folder else _hub_answers_or_is_left_alone():
+        with _logging_muted(), nullcontext() if folder else _offline_if_hub_unreachable():
             model = _build(open_clip, files).to(device)
             _load_weights(open_clip, model, files.weights)
             tokenize = _tokenizer(open_clip, files)
@@ -118,7 +118,7 @@ def load_model(source: str | Path, device: torch.device) -> ImageTextModel:
     except InputError:
         raise
     except Exception as error:  # open_clip, huggingface_hub, safetensors and timm each raise their own
-        raise InputError(f"The localizer {text} does not load: {_reason(error, files.weights)}") from error
+        raise InputError(f"The localizer {text} does not load: {_failure_reason(error, files.weights)}") from error
     return ImageTextModel(
         name=name,
         model=model.eval(),
@@ -141,62 +141,62 @@ def hub_repository(name: str) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Drop what open_clip logs: random weights, before they are loaded, and errors that it raises as well."""
+def _logging_muted() -> Iterator[None]:
+    """Mute open_clip's log: it warns of random weights before they are loaded, and logs errors that it also raises."""
 
-    def other(record: logging.LogRecord) -> bool:
+    def not_from_open_clip(record: logging.LogRecord) -> bool:
         return "open_clip" not in Path(record.pathname).parts
 
     root = logging.getLogger()  # open_clip has no logger of its own
-    root.addFilter(other)
+    root.addFilter(not_from_open_clip)
     try:
         yield
     finally:
-        root.removeFilter(other)
+        root.removeFilter(not_from_open_clip)
 
 
-def _reason(error: Exception, weights: Path) -> str:
-    """Why a model does not load, and the way out where it is a file that is not to be trusted."""
+def _failure_reason(error: Exception, weights: Path) -> str:
+    """Why a model does not load, and what to do where its file is not safe to load."""
     if isinstance(error, pickle.UnpicklingError):  # PyTorch's own advice is to trust the file
         return f"{weights.name} is damaged or holds more than tensors; convert it to .safetensors."
     return reason(error, 300)
 
 
-# --- where a model's files are
+# --- the files of a model
 
 
 @dataclass(frozen=True)
-class _Files:
-    """What a model is made of, whether it came as a folder, from the hub or from open_clip's list.
+class _ModelFiles:
+    """The files of a model, which come from a folder, from the hub or from open_clip's list.
 
     Attributes
     ----------
-    called
-        What messages call it.
+    label
+        Its name in messages.
     model, preprocessing
         Its configuration, checked.
     weights
         The file.
-    beside
-        From the name of a repository and of a file in it to where that lies; None where it is not there.
+    find_file
+        Takes the name of a repository and of a file in it, and returns the file's path; None if there is no such file.
     in_folder
-        Whether all of it must be in a folder of this machine.
+        Whether all files must be in one folder of this machine.
     """
 
-    called: str
+    label: str
     model: dict[str, Any]
     preprocessing: dict[str, Any]
     weights: Path
-    beside: Callable[[str, str], Path | None]
+    find_file: Callable[[str, str], Path | None]
     in_folder: bool = False
 
     def name_of(self, repository: str, place: Path) -> str:
-        """What a message calls a file: the hub's cache is nothing that a person knows."""
+        """A file's name in messages: its path, unless it lies in the hub's cache, which a user does not know."""
         return str(place) if self.in_folder else f"{place.name} of {repository}"
 
 
-def _in_folder(folder: Path) -> _Files:
-    """A model's folder, with all that it needs."""
+def _in_folder(folder: Path) -> _ModelFiles:
+    """The files of a model in a folder."""
     model, preprocessing = read_configuration(folder / CONFIGURATION, str(folder))
     weights = _weights(folder)
     if weights is None:
@@ -204,26 +204,28 @@ def _in_folder(folder: Path) -> _Files:
             f"The localizer {folder} has no weights: put a .safetensors, .bin or .pth file beside {CONFIGURATION}."
         )
 
-    def beside(repository: str, file: str) -> Path | None:
-        # In a folder of that name, or in the model's own.
+    def find_file(repository: str, file: str) -> Path | None:
+        # In a subfolder of that name, or in the model's folder itself.
         return next((place / file for place in (folder / repository, folder) if (place / file).is_file()), None)
 
-    return _Files(str(folder), model, preprocessing, weights, beside, in_folder=True)
+    return _ModelFiles(str(folder), model, preprocessing, weights, find_file, in_folder=True)
 
 
-def _from_hub(open_clip: ModuleType, text: str) -> _Files:
+def _from_hub(open_clip: ModuleType, text: str) -> _ModelFiles:
     """A model of the Hugging Face hub."""
     try:
         identifier = repository(text.removeprefix(HUB))
     except ValueError:
         raise InputError(f"There is no localizer {text}: give {HUB}OWNER/NAME.") from None
-    place = _fetched(lambda: open_clip.pretrained.download_pretrained_from_hf(identifier, filename=CONFIGURATION), text)
+    place = _downloaded(
+        lambda: open_clip.pretrained.download_pretrained_from_hf(identifier, filename=CONFIGURATION), text
+    )
     model, preprocessing = read_configuration(place, text)
-    weights = _fetched(lambda: open_clip.pretrained.download_pretrained_from_hf(identifier), text)
-    return _Files(text, model, preprocessing, weights, partial(_beside_on_hub, text))
+    weights = _downloaded(lambda: open_clip.pretrained.download_pretrained_from_hf(identifier), text)
+    return _ModelFiles(text, model, preprocessing, weights, partial(_find_on_hub, text))
 
 
-def _of_list(open_clip: ModuleType, text: str) -> _Files:
+def _from_list(open_clip: ModuleType, text: str) -> _ModelFiles:
     """A pair of open_clip's own list, ``NAME:TAG``."""
     name, _, tag = text.partition(":")
     if name not in open_clip.list_models():
@@ -239,26 +241,26 @@ def _of_list(open_clip: ModuleType, text: str) -> _Files:
         raise InputError(f"The localizer {name} needs the name of its weights after a colon, one of: {known}.")
     model = checked_model(open_clip.get_model_config(name), text)
     preprocessing = checked_preprocessing({key: listed[key] for key in ("mean", "std") if listed.get(key)}, text)
-    weights = _fetched(lambda: open_clip.pretrained.download_pretrained(listed), text)
-    return _Files(text, model, preprocessing, weights, partial(_beside_on_hub, text))
+    weights = _downloaded(lambda: open_clip.pretrained.download_pretrained(listed), text)
+    return _ModelFiles(text, model, preprocessing, weights, partial(_find_on_hub, text))
 
 
 HUB_PATIENCE_S = 5.0
-"""After which a hub that does not answer is taken for out of reach."""
+"""Seconds after which a hub that does not answer counts as unreachable."""
 
 
 @contextmanager
-def _hub_answers_or_is_left_alone() -> Iterator[None]:
-    """Where the hub is out of reach, use what was downloaded before, at once.
+def _offline_if_hub_unreachable() -> Iterator[None]:
+    """Use only files that were downloaded before, if the hub cannot be reached.
 
-    huggingface_hub would try each file six times, for half a minute, and tell of each.
+    huggingface_hub would try each file six times, for half a minute, and log each attempt.
     """
     from huggingface_hub import constants, get_session
 
     before = constants.HF_HUB_OFFLINE
     try:
         if not before:
-            get_session().head(constants.ENDPOINT, timeout=HUB_PATIENCE_S)  # any answer will do
+            get_session().head(constants.ENDPOINT, timeout=HUB_PATIENCE_S)  # any answer is enough
     except Exception:  # of requests or httpx, by version
         constants.HF_HUB_OFFLINE = True
     try:
@@ -267,40 +269,40 @@ def _hub_answers_or_is_left_alone() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
-def _fetched(fetch: Callable[[], Any], text: str) -> Path:
+def _downloaded(fetch: Callable[[], Any], text: str) -> Path:
     """A file that a library downloads on first use."""
     try:
-        with _quiet():
+        with _logging_muted():
             return Path(fetch())
     except Exception as error:  # each library raises its own
-        raise _not_here(text) from error
+        raise _unavailable(text) from error
 
 
-def _not_here(text: str) -> InputError:
+def _unavailable(text: str) -> InputError:
     return InputError(
         f"The localizer {text} does not load: its files are not on this machine and cannot be downloaded. Check the "
         f"name and the connection, or give a folder with {CONFIGURATION} and weights."
     )
 
 
-def _beside_on_hub(text: str, repository: str, file: str) -> Path | None:
+def _find_on_hub(text: str, repository: str, file: str) -> Path | None:
     """A file of a repository of the hub; None where that has none of this name."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
     try:
         return Path(hf_hub_download(repository, file))
-    except EntryNotFoundError:  # of the hub, or of what is on this machine where the hub cannot be asked
+    except EntryNotFoundError:  # not on the hub, or not on this machine while the hub is unreachable
         return None
-    except Exception as error:  # no such repository, no right to read it
-        raise _not_here(text) from error
+    except Exception as error:  # no such repository, or no right to read it
+        raise _unavailable(text) from error
 
 
-# --- what is made of them
+# --- the model from its files
 
 
-def _build(open_clip: ModuleType, files: _Files) -> Any:
-    """The network, of which the weights are still random."""
+def _build(open_clip: ModuleType, files: _ModelFiles) -> Any:
+    """The network, still with random weights."""
     model = deepcopy(files.model)  # open_clip takes it apart
     text = model["text_cfg"]
     of_transformers = "hf_model_name" in text
@@ -308,19 +310,19 @@ def _build(open_clip: ModuleType, files: _Files) -> Any:
     kind = open_clip.CLIP if not custom else open_clip.CoCa if "multimodal_cfg" in model else open_clip.CustomTextCLIP
     if not text.get("hf_model_name"):
         return kind(**model)
-    place = files.beside(text["hf_model_name"], "config.json")
+    place = files.find_file(text["hf_model_name"], "config.json")
     if place is None:
-        raise _lacking(files, "architecture of its text", text["hf_model_name"], "config.json")
-    with tempfile.TemporaryDirectory(prefix="xaiclip-tower-") as made:
-        # Only what was read and checked: open_clip hands transformers a folder, which may hold much else.
-        tower = read_text_tower(place, files.called, files.name_of(text["hf_model_name"], place))
-        (Path(made) / "config.json").write_text(json.dumps(tower), encoding="utf-8")
-        text["hf_model_name"] = made
+        raise _missing_file(files, "architecture of its text", text["hf_model_name"], "config.json")
+    with tempfile.TemporaryDirectory(prefix="xaiclip-tower-") as temporary:
+        # A folder with only the checked configuration: transformers, which gets it, would read other files too.
+        tower = read_text_tower(place, files.label, files.name_of(text["hf_model_name"], place))
+        (Path(temporary) / "config.json").write_text(json.dumps(tower), encoding="utf-8")
+        text["hf_model_name"] = temporary
         return kind(**model)
 
 
 def _load_weights(open_clip: ModuleType, model: Any, path: Path) -> None:
-    """Give a network the weights of a file, as open_clip's ``load_checkpoint`` does, but read by our own reader."""
+    """Give a network the weights of a file, as open_clip's ``load_checkpoint`` does, but read by `read_plain`."""
     state = read_plain(path)
     if isinstance(state, dict) and "state_dict" in state:
         state = state["state_dict"]
@@ -332,53 +334,53 @@ def _load_weights(open_clip: ModuleType, model: Any, path: Path) -> None:
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
         state = factory.convert_to_custom_text_state_dict(state)
     for name in ("logit_scale", "logit_bias"):
-        own = getattr(model, name, None)
-        if name in state and own is not None:
-            state[name] = state[name].reshape(own.shape)
+        parameter = getattr(model, name, None)
+        if name in state and parameter is not None:
+            state[name] = state[name].reshape(parameter.shape)
     if "logit_bias" not in state and getattr(model, "logit_bias", None) is not None:
         state["logit_bias"] = torch.zeros_like(model.logit_bias)
-    state.pop("text.transformer.embeddings.position_ids", None)  # of an older transformers
+    state.pop("text.transformer.embeddings.position_ids", None)  # from an older version of transformers
     factory.resize_pos_embed(state, model)
     factory.resize_text_pos_embed(state, model)
     model.load_state_dict(state, strict=True)
 
 
-def _tokenizer(open_clip: ModuleType, files: _Files) -> Callable[[list[str]], Tensor]:
-    """The tokenizer, from files of data alone."""
+def _tokenizer(open_clip: ModuleType, files: _ModelFiles) -> Callable[[list[str]], Tensor]:
+    """The tokenizer, from data files only, which hold no code."""
     text = files.model["text_cfg"]
-    named = text.get("tokenizer_kwargs") or {}
+    options = text.get("tokenizer_kwargs") or {}
     length = text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH)
     repository = text.get("hf_tokenizer_name")
     if not repository:
-        if "strip_sep_token" in named:
+        if "strip_sep_token" in options:
             raise ValueError(f"{CONFIGURATION} gives its tokenizer strip_sep_token, which it does not know.")
-        tokenize: Callable[[list[str]], Tensor] = open_clip.tokenizer.SimpleTokenizer(context_length=length, **named)
+        tokenize: Callable[[list[str]], Tensor] = open_clip.tokenizer.SimpleTokenizer(context_length=length, **options)
         return tokenize
-    if "additional_special_tokens" in named:
+    if "additional_special_tokens" in options:
         raise ValueError(f"{CONFIGURATION} gives its tokenizer additional_special_tokens, which it does not know.")
 
     def file(name: str) -> Path | None:
-        place = files.beside(repository, name)
+        place = files.find_file(repository, name)
         if place is not None and name == TOKENIZER_CONFIGURATION:
             refuse_code(place, files.name_of(repository, place))
         return place
 
     if all(file(name) is None for name in FILES):
-        raise _lacking(files, "tokenizer", repository, FILES[0])
-    clean = open_clip.tokenizer.get_clean_fn(named.get("clean", "whitespace"))
-    return read_tokenizer(file, length, clean, named.get("strip_sep_token", False), files.called)
+        raise _missing_file(files, "tokenizer", repository, FILES[0])
+    clean = open_clip.tokenizer.get_clean_fn(options.get("clean", "whitespace"))
+    return read_tokenizer(file, length, clean, options.get("strip_sep_token", False), files.label)
 
 
-def _lacking(files: _Files, what: str, repository: str, file: str) -> InputError:
+def _missing_file(files: _ModelFiles, what: str, repository: str, file: str) -> InputError:
     if not files.in_folder:
-        return _not_here(f"{files.called} ({what}: {repository})")
+        return _unavailable(f"{files.label} ({what}: {repository})")
     return InputError(
-        f"The localizer {files.called} lacks the {what} ({repository}): put its {file} beside {CONFIGURATION}."
+        f"The localizer {files.label} lacks the {what} ({repository}): put its {file} beside {CONFIGURATION}."
     )
 
 
 def _preprocessing(
-    model: Any, given: Mapping[str, Any]
+    model: Any, configuration: Mapping[str, Any]
 ) -> tuple[int, tuple[float, float, float], tuple[float, float, float]]:
     """Side of the images in pixels, mean and standard deviation of their three channels."""
     size = model.visual.image_size
@@ -386,8 +388,8 @@ def _preprocessing(
     if len(sides) != 1:
         raise ValueError(f"it takes images of {size[0]} x {size[1]} pixels, only square ones are used here.")
     constants = import_open_clip()
-    mean = given.get("mean", constants.OPENAI_DATASET_MEAN)
-    std = given.get("std", constants.OPENAI_DATASET_STD)
+    mean = configuration.get("mean", constants.OPENAI_DATASET_MEAN)
+    std = configuration.get("std", constants.OPENAI_DATASET_STD)
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise ValueError(f"its mean {mean} and std {std} are not of three channels.")
     return int(sides.pop()), (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
@@ -407,7 +409,7 @@ _NAMES = (
 
 
 def _weights(folder: Path) -> Path | None:
-    """The file of a folder's weights: of open_clip's own names, else the safest kind."""
+    """The file of weights in a folder: one of open_clip's names, else the safest format."""
     named = [folder / name for name in _NAMES if (folder / name).is_file()]
     other = [p for pattern in ("*.safetensors", "*.bin", "*.pth") for p in sorted(folder.glob(pattern))]
     other = [path for path in other if path.name != PROMPTS_FILE]

@@ -1,8 +1,8 @@
 """Other people's localizers: objects that turn an image and words into a mask, passed in or installed as a plugin.
 
 A text-to-mask model is a localizer if it has four attributes (`XAICLIPLib.localization.localizer.Localizer`): ``name``,
-``threshold``, ``provenance`` and ``locate(image, prompt, modality, advance)``. An installed package registers it for the
-command line under the entry-point group `GROUP`, as a callable that takes the device::
+``threshold``, ``provenance`` and ``locate(image, prompt, modality, advance)``. An installed package registers it for
+the command line under the entry-point group `GROUP`, as a callable that takes the device::
 
     [project.entry-points."xaiclip.localizers"]
     my-localizer = "my_package:MyLocalizer"

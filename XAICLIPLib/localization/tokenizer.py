@@ -1,7 +1,7 @@
 """Texts to tokens by the plain files of a tokenizer: ``tokenizer.json``, or the words of a BERT in ``vocab.txt``.
 
-transformers would make whatever class a configuration names, with whatever keywords it gives. Here the file of the
-tokenizers library is read, which holds data alone, and of the configuration beside it only a few typed values.
+transformers would create any class that a configuration names, with any keywords in it. Here the file of the tokenizers
+library is read, which holds only data, and a few typed values of the configuration beside it.
 """
 
 from __future__ import annotations
@@ -19,15 +19,20 @@ from XAICLIPLib.errors import InputError, reason
 from XAICLIPLib.system.json_values import Validator, choice, flag, keys, optional, text
 from XAICLIPLib.system.mappings import read_mapping
 
-WHOLE, WORDS, CONFIGURATION, SPECIAL = "tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json"
-FILES = (WHOLE, WORDS)
-"""Either is enough; the other files only add to them."""
+TOKENIZER_FILE, VOCABULARY_FILE, CONFIGURATION, SPECIAL_TOKENS_FILE = (
+    "tokenizer.json",
+    "vocab.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
+FILES = (TOKENIZER_FILE, VOCABULARY_FILE)
+"""One of them is enough; the other files are optional additions."""
 
 LARGEST_FILE = 64 << 20
 """Bytes: the tokenizer of a vocabulary of 250,000 pieces has 17 million."""
 
 _PADDING = ("[PAD]", "<pad>", "<|endoftext|>")
-"""What pads where no file says so: BERT's token, that of T5 and RoBERTa, that of CLIP."""
+"""Padding tokens to try where no file names one: that of BERT, of T5 and RoBERTa, and of CLIP."""
 
 
 def _token(value: Any) -> str:
@@ -39,7 +44,7 @@ _SIDE = choice("left", "right")
 _SPECIAL: dict[str, Validator] = {
     f"{name}_token": optional(_token) for name in ("pad", "sep", "cls", "unk", "mask", "bos", "eos")
 }
-_KNOWN = keys(
+_SETTINGS = keys(
     {
         **_SPECIAL,
         "padding_side": _SIDE,
@@ -54,24 +59,24 @@ _KNOWN = keys(
 
 @dataclass(frozen=True)
 class FileTokenizer:
-    """A tokenizer as open_clip calls one.
+    """A tokenizer with the interface that open_clip expects.
 
     Attributes
     ----------
     encoder
-        Of the library tokenizers, set to cut and pad to ``context_length``.
+        An encoder of the library tokenizers, which cuts and pads to ``context_length``.
     context_length
         Tokens of each text.
     clean
-        What is done to a text first.
-    cleared
-        A token that becomes 0, or None.
+        Applied to each text first.
+    zeroed_token
+        A token id that is replaced by 0, or None.
     """
 
     encoder: Any
     context_length: int
     clean: Callable[[str], str]
-    cleared: int | None = None
+    zeroed_token: int | None = None
 
     def __call__(self, texts: str | list[str], context_length: int | None = None) -> Tensor:
         """Texts to token ids (N, context length), int64."""
@@ -79,7 +84,7 @@ class FileTokenizer:
             raise ValueError(f"this tokenizer gives {self.context_length} tokens, not {context_length}")
         cleaned = [self.clean(words) for words in ([texts] if isinstance(texts, str) else texts)]
         ids = torch.tensor([encoding.ids for encoding in self.encoder.encode_batch(cleaned)], dtype=torch.int64)
-        return ids if self.cleared is None else torch.where(ids == self.cleared, torch.zeros_like(ids), ids)
+        return ids if self.zeroed_token is None else torch.where(ids == self.zeroed_token, torch.zeros_like(ids), ids)
 
 
 def read_tokenizer(
@@ -89,31 +94,31 @@ def read_tokenizer(
     strip_separator: bool = False,
     name: str = "the model",
 ) -> FileTokenizer:
-    """The tokenizer of some files.
+    """Make a tokenizer from its files.
 
     Parameters
     ----------
     files
-        From the name of a file to where it lies; None where it is not there.
+        Takes the name of a file and returns its path; None if there is no such file.
     context_length
         Tokens of each text: longer ones are cut, shorter ones padded.
     clean
-        What is done to a text before it is cut into tokens.
+        Applied to each text before it is cut into tokens.
     strip_separator
-        Whether the token behind a text becomes 0.
+        Whether the token after a text is replaced by 0.
     name
-        What a message calls the model.
+        The model's name in messages.
 
     Raises
     ------
     InputError
-        The files are missing or damaged, or the library tokenizers is.
+        The files are missing or damaged, or the library tokenizers is not installed.
     """
-    tokenizer_path, vocabulary_path = files(WHOLE), files(WORDS)
+    tokenizer_path, vocabulary_path = files(TOKENIZER_FILE), files(VOCABULARY_FILE)
     if tokenizer_path is None and vocabulary_path is None:
         raise InputError(
-            f"The localizer {name} has no {WHOLE}: write it with transformers (AutoTokenizer.from_pretrained of a name "
-            "that you trust, then save_pretrained), and put it beside open_clip_config.json."
+            f"The localizer {name} has no {TOKENIZER_FILE}: write it with transformers (AutoTokenizer.from_pretrained of "
+            "a name that you trust, then save_pretrained), and put it beside open_clip_config.json."
         )
     try:
         import tokenizers
@@ -123,13 +128,13 @@ def read_tokenizer(
             "tokenizers."
         ) from error
     try:
-        settings = _said(files)
+        settings = _read_settings(files)
         encoder = (
-            _whole(tokenizers, tokenizer_path)
+            _from_tokenizer_file(tokenizers, tokenizer_path)
             if tokenizer_path is not None
-            else _bert(tokenizers, vocabulary_path, settings)
+            else _from_vocabulary(tokenizers, vocabulary_path, settings)
         )
-        _adapt(tokenizers, encoder, settings)
+        _apply_settings(tokenizers, encoder, settings)
         names = [settings["pad_token"]] if settings.get("pad_token") else _PADDING
         padding_tokens = [
             (token, encoder.token_to_id(token)) for token in names if encoder.token_to_id(token) is not None
@@ -144,13 +149,13 @@ def read_tokenizer(
             length=context_length,
         )
         separator = encoder.token_to_id(settings.get("sep_token") or "[SEP]") if strip_separator else None
-        if strip_separator and separator is None:  # of those that name none, what ends a text
+        if strip_separator and separator is None:  # if no separator is named, the token that ends a text
             separator = encoder.token_to_id(settings.get("eos_token") or "</s>")
         tokenizer = FileTokenizer(encoder, context_length, clean, separator)
-        tokenizer([""])  # what it lacks shows here
+        tokenizer([""])  # raises an error where something is missing
     except InputError:
         raise
-    except BaseException as error:  # the library raises of its own kinds, and its panics are not among Exception
+    except BaseException as error:  # the library's panics are no subclass of Exception
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise InputError(
@@ -159,20 +164,20 @@ def read_tokenizer(
     return tokenizer
 
 
-def _said(files: Callable[[str], Path | None]) -> dict[str, Any]:
-    """The typed values of the configuration, and special tokens that are named beside it alone."""
-    said: dict[str, Any] = {}
-    for name, known in ((SPECIAL, keys(_SPECIAL, others="left out")), (CONFIGURATION, _KNOWN)):
-        place = files(name)
-        if place is not None:
+def _read_settings(files: Callable[[str], Path | None]) -> dict[str, Any]:
+    """The typed values of the configuration, and the special tokens of their own file."""
+    settings: dict[str, Any] = {}
+    for name, validate in ((SPECIAL_TOKENS_FILE, keys(_SPECIAL, others="left out")), (CONFIGURATION, _SETTINGS)):
+        path = files(name)
+        if path is not None:
             try:
-                said |= known(read_mapping(place, LARGEST_FILE))
+                settings |= validate(read_mapping(path, LARGEST_FILE))
             except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
                 raise ValueError(f"{name} should have {reason(error)}") from error
-    return said
+    return settings
 
 
-def _whole(tokenizers: Any, path: Path) -> Any:
+def _from_tokenizer_file(tokenizers: Any, path: Path) -> Any:
     if path.stat().st_size > LARGEST_FILE:
         raise ValueError(f"{path.name} is longer than {LARGEST_FILE >> 20} MB")
     _check_templates(read_mapping(path, LARGEST_FILE).get("post_processor"))
@@ -180,7 +185,7 @@ def _whole(tokenizers: Any, path: Path) -> Any:
 
 
 def _check_templates(processor: Any) -> None:
-    """Refuse what begins or ends a text with a token that it does not explain: the library would panic, and print."""
+    """Refuse a template with a special token that the file does not define: the library would panic, and print."""
     if not isinstance(processor, Mapping):
         return
     for inner in processor.get("processors") or []:
@@ -189,22 +194,24 @@ def _check_templates(processor: Any) -> None:
     named = [piece.get("SpecialToken") for piece in pieces if isinstance(piece, Mapping)]
     known = processor.get("special_tokens") or {}
     if any(token.get("id") not in known for token in named if isinstance(token, Mapping)):
-        raise ValueError(f"{WHOLE} begins or ends texts with a token that it does not explain")
+        raise ValueError(f"{TOKENIZER_FILE} begins or ends texts with a token that it does not explain")
 
 
-def _bert(tokenizers: Any, path: Path | None, said: Mapping[str, Any]) -> Any:
-    """BERT's tokenizer, of which only the words differ from one to the next."""
+def _from_vocabulary(tokenizers: Any, path: Path | None, settings: Mapping[str, Any]) -> Any:
+    """BERT's tokenizer, from a file with one word per line."""
     assert path is not None
     if path.stat().st_size > LARGEST_FILE:
         raise ValueError(f"{path.name} is longer than {LARGEST_FILE >> 20} MB")
     lines = path.read_text(encoding="utf-8").split("\n")
     words = {word.rstrip("\r"): number for number, word in enumerate(lines) if word or number + 1 < len(lines)}
-    special = {name: said.get(f"{name}_token") or f"[{name.upper()}]" for name in ("unk", "sep", "cls", "pad", "mask")}
+    special = {
+        name: settings.get(f"{name}_token") or f"[{name.upper()}]" for name in ("unk", "sep", "cls", "pad", "mask")
+    }
     encoder = tokenizers.Tokenizer(tokenizers.models.WordPiece(words, unk_token=special["unk"]))
     encoder.normalizer = tokenizers.normalizers.BertNormalizer(
-        lowercase=said.get("do_lower_case", True),
-        strip_accents=said.get("strip_accents"),
-        handle_chinese_chars=said.get("tokenize_chinese_chars", True),
+        lowercase=settings.get("do_lower_case", True),
+        strip_accents=settings.get("strip_accents"),
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
     )
     encoder.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     encoder.add_special_tokens([token for token in special.values() if token in words])
@@ -214,8 +221,8 @@ def _bert(tokenizers: Any, path: Path | None, said: Mapping[str, Any]) -> Any:
     return encoder
 
 
-def _adapt(tokenizers: Any, encoder: Any, said: Mapping[str, Any]) -> None:
-    """What transformers changes in BERT's tokenizer by its configuration; of others the file says all."""
+def _apply_settings(tokenizers: Any, encoder: Any, settings: Mapping[str, Any]) -> None:
+    """Change BERT's tokenizer by its configuration, as transformers does; others need only their file."""
     normal = encoder.normalizer
     if isinstance(normal, tokenizers.normalizers.BertNormalizer):
         for ours, theirs in (
@@ -223,6 +230,6 @@ def _adapt(tokenizers: Any, encoder: Any, said: Mapping[str, Any]) -> None:
             ("strip_accents", "strip_accents"),
             ("tokenize_chinese_chars", "handle_chinese_chars"),
         ):
-            if ours in said:
-                setattr(normal, theirs, said[ours])
+            if ours in settings:
+                setattr(normal, theirs, settings[ours])
         encoder.normalizer = normal

@@ -1,8 +1,8 @@
-"""What the configuration of an image-text model may say of its two towers: plain values of known names, and no more.
+"""Checking the configuration of an image-text model's two towers: only known keys with plain values are allowed.
 
-open_clip, timm and transformers turn what a configuration names into classes, functions and keywords of functions,
-some of which fetch files or run code. So every key that reaches them is one of these tables, with a value of the type
-that an architecture needs: sizes, switches, and words of a short list.
+open_clip, timm and transformers turn the names in a configuration into classes, functions and keyword arguments, some
+of which download files or run code. So only the keys of these tables reach them, with values of the types that an
+architecture needs: sizes, switches, and words of a short list.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from XAICLIPLib.system.torchvision_operators import import_without_operators
 CONFIGURATION = "open_clip_config.json"
 
 CLEANING = ("lower", "whitespace", "canonicalize")
-"""What open_clip can do to a text before it is cut into tokens."""
+"""open_clip's names for the ways to clean a text before it is cut into tokens."""
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9](?:[\w-]|\.(?!\.))*(?:/[A-Za-z0-9](?:[\w-]|\.(?!\.))*)?", re.ASCII)
 
@@ -52,7 +52,7 @@ def repository(value: Any) -> str:
 
 
 def _architecture_of_timm(value: Any) -> str:
-    """The name of an architecture that timm itself brings, without a place to fetch it from."""
+    """The name of an architecture that is part of timm, without an address to download it from."""
     if not isinstance(value, str) or not re.fullmatch(r"\w+(?:\.\w+)?", value, re.ASCII):
         raise ValueError("the name of an architecture of timm")
     if not import_without_operators("timm").is_model(value):
@@ -176,19 +176,19 @@ _TEXT_TOWER = keys(
         **dict.fromkeys(("is_encoder_decoder", "scale_embedding"), flag),
         **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), optional(_TOKEN)),
     },
-    others="left out",  # what is told of training, of other tasks, of the version of transformers
+    others="left out",  # keys about training, other tasks, the version of transformers
 )
 
 
 def read_configuration(path: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The architecture of an image-text model, and what its images are normalised by, out of ``open_clip_config.json``.
+    """The architecture of an image-text model and the normalisation of its images, from ``open_clip_config.json``.
 
     Parameters
     ----------
     path
         The file.
     name
-        What a message calls the model.
+        The model's name in messages.
 
     Returns
     -------
@@ -198,7 +198,7 @@ def read_configuration(path: Path, name: str) -> tuple[dict[str, Any], dict[str,
     Raises
     ------
     InputError
-        It is missing or damaged, or says what is no plain value of a known name.
+        It is missing or damaged, or has an unknown key or a value of a wrong type.
     """
     try:
         content = read_mapping(path)
@@ -213,12 +213,12 @@ def read_configuration(path: Path, name: str) -> tuple[dict[str, Any], dict[str,
 
 
 def checked_model(model: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The ``model_cfg`` of a configuration, of which nothing is left but plain values of known names.
+    """The ``model_cfg`` of a configuration, checked: it has only known keys with plain values.
 
     Raises
     ------
     InputError
-        Names the first value that is none.
+        Names the first key or value that is not allowed.
     """
     trunk = (model.get("vision_cfg") or {}).get("timm_model_name")
     if isinstance(trunk, str) and ":" in trunk:  # timm would fetch the architecture from there
@@ -226,14 +226,14 @@ def checked_model(model: Mapping[str, Any], name: str) -> dict[str, Any]:
     try:
         checked: dict[str, Any] = _MODEL(model)
     except (ValueError, RecursionError) as error:
-        raise _refusal(name, CONFIGURATION, error) from None
+        raise _loading_error(name, CONFIGURATION, error) from None
     # All weights come from the model's own file.
     checked["vision_cfg"]["timm_model_pretrained"] = checked["text_cfg"]["hf_model_pretrained"] = False
     return checked
 
 
 def checked_preprocessing(preprocessing: Any, name: str) -> dict[str, Any]:
-    """``mean`` and ``std`` of a ``preprocess_cfg``; one that is not there is left out.
+    """``mean`` and ``std`` of a ``preprocess_cfg``, as far as it has them.
 
     Raises
     ------
@@ -243,60 +243,60 @@ def checked_preprocessing(preprocessing: Any, name: str) -> dict[str, Any]:
     try:
         kept: dict[str, Any] = _PREPROCESSING(preprocessing)
     except (ValueError, RecursionError) as error:
-        raise _refusal(name, CONFIGURATION, error) from None
+        raise _loading_error(name, CONFIGURATION, error) from None
     return kept
 
 
-def read_text_tower(path: Path, name: str, called: str) -> dict[str, Any]:
-    """The architecture of a text tower of transformers, out of its ``config.json``.
+def read_text_tower(path: Path, name: str, file_label: str) -> dict[str, Any]:
+    """The architecture of a text tower of transformers, from its ``config.json``.
 
     Parameters
     ----------
     path
         The file.
-    name, called
-        What a message calls the model, and the file.
+    name, file_label
+        Names of the model and of the file in messages.
 
     Raises
     ------
     InputError
         It is damaged, names code or a kind of network that open_clip has no use for, or holds a value of a wrong type.
     """
-    refuse_code(path, called)
+    refuse_code(path, file_label)
     try:
         content = read_mapping(path)
         if "model_type" not in content:
             raise ValueError("under model_type the kind of the network")
         tower: dict[str, Any] = _TEXT_TOWER(content)
     except (OSError, ValueError, RecursionError) as error:
-        raise _refusal(name, path.name, error) from None
+        raise _loading_error(name, path.name, error) from None
     return tower
 
 
 _LEADS_TO_CODE = ("auto_map", "configuration_files")
-"""Keys of a configuration by which `transformers` finds code, or another configuration, which could name code."""
+"""Keys by which `transformers` finds code, or another configuration that could name code."""
 
 
-def refuse_code(path: Path, called: str) -> None:
-    """Refuse a configuration that names code: nothing here would run it, but the model was made with it.
+def refuse_code(path: Path, file_label: str) -> None:
+    """Refuse a configuration that names code. The code would not be run here, but the model may not work without it.
 
     Raises
     ------
     InputError
-        It does.
+        The configuration names code.
     """
     try:
         content = read_mapping(path)
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        return  # whoever needs it says what is wrong with it
+        return  # the reader of this file will say what is wrong with it
     if key := next((key for key in _LEADS_TO_CODE if key in content), None):
         raise InputError(
-            f"The localizer's {called} has {key}, which leads to code of its own, and none is run: choose a localizer "
-            "without, or remove that key where the model needs no code."
+            f"The localizer's {file_label} has {key}, which leads to code of its own, and none is run: choose a "
+            "localizer without, or remove that key where the model needs no code."
         )
 
 
-def _refusal(name: str, file: str, error: Exception) -> InputError:
+def _loading_error(name: str, file: str, error: Exception) -> InputError:
     return InputError(
         f"The localizer {name} does not load: its {file} should have {reason(error)}; choose another localizer, or get "
         "its files again."

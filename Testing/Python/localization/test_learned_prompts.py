@@ -235,7 +235,7 @@ def test_the_record_names_the_prompts(clip: ImageTextModel, tmp_path: Path) -> N
 
 def test_prompts_in_the_folder_are_used_and_others_where_they_are_named(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model")
-    assert catalogue.load_localizer(folder, CPU).contexts is None  # type: ignore[attr-defined]
+    assert catalogue.load_localizer(folder, CPU).prompts is None  # type: ignore[attr-defined]
     model = load_model(folder, CPU)
     learned_prompts.save(LearnedPrompts(vectors("liver")), model, folder / PROMPTS_FILE)
     other = learned_prompts.save(LearnedPrompts(vectors("spleen")), model, tmp_path / "mine.safetensors")

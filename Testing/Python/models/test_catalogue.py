@@ -44,7 +44,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(formats, "load", load)
     monkeypatch.setattr(openclip, "load_model", Loaded)
-    monkeypatch.setattr(localizer, "ClipLocalizer", lambda model, contexts: model)
+    monkeypatch.setattr(localizer, "ClipLocalizer", lambda model, prompts: model)
 
 
 @pytest.fixture
