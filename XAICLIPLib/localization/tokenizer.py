@@ -117,8 +117,8 @@ def read_tokenizer(
     tokenizer_path, vocabulary_path = files(TOKENIZER_FILE), files(VOCABULARY_FILE)
     if tokenizer_path is None and vocabulary_path is None:
         raise InputError(
-            f"The localizer {name} has no {TOKENIZER_FILE}: write it with transformers (AutoTokenizer.from_pretrained of "
-            "a name that you trust, then save_pretrained), and put it beside open_clip_config.json."
+            f"The localizer {name} has no {TOKENIZER_FILE}: write it with transformers (AutoTokenizer.from_pretrained "
+            "of a name that you trust, then save_pretrained), and put it beside open_clip_config.json."
         )
     try:
         import tokenizers
