@@ -229,14 +229,14 @@ def _try(entry: Entry, trust: bool) -> None:
     """
     import torch
 
-    from XAICLIPLib.models.catalogue import NoNetwork, load_segmenter
+    from XAICLIPLib.models.catalogue import NoNetworkError, load_segmenter
     from XAICLIPLib.models.entry import MODALITIES
     from XAICLIPLib.models.user_entries import remove, update
     from XAICLIPLib.segmentation.segmenter import class_names
 
     try:
         network = load_segmenter(entry.name, torch.device("cpu"), trust)
-    except NoNetwork:
+    except NoNetworkError:
         remove(entry)
         raise
     except InputError as error:

@@ -1,6 +1,6 @@
-"""Getting a model of the catalogue onto this machine: by its own library, from a server, or from files that are here.
+"""Getting a model of the catalogue onto this machine: by another library, from a server, or from the user's files.
 
-What has no checksum in the catalogue gets one when it first comes (`XAICLIPLib.models.folder.Lock`), so that a
+Models without checksums in the catalogue get them at the first download (`XAICLIPLib.models.folder.Lock`), so that a
 later change is noticed.
 """
 
@@ -14,21 +14,21 @@ from pathlib import Path
 
 from XAICLIPLib.errors import InputError, installing
 from XAICLIPLib.models import archives, libraries
-from XAICLIPLib.models.downloads import Wanted, fetch
+from XAICLIPLib.models.downloads import FileDownload, fetch
 from XAICLIPLib.models.entry import Entry, Remote
-from XAICLIPLib.models.folder import downloaded, models_folder, write_lock
+from XAICLIPLib.models.folder import download_folder, models_folder, write_lock
 from XAICLIPLib.system import scratch
 from XAICLIPLib.system.checksums import sha256
 from XAICLIPLib.system.files import atomic_file
 
 Progress = Callable[[str, int, int | None], None]
-"""Gets the name of a file, the bytes that are here, and all of them where that is known."""
+"""Takes the name of a file, the bytes downloaded so far, and its size in bytes (None where that is not known)."""
 
 SPARE = 1.1
-"""A size in MB is a rounded one."""
+"""Factor on a size in MB, which is rounded."""
 
 MOST_BYTES = 20_000_000_000
-"""Of a file whose size the catalogue does not say."""
+"""The largest file to download where the catalogue gives no size."""
 
 
 def download(
@@ -36,19 +36,19 @@ def download(
     on_progress: Progress = lambda name, done, total: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Path | None:
-    """Download a model, unless it is here already; what was cut off goes on.
+    """Download a model, unless it is on this machine; a download that was cut off continues.
 
     Returns
     -------
     Path or None
-        Where it lies; None where a library keeps it in a place of its own.
+        Its folder or file; None where another library keeps it in its own cache.
 
     Raises
     ------
     InputError
-        It cannot be had this way; the message says how else.
+        It cannot be downloaded; the message says what to do instead.
     Cancelled
-        As asked; what came so far is kept.
+        ``cancelled`` said so; what came so far is kept.
     """
     if entry.installed:
         entry.check()
@@ -64,23 +64,23 @@ def download(
         return _download_archive(entry, source, on_progress, cancelled)
     if isinstance(source, Mapping):
         return _download_files(entry, source, on_progress, cancelled)
-    return _by_library(entry, on_progress, cancelled)
+    return _download_by_library(entry, on_progress, cancelled)
 
 
-def install(entry: Entry, given: Path) -> Path:
-    """Install a model from files that are here: an archive, a folder, or the one file that it consists of.
+def install(entry: Entry, path: Path) -> Path:
+    """Install a model from the user's files: an archive, a folder, or one of its files.
 
     Parameters
     ----------
     entry
-        What it must be: where the catalogue has checksums, they must agree.
-    given
-        The archive, folder or file; it stays as it is.
+        The model. Where the catalogue has checksums, the files must agree with them.
+    path
+        The archive, folder or file, which is left as it is.
 
     Raises
     ------
     InputError
-        The files are not that model's, or it needs none.
+        The files are not those of the model, or it needs none.
     """
     if entry.source == "shipped" or isinstance(entry.source, Path):
         raise InputError(f"The model {entry.name} is here already and takes no files.")
@@ -91,54 +91,54 @@ def install(entry: Entry, given: Path) -> Path:
             f"The model {entry.name} is one of open_clip's own list: give a folder with open_clip_config.json and "
             "weights as --localizer instead."
         )
-    if not given.exists():
-        raise InputError(f"There is no {given} to install the model {entry.name} from.")
-    if isinstance(entry.source, Remote) and given.is_file() and sha256(given) != entry.source.sha256:
+    if not path.exists():
+        raise InputError(f"There is no {path} to install the model {entry.name} from.")
+    if isinstance(entry.source, Remote) and path.is_file() and sha256(path) != entry.source.sha256:
         raise InputError(
-            f"{given} is not the archive of the model {entry.name}, its SHA-256 differs: get it from {entry.origin}."
+            f"{path} is not the archive of the model {entry.name}, its SHA-256 differs: get it from {entry.origin}."
         )
-    if given.is_dir():
-        return _settle(entry, given)
-    if isinstance(entry.source, Remote) or archives.is_archive(given):
+    if path.is_dir():
+        return _move_into_place(entry, path)
+    if isinstance(entry.source, Remote) or archives.is_archive(path):
         with _work_folder() as work:
-            return _settle(entry, archives.only_folder(archives.unpack(given, work / "unpacked")))
+            return _move_into_place(entry, archives.only_folder(archives.unpack(path, work / "unpacked")))
     with _work_folder() as work:  # one file: with those that came before it, perhaps all
         before = entry.folder
         if before is not None:
             shutil.copytree(before, work / "files", ignore=shutil.ignore_patterns("*.part", "*.part-version"))
-        path = _place_of(entry, given)
-        (work / "files" / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(given, work / "files" / path)
+        name = _name_by_checksum(entry, path)
+        (work / "files" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, work / "files" / name)
         missing = [name for name in entry.files if not (work / "files" / name).is_file()]
         if missing:
-            with atomic_file(downloaded(entry.name) / path) as temporary:
-                shutil.copyfile(given, temporary)
+            with atomic_file(download_folder(entry.name) / name) as temporary:
+                shutil.copyfile(path, temporary)
             raise InputError(
-                f"{given} is now part of the model {entry.name}, which still lacks {', '.join(missing)}: get these "
+                f"{path} is now part of the model {entry.name}, which still lacks {', '.join(missing)}: get these "
                 f"from {entry.origin}, and give them the same way."
             )
-        return _settle(entry, work / "files")
+        return _move_into_place(entry, work / "files")
 
 
-def _place_of(entry: Entry, given: Path) -> str:
-    """Which of a model's files this is, by its checksum."""
-    checksum = sha256(given)
-    for path, expected in entry.files.items():
+def _name_by_checksum(entry: Entry, path: Path) -> str:
+    """The name of the one of a model's files that has the checksum of ``path``."""
+    checksum = sha256(path)
+    for name, expected in entry.files.items():
         if checksum == expected:
-            return path
+            return name
     if entry.files:
         raise InputError(
-            f"{given} is none of the files of the model {entry.name}, whose SHA-256 differ: get them from "
+            f"{path} is none of the files of the model {entry.name}, whose SHA-256 differ: get them from "
             f"{entry.origin}."
         )
-    raise InputError(f"{given} is no zip or tar archive: give an archive or folder of the model {entry.name}.")
+    raise InputError(f"{path} is no zip or tar archive: give an archive or folder of the model {entry.name}.")
 
 
 def _package_error(entry: Entry, package: str) -> InputError:
     more = ", then `totalseg_download_weights -t total_fast`," if entry.format == "totalsegmentator" else ""
-    way = installing(package)
+    command = installing(package)
     return InputError(
-        f"The model {entry.name} comes with a Python package: run `{way}`{more} where XAI-CLIP is installed.", way
+        f"The model {entry.name} comes with a Python package: run `{command}`{more} where XAI-CLIP is installed.", command
     )
 
 
@@ -148,15 +148,15 @@ def _package_error(entry: Entry, package: str) -> InputError:
 def _download_files(
     entry: Entry, files: Mapping[str, Remote], on_progress: Progress, cancelled: Callable[[], bool]
 ) -> Path:
-    folder = downloaded(entry.name)
+    folder = download_folder(entry.name)
     for name, remote in files.items():
         target = folder / name
         otherwise = (
             f"get that file on another computer, then run `xaiclip models download {entry.name} --from FILE` or put it "
             f"at {target}"
         )
-        wanted = Wanted(remote.url, remote.sha256, target, _most(entry, remote), otherwise)
-        fetch(wanted, lambda done, total, name=name: on_progress(name, done, total), cancelled)  # type: ignore[misc]
+        file = FileDownload(remote.url, remote.sha256, target, _most_bytes(entry, remote), otherwise)
+        fetch(file, lambda done, total, name=name: on_progress(name, done, total), cancelled)  # type: ignore[misc]
     entry.check()
     return folder
 
@@ -168,14 +168,14 @@ def _download_archive(entry: Entry, remote: Remote, on_progress: Progress, cance
         f"get that file on another computer, then run `xaiclip models download {entry.name} --from FILE` or put it at "
         f"{target}"
     )
-    wanted = Wanted(remote.url, remote.sha256, target, _most(entry, remote), otherwise)
-    fetch(wanted, lambda done, total: on_progress(name, done, total), cancelled)
+    file = FileDownload(remote.url, remote.sha256, target, _most_bytes(entry, remote), otherwise)
+    fetch(file, lambda done, total: on_progress(name, done, total), cancelled)
     folder = install(entry, target)
     target.unlink(missing_ok=True)
     return folder
 
 
-def _most(entry: Entry, remote: Remote) -> int:
+def _most_bytes(entry: Entry, remote: Remote) -> int:
     if remote.size is not None:
         return remote.size
     return MOST_BYTES if entry.size_mb is None else math.ceil(entry.size_mb * 1e6 * SPARE)
@@ -184,31 +184,31 @@ def _most(entry: Entry, remote: Remote) -> int:
 # --- by other libraries ---------------------------------------------------------------------------------------------
 
 
-def _by_library(entry: Entry, on_progress: Progress, cancelled: Callable[[], bool]) -> Path | None:
-    """Let a library download into a folder, and make that the model's; open_clip's own go into its cache."""
-    way, _, what = str(entry.source).partition(":")
+def _download_by_library(entry: Entry, on_progress: Progress, cancelled: Callable[[], bool]) -> Path | None:
+    """Let a library download a model and move it into place; open_clip's own models stay in the library's cache."""
+    library, _, model = str(entry.source).partition(":")
     total = None if entry.size_mb is None else math.ceil(entry.size_mb * 1e6)
     with _work_folder() as work:
         try:
-            found = libraries.fetch(
-                way,
-                entry.name if way == "open_clip" else what,
+            folder = libraries.fetch(
+                library,
+                entry.name if library == "open_clip" else model,
                 work,
                 lambda size: on_progress(entry.name, size if total is None else min(size, total), total),
                 cancelled,
             )
         except OSError as error:
-            told = str(error).splitlines()[0][:200]
+            message = str(error).splitlines()[0][:200]
             by_hand = (
                 "get a folder with open_clip_config.json and weights on another computer, and give it as the localizer"
-                if way == "open_clip"
+                if library == "open_clip"
                 else "get it on another computer, as a folder or zip file, and run `xaiclip models download "
                 f"{entry.name} --from FILE`"
             )
             raise InputError(
-                f"The model {entry.name} cannot be downloaded from {entry.origin} ({told}): {by_hand}."
+                f"The model {entry.name} cannot be downloaded from {entry.origin} ({message}): {by_hand}."
             ) from error
-        return entry.cached if way == "open_clip" else _settle(entry, found)
+        return entry.cached if library == "open_clip" else _move_into_place(entry, folder)
 
 
 # --- into its place -------------------------------------------------------------------------------------------------
@@ -216,9 +216,9 @@ def _by_library(entry: Entry, on_progress: Progress, cancelled: Callable[[], boo
 
 @contextlib.contextmanager
 def _work_folder() -> Iterator[Path]:
-    """A folder beside the models, so that what is in it can be moved into place at once; taken away at the end.
+    """A temporary folder beside the models, so that its contents can be moved into place in one step.
 
-    What processes that were killed left there goes too.
+    Folders that killed processes left behind are removed as well.
     """
     parent = models_folder() / "downloads"
     try:
@@ -237,34 +237,34 @@ def _work_folder() -> Iterator[Path]:
         scratch.remove(work)
 
 
-def _settle(entry: Entry, found: Path) -> Path:
-    """Copy a model's files into its place, where they are what they must be."""
-    for path in found.rglob("*"):
+def _move_into_place(entry: Entry, folder: Path) -> Path:
+    """Check a model's files and copy them into its folder among the models."""
+    for path in folder.rglob("*"):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise InputError(f"{path} is a link or a special file: give plain files for the model {entry.name}.")
     for name, expected in entry.files.items():
-        if not (found / name).is_file():
-            raise InputError(f"{found} is not the model {entry.name}, {name} is missing: get it from {entry.origin}.")
-        if sha256(found / name) != expected:
+        if not (folder / name).is_file():
+            raise InputError(f"{folder} is not the model {entry.name}, {name} is missing: get it from {entry.origin}.")
+        if sha256(folder / name) != expected:
             raise InputError(
-                f"{found / name} is not that file of the model {entry.name}, its SHA-256 differs: get it from "
+                f"{folder / name} is not that file of the model {entry.name}, its SHA-256 differs: get it from "
                 f"{entry.origin}."
             )
-    if not any(path.is_file() for path in found.rglob("*")):
-        raise InputError(f"{found} is empty: give the files of the model {entry.name}.")
-    place = downloaded(entry.name)
+    if not any(path.is_file() for path in folder.rglob("*")):
+        raise InputError(f"{folder} is empty: give the files of the model {entry.name}.")
+    target = download_folder(entry.name)
     with _work_folder() as work:
         new, old = work / "new", work / "old"
         if entry.files:
             for name in entry.files:
                 (new / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(found / name, new / name)
+                shutil.copyfile(folder / name, new / name)
         else:
-            shutil.copytree(found, new, copy_function=shutil.copyfile)
-        place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(folder, new, copy_function=shutil.copyfile)
+        target.parent.mkdir(parents=True, exist_ok=True)
         if not entry.files:
             write_lock(entry.name, entry.origin, new)
-        if place.exists():
-            place.rename(old)
-        new.rename(place)
-    return place
+        if target.exists():
+            target.rename(old)
+        new.rename(target)
+    return target

@@ -1,7 +1,7 @@
-"""Unpacking zip and tar archives that nobody vouches for.
+"""Unpacking zip and tar archives from untrusted sources.
 
-Every member is looked at before the first is written: names that lead out of the folder or into each other, links and
-devices, and sizes that no model has are refused. The folder appears when all of it is there, and not at all otherwise.
+Every member is checked before the first is written: names that lead out of the folder or collide, links and devices,
+and sizes that no model has are refused. The folder appears only when all members are written.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from XAICLIPLib.errors import InputError
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz")
 MOST_MEMBERS = 10_000
-MOST_DEEP = 32
+MOST_NESTED = 32
 MOST_BYTES = 20_000_000_000
 LARGE, MOST_RATIO = 100_000_000, 200
-"""A member of more bytes than this that shrank more than so many times is a bomb: weights hardly shrink."""
+"""A member larger than ``LARGE`` bytes that was compressed more than ``MOST_RATIO`` times counts as a zip bomb: weights
+hardly compress."""
 
 LARGEST_READ = 1 << 24
-"""tarfile reads the headers of a member at once, and a header can claim any size."""
+"""Bytes that may be read at once: tarfile reads a member's headers in one piece, and a header can claim any size."""
 
 BLOCK = 1 << 20
 
@@ -41,17 +42,17 @@ _DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImple
 
 @dataclass(frozen=True)
 class _Member:
-    """A file or folder in an archive: its checked path, its size in bytes, and what the archive calls it."""
+    """A file or folder in an archive: its checked path, its size in bytes, and its header in the archive."""
 
     path: str
     size: int
     is_folder: bool
     packed: int | None
-    own: Any
+    header: Any
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is one that `unpack` reads, by its name and contents: PyTorch's own files are zip files too."""
+    """Whether `unpack` reads a file. Its name counts too, because PyTorch's own files are zip files."""
     if not path.name.lower().endswith(ENDINGS):
         return False
     try:
@@ -67,11 +68,11 @@ def unpack(archive: Path, folder: Path, most_bytes: int = MOST_BYTES, most_membe
     Parameters
     ----------
     archive
-        The file; its contents tell which kind it is.
+        The file; its kind is recognised by its contents.
     folder
-        What is made; it must not exist.
+        The folder to create; it must not exist.
     most_bytes, most_members
-        More than this is refused.
+        An archive with more is refused.
 
     Returns
     -------
@@ -85,25 +86,25 @@ def unpack(archive: Path, folder: Path, most_bytes: int = MOST_BYTES, most_membe
     """
     if folder.exists():
         raise InputError(f"{archive} cannot be unpacked: {folder} exists already.")
-    made: Path | None = None
+    temporary: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _opened(archive) as opened:
-            members = _checked(archive, opened, most_bytes, most_members)
+            members = _checked_members(archive, opened, most_bytes, most_members)
             total = sum(member.size for member in members)
             if total > (free := shutil.disk_usage(folder.parent).free):
                 raise InputError(
                     f"{archive} cannot be unpacked: it needs {total / 1e6:,.0f} MB, and the disk of {folder.parent} "
                     f"has {free / 1e6:,.0f} MB left."
                 )
-            made = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=folder.parent))
-            inner = made / "contents"
-            inner.mkdir()  # with the rights of any new folder, which one of mkdtemp has not
+            temporary = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=folder.parent))
+            contents = temporary / "contents"
+            contents.mkdir()  # a new folder gets the usual access rights, unlike that of mkdtemp
             for member in members:
-                _write(opened, member, inner / member.path)
+                _write_member(opened, member, contents / member.path)
             if isinstance(opened, tarfile.TarFile) and opened.fileobj is not None:
                 _read_to_the_end(opened.fileobj)
-        inner.rename(folder)
+        contents.rename(folder)
     except OSError as error:  # gzip's for damaged data is one of them, without a number
         reason = error.strerror or "it is damaged"
         raise InputError(f"{archive} cannot be unpacked to {folder} ({reason}).") from error
@@ -112,13 +113,13 @@ def unpack(archive: Path, folder: Path, most_bytes: int = MOST_BYTES, most_membe
     except _DAMAGED as error:
         raise InputError(f"{archive} cannot be unpacked: it is damaged, encrypted or no zip or tar file.") from error
     finally:
-        if made is not None:
-            shutil.rmtree(made, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
 def only_folder(folder: Path) -> Path:
-    """Where the contents of an unpacked archive begin: past folders that hold one folder and nothing else."""
+    """The innermost folder of an unpacked archive, past folders that hold one folder and nothing else."""
     while True:
         inside = [path for path in folder.iterdir() if path.name != "__MACOSX"]
         if len(inside) != 1 or not inside[0].is_dir():
@@ -131,20 +132,20 @@ def _opened(archive: Path) -> Iterator[zipfile.ZipFile | tarfile.TarFile]:
     with archive.open("rb") as stream:
         if zipfile.is_zipfile(stream):
             stream.seek(0)
-            with zipfile.ZipFile(stream) as zipped:
-                yield zipped
+            with zipfile.ZipFile(stream) as zip_file:
+                yield zip_file
             return
         stream.seek(0)
         packed = stream.read(2) == b"\x1f\x8b"
         stream.seek(0)
         plain: Any = gzip.GzipFile(fileobj=stream) if packed else stream
-        cautious: Any = _Cautious(plain)
-        with tarfile.open(fileobj=cautious, mode="r:") as taped:
-            yield taped
+        bounded: Any = _BoundedStream(plain)
+        with tarfile.open(fileobj=bounded, mode="r:") as tar:
+            yield tar
 
 
-class _Cautious:
-    """A stream that refuses to read much at once, as a tar header may ask for any amount of memory."""
+class _BoundedStream:
+    """A stream that refuses to read much at once, because a tar header can ask for any amount of memory."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
@@ -161,10 +162,10 @@ class _Cautious:
         return self._stream.tell()
 
 
-def _checked(
+def _checked_members(
     archive: Path, opened: zipfile.ZipFile | tarfile.TarFile, most_bytes: int, most_members: int
 ) -> list[_Member]:
-    """All members, where none of them can do harm."""
+    """All members of an archive, after checking that none can do harm."""
 
     def refuse(why: str) -> InputError:
         return InputError(f"{archive} is not unpacked: {why}.")
@@ -175,7 +176,7 @@ def _checked(
         name = member.path
         if len(members) >= most_members:
             raise refuse(f"it has more than {most_members:,} members")
-        if problem := _unsafe(member):
+        if problem := _problem_with(member):
             raise refuse(f"its member {name[:200]!r} {problem}")
         total += member.size
         if total > most_bytes:
@@ -184,7 +185,7 @@ def _checked(
             raise refuse(f"its member {name[:200]!r} claims to have shrunk more than {MOST_RATIO} times")
         path = "/".join(part for part in name.split("/") if part not in ("", "."))
         if path:
-            members.append(_Member(path, member.size, member.is_folder, member.packed, member.own))
+            members.append(_Member(path, member.size, member.is_folder, member.packed, member.header))
     # A tar file is packed as a whole, and a zip file can hold many bombs that are small by themselves.
     if total > LARGE and total > MOST_RATIO * archive.stat().st_size:
         raise refuse(f"it claims to have shrunk more than {MOST_RATIO} times")
@@ -198,20 +199,20 @@ def _members(opened: zipfile.ZipFile | tarfile.TarFile) -> Iterator[_Member]:
         for info in opened.infolist():
             yield _Member(info.orig_filename, info.file_size, info.is_dir(), info.compress_size, info)
     else:
-        for found in opened:
-            yield _Member(found.name, found.size, found.isdir(), None, found)
+        for header in opened:
+            yield _Member(header.name, header.size, header.isdir(), None, header)
 
 
-def _unsafe(member: _Member) -> str:
-    """What is wrong with a member, as the end of a sentence; empty where nothing is."""
-    own = member.own
-    if isinstance(own, zipfile.ZipInfo):
-        kind = stat.S_IFMT(own.external_attr >> 16)
+def _problem_with(member: _Member) -> str:
+    """What is unsafe about a member, as the end of a sentence; empty where nothing is."""
+    header = member.header
+    if isinstance(header, zipfile.ZipInfo):
+        kind = stat.S_IFMT(header.external_attr >> 16)
         plain = kind in (0, stat.S_IFREG, stat.S_IFDIR)
-        if own.flag_bits & 1:
+        if header.flag_bits & 1:
             return "is encrypted"
     else:
-        plain = own.type in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE) and not own.issparse()
+        plain = header.type in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE) and not header.issparse()
     if not plain:
         return "is a link, a device or another special file"
     name = member.path
@@ -219,8 +220,8 @@ def _unsafe(member: _Member) -> str:
         return "has an absolute path or none"
     if "\\" in name or ":" in name or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
         return "has a name with a drive letter, backslash or control character"
-    if len(name.strip("/").split("/")) > MOST_DEEP:
-        return f"lies more than {MOST_DEEP} folders deep"
+    if len(name.strip("/").split("/")) > MOST_NESTED:
+        return f"lies more than {MOST_NESTED} folders deep"
     for part in name.split("/"):
         if part == "..":
             return "leads out of the folder"
@@ -230,7 +231,7 @@ def _unsafe(member: _Member) -> str:
 
 
 def _collision(members: list[_Member]) -> str:
-    """What two members share, on a system that does not tell capitals from small letters; empty where nothing."""
+    """What is wrong where two members get the same path on a system that ignores case; empty where none do."""
     spelled: dict[str, str] = {}
     kinds: dict[str, bool] = {}
     for member in members:
@@ -248,25 +249,27 @@ def _collision(members: list[_Member]) -> str:
 
 
 def _read_to_the_end(stream: Any) -> None:
-    """Let gzip come to its checksum, which stands behind a little padding."""
+    """Read on to the end, so that gzip verifies its checksum, which follows a little padding."""
     for _ in range(LARGEST_READ // BLOCK):
         if not stream.read(BLOCK):
             return
     raise tarfile.ReadError("much more than the members")
 
 
-def _write(opened: zipfile.ZipFile | tarfile.TarFile, member: _Member, path: Path) -> None:
+def _write_member(opened: zipfile.ZipFile | tarfile.TarFile, member: _Member, path: Path) -> None:
     if member.is_folder:
         path.mkdir(parents=True, exist_ok=True)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    source: Any = opened.open(member.own) if isinstance(opened, zipfile.ZipFile) else opened.extractfile(member.own)
-    left = member.size
+    source: Any = (
+        opened.open(member.header) if isinstance(opened, zipfile.ZipFile) else opened.extractfile(member.header)
+    )
+    remaining = member.size
     with source, path.open("xb") as target:
         while block := source.read(BLOCK):
-            left -= len(block)
-            if left < 0:
+            remaining -= len(block)
+            if remaining < 0:
                 raise zipfile.BadZipFile("more than declared")
             target.write(block)
-    if left:
+    if remaining:
         raise EOFError("less than declared")

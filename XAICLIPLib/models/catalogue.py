@@ -1,9 +1,9 @@
-"""Models that can be had: those that ship, those of the user's catalogue, and whatever a user names by path or hub id.
+"""Models that can be used: those that ship, those of the user's catalogue, and any that a user names by path or hub id.
 
-``Resources/models.json`` lists what ships, and what can be downloaded, with checksums where they are known, so that
-what runs is what was reviewed. Anything else is the user's own and is treated with care
+``Resources/models.json`` lists what ships and what can be downloaded, with checksums where they are known, so that
+only reviewed code runs. Anything else comes from the user and is not trusted
 (`XAICLIPLib.segmentation.networks.bundle`).
-PyTorch is imported only where a model is loaded, so that they are listed at once.
+PyTorch is imported only where a model is loaded, so that listing models is fast.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ __all__ = ["Entry", "entries", "find", "load_localizer", "load_segmenter", "ship
 
 
 def shipped_entries() -> tuple[Entry, ...]:
-    """What XAI-CLIP lists itself, in order; the first of each kind is the default."""
+    """The entries of the catalogue that ships, in order; the first of each kind is the default."""
     return _read(resource_path("models.json"))
 
 
 def entries() -> tuple[Entry, ...]:
-    """The whole catalogue, the user's own entries last.
+    """The whole catalogue; the entries that the user added come last.
 
     Raises
     ------
@@ -51,7 +51,7 @@ def entries() -> tuple[Entry, ...]:
     path = user_catalogue()
     if not path.exists():
         return shipped
-    taken = {entry.name.lower() for entry in shipped}  # by a release that is newer than the user's entry
+    taken = {entry.name.lower() for entry in shipped}  # a later release may ship the name of a user's entry
     return shipped + tuple(entry for entry in _read(path) if entry.name.lower() not in taken)
 
 
@@ -75,9 +75,9 @@ def load_segmenter(name: str | Path | None, device: torch.device, trust: bool = 
     Parameters
     ----------
     name
-        None for the default. An archive is unpacked once, into the models folder under its SHA-256.
+        None for the default. An archive is unpacked once, into a folder named by its SHA-256 among the models.
     trust
-        Run the code that a network brings which the catalogue does not vouch for (see `BundleSegmenter`).
+        Run code in the network's files although the catalogue does not mark it as reviewed (see `BundleSegmenter`).
 
     Raises
     ------
@@ -86,30 +86,30 @@ def load_segmenter(name: str | Path | None, device: torch.device, trust: bool = 
     """
     from XAICLIPLib.segmentation.networks import formats
 
-    entry = _find("segmenter", name)
+    entry = _find_entry("segmenter", name)
     if entry is None:
         path = Path(str(name))
-        found = _load_path(path, device, trust) or formats.load_registered(str(name), device, trust)
+        segmenter = _load_path(path, device, trust) or formats.load_registered(str(name), device, trust)
     elif package := entry.fetched_as("package"):
-        found = formats.load_registered(entry.name, device, trust)
-        if found is None:
+        segmenter = formats.load_registered(entry.name, device, trust)
+        if segmenter is None:
             raise InputError(
                 f"The model {entry.name} needs the package {package}, whose network is not found here: `xaiclip models "
                 f"download {entry.name}` says what to install."
             )
     else:
-        path = _here(entry)
+        path = _installed_path(entry)
         entry.check()
-        found = _load_path(path, device, trust or (entry.trust and bool(entry.files)))
-        if found is None:
+        segmenter = _load_path(path, device, trust or (entry.trust and bool(entry.files)))
+        if segmenter is None:
             raise InputError(f"The model {entry.name} at {path} is none that is known: give {formats.what_to_give()}.")
-    if found is None:
+    if segmenter is None:
         known = ", ".join([e.name for e in entries() if e.kind == "segmenter"] + formats.registered())
         raise InputError(f"There is no model {name}: give {formats.what_to_give()}; or one of {known}.")
-    return found
+    return segmenter
 
 
-class NoNetwork(InputError):
+class NoNetworkError(InputError):
     """An archive without a network."""
 
 
@@ -119,15 +119,15 @@ def _load_path(path: Path, device: torch.device, trust: bool) -> Segmenter | Non
     if not is_archive(path):
         return formats.load(path, device, trust)
     folder = models_folder() / "unpacked" / sha256(path)
-    found = formats.load(only_folder(folder if folder.is_dir() else unpack(path, folder)), device, trust)
-    if found is None:
+    segmenter = formats.load(only_folder(folder if folder.is_dir() else unpack(path, folder)), device, trust)
+    if segmenter is None:
         shutil.rmtree(folder, ignore_errors=True)
-        raise NoNetwork(f"The archive {path} holds no network: give an archive of {formats.what_to_give()}.")
-    return found
+        raise NoNetworkError(f"The archive {path} holds no network: give an archive of {formats.what_to_give()}.")
+    return segmenter
 
 
 def load_localizer(name: str | Path | None, device: torch.device, prompts: str | Path | None = None) -> Localizer:
-    """A localizer by its name in the catalogue or among the installed plugins, or whatever `openclip.load_model` takes.
+    """A localizer by its name in the catalogue or among the installed plugins, or as `openclip.load_model` takes it.
 
     Parameters
     ----------
@@ -146,7 +146,7 @@ def load_localizer(name: str | Path | None, device: torch.device, prompts: str |
     from XAICLIPLib.localization.learned_prompts import load
     from XAICLIPLib.localization.localizer import ClipLocalizer
 
-    entry = _find("localizer", name)
+    entry = _find_entry("localizer", name)
     if entry is None and (plugin := plugins.find(str(name))) is not None:
         if prompts is not None:
             raise InputError(f"The localizer {name} takes no learned prompts: leave --prompts out.")
@@ -167,35 +167,35 @@ def _image_text_model(entry: Entry | None, name: str | Path | None, device: torc
         return load_model(entry.folder, device)
     named = entry.fetched_as("open_clip")
     if named is None and entry.fetched_as("hf-hub") is None:
-        _here(entry)
+        _installed_path(entry)
     _check_cached(entry)
     model = load_model(named or str(entry.source), device)
     if named and read_lock(entry.name) is None and (repository := hub_repository(named)):
-        _remember(entry, repository)
+        _write_cache_lock(entry, repository)
     _check_cached(entry)  # once more: the library may just have downloaded something else
     return model
 
 
-def provenance_of(name: object, told: Mapping[str, str]) -> dict[str, str]:
-    """What a segmenter tells of itself, with the catalogue's licence where its own files name none.
+def provenance_of(name: object, provenance: Mapping[str, str]) -> dict[str, str]:
+    """The provenance of a segmenter, with the catalogue's licence where its files name none.
 
     Parameters
     ----------
     name
-        By what it was loaded: as for `load_segmenter`, or the segmenter itself, of which the catalogue knows nothing.
+        What it was loaded from: as for `load_segmenter`, or a segmenter object, which is not in the catalogue.
     told
         The segmenter's ``provenance``.
     """
     entry = None
     if name is None or isinstance(name, (str, Path)):
-        entry = _find("segmenter", name) or next((e for e in entries() if e.origin == str(name)), None)
-    if entry is None or told.get("licence", "unknown") != "unknown":
-        return dict(told)
-    return {**told, "licence": entry.licence}
+        entry = _find_entry("segmenter", name) or next((e for e in entries() if e.origin == str(name)), None)
+    if entry is None or provenance.get("licence", "unknown") != "unknown":
+        return dict(provenance)
+    return {**provenance, "licence": entry.licence}
 
 
-def _find(kind: Kind, name: str | Path | None) -> Entry | None:
-    """The entry of this name, the default where there is none; None for a model that is not in the catalogue."""
+def _find_entry(kind: Kind, name: str | Path | None) -> Entry | None:
+    """The entry of this name or folder, the default for None; None for a model that is not in the catalogue."""
     listed = [entry for entry in entries() if entry.kind == kind]
     if name is None:
         return listed[0]
@@ -208,8 +208,14 @@ def _find(kind: Kind, name: str | Path | None) -> Entry | None:
     return None
 
 
-def _here(entry: Entry) -> Path:
-    """Where a model's files lie."""
+def _installed_path(entry: Entry) -> Path:
+    """The folder or file of a model.
+
+    Raises
+    ------
+    InputError
+        It is not on this machine.
+    """
     if entry.folder is not None and entry.folder.exists():
         return entry.folder
     if (cached := entry.cached) is not None:
@@ -229,29 +235,29 @@ def _here(entry: Entry) -> Path:
 
 
 def _check_cached(entry: Entry) -> None:
-    """Compare the files in a library's cache with those of the first time; the first time, remember them."""
+    """Compare the files in a library's cache with their recorded checksums; the first time, record these."""
     snapshot = entry.cached
     if snapshot is None:
         return
     lock = read_lock(entry.name)
     if lock is None:
-        _remember(entry, entry.fetched_as("hf-hub") or "")
+        _write_cache_lock(entry, entry.fetched_as("hf-hub") or "")
         return
-    found = file_checksums(snapshot)
+    checksums = file_checksums(snapshot)
     for name, expected in lock.files.items():
         if name == PROMPTS_FILE and entry.format == "open_clip":  # tuned here, and checked when they are read
             continue
-        if found.get(name, expected) != expected:
+        if checksums.get(name, expected) != expected:
             raise InputError(
                 f"The model {entry.name} was changed, {snapshot / name} is not the file that was first downloaded: if "
                 f"that is meant, {removing(entry.name)}, which accepts the new one.",
                 removing(entry.name),
             )
-    if set(found) - set(lock.files):  # downloaded later than the others, when they were first needed
+    if set(checksums) - set(lock.files):  # downloaded later than the others, when they were first needed
         write_lock(entry.name, entry.origin, snapshot, lock.repository)
 
 
-def _remember(entry: Entry, repository: str) -> None:
+def _write_cache_lock(entry: Entry, repository: str) -> None:
     snapshot = entry.cached or hub_snapshot(repository, *OPEN_CLIP_WEIGHTS)
     if snapshot is not None:
         try:
@@ -265,10 +271,10 @@ def _remember(entry: Entry, repository: str) -> None:
 
 def _read(path: Path) -> tuple[Entry, ...]:
     try:
-        state = path.stat()
+        status = path.stat()
     except OSError:
         return read_catalogue(path)  # says why
-    return _read_once(path, state.st_mtime_ns, state.st_size)
+    return _read_once(path, status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=8)

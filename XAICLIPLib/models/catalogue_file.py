@@ -1,7 +1,7 @@
 """Files that list models: the one that ships, and those of users.
 
-What each value must be is written twice: here, in checks that say what is wrong in one sentence, and for people and
-editors in ``Resources/models.schema.json``. A test keeps the two alike.
+The rules for each value are written twice: here, as checks whose message says what is wrong, and for people and editors
+in ``Resources/models.schema.json``. A test compares the two.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from XAICLIPLib.system import json_values
 from XAICLIPLib.system.files import atomic_file
 
 NAME = "[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?"
-"""A name becomes that of a folder."""
+"""Names are also used as folder names."""
 
 FILE = "(?:[A-Za-z0-9_](?:[A-Za-z0-9._+@ -]*[A-Za-z0-9_+@-])?/)*[A-Za-z0-9_](?:[A-Za-z0-9._+@ -]*[A-Za-z0-9_+@-])?"
 """A path that stays within a folder on every system."""
@@ -27,19 +27,19 @@ FILE = "(?:[A-Za-z0-9_](?:[A-Za-z0-9._+@ -]*[A-Za-z0-9_+@-])?/)*[A-Za-z0-9_](?:[
 SHA256 = "[0-9a-f]{64}"
 
 URL = r"(?:https://[^/\s@\\?#]+|http://(?:127\.0\.0\.1|localhost)(?::[0-9]+)?)(?:[/?#]\S*)?"
-"""Encrypted, but for this machine itself; before its host stands no user name, which can pass for the host."""
+"""HTTPS, except for this machine itself. No user name before the host: it can be mistaken for the host."""
 
-WORDS = (
+SOURCE_TEXT = (
     "shipped|hf-hub:[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*|monai:[A-Za-z0-9_]+@[A-Za-z0-9.]+"
     r"|package:[A-Za-z0-9][A-Za-z0-9._-]*|open_clip:[^:\s]+:[^:\s]+"
 )
-"""A source in words."""
+"""A source that is written as a text."""
 
-REQUIREMENTS = ("name", "kind", "format", "title", "modality", "structures", "licence", "source")
+REQUIRED_KEYS = ("name", "kind", "format", "title", "modality", "structures", "licence", "source")
 MOST_INPUTS = 8
-"""Images that a network may take at once: more than any that is known."""
+"""Images that a network may take together: more than any known network takes."""
 
-MAY_HAVE = ("citation", "size_mb", "files", "trust", "inputs")
+OPTIONAL_KEYS = ("citation", "size_mb", "files", "trust", "inputs")
 
 
 def read_catalogue(path: Path) -> tuple[Entry, ...]:
@@ -48,80 +48,80 @@ def read_catalogue(path: Path) -> tuple[Entry, ...]:
     Raises
     ------
     InputError
-        The file cannot be read, or an entry is not as it must be.
+        The file cannot be read, or an entry is not valid.
     """
     try:
-        listed = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"The catalogue {path} cannot be read ({_reason(error)}).") from error
-    if not isinstance(listed, dict) or not isinstance(listed.get("models"), list) or len(listed) > 1:
+    if not isinstance(content, dict) or not isinstance(content.get("models"), list) or len(content) > 1:
         raise InputError(f'The catalogue {path} must be {{"models": [...]}} with one object for each model.')
     entries: dict[str, Entry] = {}
-    for number, given in enumerate(listed["models"], 1):
-        name = given.get("name") if isinstance(given, dict) else None
-        which = f"The entry {name if isinstance(name, str) and name else number} of the catalogue {path}"
-        entry = read_entry(given, which, path.parent)
+    for number, item in enumerate(content["models"], 1):
+        name = item.get("name") if isinstance(item, dict) else None
+        label = f"The entry {name if isinstance(name, str) and name else number} of the catalogue {path}"
+        entry = read_entry(item, label, path.parent)
         if entry.name.lower() in entries:
-            raise InputError(f"{which} has a name that an entry before it has already.")
+            raise InputError(f"{label} has a name that an entry before it has already.")
         entries[entry.name.lower()] = entry
     return tuple(entries.values())
 
 
-def read_entry(given: Any, which: str, beside: Path = Path()) -> Entry:
+def read_entry(content: Any, label: str, folder: Path = Path()) -> Entry:
     """An entry from its JSON.
 
     Parameters
     ----------
-    given
-        What JSON gave.
-    which
-        What a message calls it.
-    beside
+    content
+        The entry as parsed from JSON.
+    label
+        How messages name the entry.
+    folder
         The folder that paths are relative to.
 
     Raises
     ------
     InputError
-        A key is missing, unknown, or not what it must be; the message names it.
+        A key is missing or unknown, or a value is not allowed; the message names the key.
     """
-    if not isinstance(given, dict):
-        raise InputError(f"{which} must be an object.")
-    for key in REQUIREMENTS:
-        if key not in given:
-            raise InputError(f"{which} has no {key}.")
+    if not isinstance(content, dict):
+        raise InputError(f"{label} must be an object.")
+    for key in REQUIRED_KEYS:
+        if key not in content:
+            raise InputError(f"{label} has no {key}.")
     values = {}
-    for key, value in given.items():
+    for key, value in content.items():
         if key not in _CHECKS:
-            raise InputError(f"{which} has a key that is not known, {key}: it may have {', '.join(_CHECKS)}.")
+            raise InputError(f"{label} has a key that is not known, {key}: it may have {', '.join(_CHECKS)}.")
         try:
             values[key] = _CHECKS[key](value)
         except ValueError as error:
-            raise InputError(f"{which} must have as {key} {error}.") from None
+            raise InputError(f"{label} must have as {key} {error}.") from None
     source = values["source"]
     if isinstance(source, Path):
-        values["source"] = beside.absolute() / source
+        values["source"] = folder.absolute() / source
     if not isinstance(source, (str, Path, Remote)):
-        if "files" in given:
-            raise InputError(f"{which} has files and a source with files: leave out files.")
+        if "files" in content:
+            raise InputError(f"{label} has files and a source with files: leave out files.")
         values["files"] = {path: remote.sha256 for path, remote in source.items()}
     if source == "shipped" and not values.get("files"):
-        raise InputError(f"{which} is shipped and must have files with their SHA-256.")
+        raise InputError(f"{label} is shipped and must have files with their SHA-256.")
     if values.get("trust") and not values.get("files"):
-        raise InputError(f"{which} has trust but no files with their SHA-256, without which it cannot be trusted.")
+        raise InputError(f"{label} has trust but no files with their SHA-256, without which it cannot be trusted.")
     if (values["kind"] == "localizer") != (values["format"] == "open_clip"):
-        raise InputError(f"{which} must have the format open_clip where it is a localizer, and only there.")
+        raise InputError(f"{label} must have the format open_clip where it is a localizer, and only there.")
     return Entry(**values)
 
 
 def as_json(entry: Entry) -> dict[str, Any]:
-    """An entry as `read_entry` takes it."""
-    told: dict[str, Any] = {**vars(entry), "structures": list(entry.structures), "source": _source_json(entry.source)}
-    told["inputs"] = [] if entry.inputs == ONE_IMAGE else list(entry.inputs)  # empty ones are left out
+    """An entry as JSON, in the form that `read_entry` takes."""
+    values: dict[str, Any] = {**vars(entry), "structures": list(entry.structures), "source": _source_json(entry.source)}
+    values["inputs"] = [] if entry.inputs == ONE_IMAGE else list(entry.inputs)  # empty ones are left out
     if not entry.files or not isinstance(entry.source, (str, Path, Remote)):
-        del told["files"]
+        del values["files"]
     else:
-        told["files"] = dict(entry.files)
-    return {key: value for key, value in told.items() if key in REQUIREMENTS or value}
+        values["files"] = dict(entry.files)
+    return {key: value for key, value in values.items() if key in REQUIRED_KEYS or value}
 
 
 def write_catalogue(path: Path, entries: Iterable[Entry]) -> None:
@@ -142,14 +142,18 @@ def _source_json(source: Source) -> Any:
         return {"path": str(source)}
     if isinstance(source, Remote):
         return {"archive": _remote_json(source)}
-    return source if isinstance(source, str) else {"files": {p: _remote_json(r) for p, r in source.items()}}
+    return (
+        source
+        if isinstance(source, str)
+        else {"files": {path: _remote_json(remote) for path, remote in source.items()}}
+    )
 
 
 def _remote_json(remote: Remote) -> dict[str, Any]:
     return {key: value for key, value in vars(remote).items() if value is not None}
 
 
-# --- what each value must be; a ValueError says it ------------------------------------------------------------------
+# --- checks of each value; the text of a ValueError says what is allowed --------------------------------------------
 
 
 def _matching(pattern: str, what: str) -> json_values.Validator:
@@ -163,8 +167,8 @@ def _matching(pattern: str, what: str) -> json_values.Validator:
 
 _file = _matching(FILE, "paths within its folder, of letters, digits and . _ + @ - between /")
 _sha256 = _matching(SHA256, "a SHA-256, 64 hexadecimal digits in lower case")
-_words = _matching(
-    WORDS,
+_source_text = _matching(
+    SOURCE_TEXT,
     'shipped, hf-hub:OWNER/NAME, monai:NAME@VERSION, package:NAME, open_clip:MODEL:WEIGHTS, {"archive": {"url": ..., '
     '"sha256": ...}}, {"files": {PATH: {"url": ..., "sha256": ...}}} or {"path": PATH}',
 )
@@ -174,10 +178,10 @@ def _url(value: Any) -> str:
     url = _matching(URL, what := "a URL that starts with https:// and has no user name")(value)
     try:
         parts = urlsplit(url)
-        here = parts.hostname in ("127.0.0.1", "localhost")
+        is_local = parts.hostname in ("127.0.0.1", "localhost")
     except ValueError:  # a host that is none
         raise ValueError(what) from None
-    if not parts.hostname or "@" in parts.netloc or not (parts.scheme == "https" or here):
+    if not parts.hostname or "@" in parts.netloc or not (parts.scheme == "https" or is_local):
         raise ValueError(what)
     return url
 
@@ -197,7 +201,7 @@ def _remote(value: Any) -> Remote:
 
 def _source(value: Any) -> Source:
     if not isinstance(value, Mapping) or len(value) != 1:
-        return _words(value)
+        return _source_text(value)
     ((key, inner),) = value.items()
     if key == "archive":
         return _remote(inner)
@@ -205,14 +209,14 @@ def _source(value: Any) -> Source:
         return Path(json_values.path(inner))
     if key == "files" and isinstance(inner, Mapping) and inner:
         return {_file(path): _remote(remote) for path, remote in inner.items()}
-    return _words(value)
+    return _source_text(value)
 
 
 def _inputs(value: Any) -> tuple[str, ...]:
-    found = tuple(json_values.texts(value))
-    if not 1 <= len(found) == len(set(found)) <= MOST_INPUTS:
+    names = tuple(json_values.texts(value))
+    if not 1 <= len(names) == len(set(names)) <= MOST_INPUTS:
         raise ValueError(f"a list of 1 to {MOST_INPUTS} names of images, each another")
-    return found
+    return names
 
 
 _CHECKS: dict[str, json_values.Validator] = {

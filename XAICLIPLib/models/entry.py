@@ -1,6 +1,6 @@
-"""A model of the catalogue: what it is, where it comes from, where it lies, and whether it is what it should be.
+"""A model of the catalogue: what it is, where it comes from, where its files are, and whether they are unchanged.
 
-PyTorch is not imported, so that models are listed at once.
+PyTorch is not imported, so that listing models is fast.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from XAICLIPLib.errors import InputError, downloading, removing
 from XAICLIPLib.localization import PROMPTS_FILE
-from XAICLIPLib.models.folder import downloaded, hub_snapshot, read_lock
+from XAICLIPLib.models.folder import download_folder, hub_snapshot, read_lock
 from XAICLIPLib.resources import resource_path
 from XAICLIPLib.segmentation.networks.trained_folders import trained_datasets
 from XAICLIPLib.system.checksums import sha256
@@ -33,14 +33,14 @@ Format = Literal[
     "auto",
 ]
 """How a model is loaded: a MONAI bundle, a TorchScript file, a network described in YAML, a trained folder of nnU-Net,
-a SAM of `transformers`, a MeshNet of brainchop, the packages deepbet and TotalSegmentator, an open_clip model, or as
-what its files are recognised when it is loaded."""
+a SAM of `transformers`, a MeshNet of brainchop, the packages deepbet and TotalSegmentator, an open_clip model, or
+``auto``: recognised by its files when it is loaded."""
 
 KINDS: tuple[str, ...] = get_args(Kind)
 FORMATS: tuple[str, ...] = get_args(Format)
 MODALITIES = ("CT", "MR", "CT, MR", "any")
 COULD_RUN = (".json", ".yaml", ".yml", ".pt", ".pth", ".ts", ".bin", ".safetensors", ".py")
-"""Endings of configurations, weights and code: among a model's files, only those with a checksum are let in."""
+"""Endings of configurations, weights and code. A file with such an ending is accepted only with a checksum."""
 
 
 OPEN_CLIP_WEIGHTS = (
@@ -48,7 +48,7 @@ OPEN_CLIP_WEIGHTS = (
     "open_clip_pytorch_model.safetensors",
     "open_clip_pytorch_model.bin",
 )
-"""The files, of which one is all that open_clip downloads for a model of its own list."""
+"""Weight files. For a model of its own list, open_clip downloads just one of them."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Remote:
     Attributes
     ----------
     url, sha256
-        Where it is, and the checksum of what it must be.
+        Its address, and the checksum that it must have.
     size
         In bytes; None where it is not known.
     """
@@ -74,7 +74,7 @@ class Remote:
 
 
 ONE_IMAGE = ("image",)
-"""The inputs of most networks."""
+"""The inputs of a network that takes one image, as most do."""
 
 Source = str | Path | Remote | Mapping[str, Remote]
 """``shipped``; ``hf-hub:OWNER/NAME``, ``monai:NAME@VERSION``, ``open_clip:MODEL:WEIGHTS`` or ``package:NAME``, which
@@ -110,9 +110,9 @@ class Entry:
     files
         SHA-256 by path within the folder; empty where the catalogue has none.
     trust
-        Its code was reviewed and may run, so long as its files have these checksums.
+        Its code was reviewed and may run, as long as its files have these checksums.
     inputs
-        Names of the images that a segmenter takes at once, in its order; one for most.
+        Names of the images that a segmenter takes together, in order; most take one.
     """
 
     name: str
@@ -140,38 +140,38 @@ class Entry:
 
     @property
     def remotes(self) -> Mapping[str, Remote]:
-        """The files on a server that a download brings, by the names under which it tells of them."""
+        """The files that are downloaded from a server, by the name under which progress is reported."""
         if isinstance(self.source, Remote):
             return {self.source.name or self.name: self.source}
         return self.source if isinstance(self.source, Mapping) else {}
 
     @property
     def download_mb(self) -> float | None:
-        """What has to be downloaded, in MB, as the catalogue says it or by its files; None where it is not known."""
+        """Size of the download in MB, from the catalogue or as the sum of the files; None where it is not known."""
         sizes = [remote.size for remote in self.remotes.values()]
         if self.size_mb is not None or not sizes or None in sizes:
             return self.size_mb
         return sum(size or 0 for size in sizes) / 1e6
 
     @property
-    def tells_inputs(self) -> bool:
-        """Whether the inputs are known: a path of the user's own may lead to any network."""
+    def knows_inputs(self) -> bool:
+        """Whether ``inputs`` is known: at a path of the user there can be any network."""
         return self.inputs != ONE_IMAGE or not isinstance(self.source, Path)
 
     def fetched_as(self, scheme: str) -> str | None:
-        """What stands after ``scheme:`` in the source; None where the source is another."""
+        """The part of the source after ``scheme:``; None where the source has another scheme."""
         text = self.source if isinstance(self.source, str) else ""
         return text.removeprefix(f"{scheme}:") if text.startswith(f"{scheme}:") else None
 
     @property
     def folder(self) -> Path | None:
-        """Where its files lie, a folder or one file; None where they are not here, or in a library's own place."""
+        """Its folder or single file; None where it is not on this machine, or in another library's cache."""
         if self.source == "shipped":
             return resource_path("models", self.name)
         if isinstance(self.source, Path):
             return self.source
-        place = downloaded(self.name)
-        return place if place.is_dir() else None
+        folder = download_folder(self.name)
+        return folder if folder.is_dir() else None
 
     @property
     def checksums(self) -> Mapping[str, str]:
@@ -183,12 +183,12 @@ class Entry:
 
     @property
     def installed(self) -> bool:
-        """Whether it can be loaded without a network."""
+        """Whether it can be loaded without an internet connection."""
         folder = self.folder
         if folder is not None:
             try:
                 return folder.exists() and all((folder / name).is_file() for name in self.checksums)
-            except InputError:  # its checksums are damaged: it has to come anew
+            except InputError:  # its checksums are damaged: it has to be downloaded again
                 return False
         if self.format == "totalsegmentator":
             return bool(trained_datasets())
@@ -198,7 +198,7 @@ class Entry:
 
     @property
     def cached(self) -> Path | None:
-        """Where a library keeps its files, configuration and weights; None where it has not downloaded them yet."""
+        """The folder in another library's cache with configuration and weights; None where they are not downloaded."""
         names: tuple[str, ...] = ()
         if repository := self.fetched_as("hf-hub"):
             names = ("open_clip_config.json",) if self.format == "open_clip" else ("config.json",)
@@ -215,8 +215,8 @@ class Entry:
         Raises
         ------
         InputError
-            A file is missing, was changed, or lies there that does not belong and could run in the place of one that
-            does.
+            A file is missing or was changed, or there is a file that does not belong to the model and could run
+            instead of one that does.
         """
         folder, checksums = self.folder, self.checksums
         if folder is None or not checksums:

@@ -1,8 +1,8 @@
-"""Where the models of the user lie, and what is remembered of their files.
+"""The folder of the user's models, and the checksums recorded of their files.
 
 The folder has ``catalogue.json`` (the user's own entries), ``models/NAME/`` (what was downloaded), ``downloads/``
-(archives on their way), ``unpacked/SHA256/`` (archives given as ``--model``) and ``locks/NAME.json``: the checksums of
-a model that came without any, taken when it was first downloaded.
+(unfinished downloads), ``unpacked/SHA256/`` (archives given as ``--model``) and ``locks/NAME.json``: the checksums of
+a model for which the catalogue has none, taken when it was first downloaded.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def user_catalogue() -> Path:
     return models_folder() / "catalogue.json"
 
 
-def downloaded(name: str) -> Path:
-    """Where a downloaded model of this name belongs; it need not exist."""
+def download_folder(name: str) -> Path:
+    """The folder of a downloaded model of this name; it need not exist."""
     return models_folder() / "models" / name
 
 
@@ -62,7 +62,7 @@ class Lock:
 
 
 def read_lock(name: str) -> Lock | None:
-    """What is remembered of a model's files; None where nothing is.
+    """The recorded checksums of a model; None where there are none.
 
     Raises
     ------
@@ -82,12 +82,12 @@ def read_lock(name: str) -> Lock | None:
 
 
 def write_lock(name: str, source: str, folder: Path, repository: str = "") -> Lock:
-    """Remember the checksums of all files of a model.
+    """Record the checksums of all files of a model.
 
     Raises
     ------
     OSError
-        They cannot be read, or not be written down.
+        A file cannot be read, or the lock cannot be written.
     """
     lock = Lock(source, file_checksums(folder), repository)
     with atomic_file(_lock(name)) as path:
@@ -96,25 +96,25 @@ def write_lock(name: str, source: str, folder: Path, repository: str = "") -> Lo
 
 
 def remove_lock(name: str) -> None:
-    """Forget the checksums of a model."""
+    """Delete the recorded checksums of a model."""
     _lock(name).unlink(missing_ok=True)
 
 
 def file_checksums(folder: Path) -> dict[str, str]:
     """SHA-256 by path of all files in a folder."""
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): sha256(path) for path in found}
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
 
 
 def hub_snapshot(repository: str, *names: str) -> Path | None:
-    """The folder in Hugging Face's cache that has one of some files of a repository; None where there is no such."""
+    """The folder in Hugging Face's cache with any of these files of a repository; None where none is cached."""
     try:
         from huggingface_hub import try_to_load_from_cache
 
-        places: list[Any] = [try_to_load_from_cache(repository, name) for name in names]
+        cached: list[Any] = [try_to_load_from_cache(repository, name) for name in names]
     except (ImportError, ValueError):  # ValueError: not the name of a repository
         return None
-    return next((Path(place).parent for place in places if isinstance(place, str)), None)
+    return next((Path(path).parent for path in cached if isinstance(path, str)), None)
 
 
 def _lock(name: str) -> Path:

@@ -1,7 +1,7 @@
-"""Models that other libraries download: they do it in a process of their own, which can be ended at any time.
+"""Models that other libraries download, each in a separate process that can be ended at any time.
 
-huggingface_hub, MONAI and open_clip tell neither how far they are in a way that all share, nor do they stop when asked.
-What they have written so far is seen on the disk, and a process can be ended.
+huggingface_hub, MONAI and open_clip have no common way to report progress, and cannot be stopped. Progress is therefore
+measured by the files on the disk, and cancelling ends the process.
 """
 
 from __future__ import annotations
@@ -22,28 +22,29 @@ from XAICLIPLib.system import isolation
 LOOK_EVERY_S = 0.2
 
 NOT_WEIGHTS = ("*.onnx", "*.msgpack", "*.h5", "*.tflite", "*.ot", "*.mlpackage/*", "*.gguf", "onnx/*", "*.md", ".*")
-"""What a Hugging Face repository may hold beside what is used here."""
+"""Files of a Hugging Face repository that are not needed here."""
 
 FAILURE, PLACE = "failure.txt", "place.txt"
-"""How the process ended: the kind of error on one line and the error after it, or where in the folder it lies."""
+"""Files by which the process reports its end: a line with the kind of error and then the error, or the model's path in
+the folder."""
 
 
 def from_hub(repository: str, folder: Path) -> Path:
-    """A repository of Hugging Face, with its weights in one format."""
+    """Download a repository of Hugging Face, and keep its weights in one format."""
     from huggingface_hub import snapshot_download
 
-    place = folder / "hub"
-    snapshot_download(repository, local_dir=place, ignore_patterns=list(NOT_WEIGHTS))
-    shutil.rmtree(place / ".cache", ignore_errors=True)
-    weights = {path.suffix for path in place.rglob("*")}
-    if ".safetensors" in weights:  # the same weights once more, in a format that could hold code
-        for path in [p for p in place.rglob("*") if p.suffix in (".bin", ".pth", ".pt")]:
+    target = folder / "hub"
+    snapshot_download(repository, local_dir=target, ignore_patterns=list(NOT_WEIGHTS))
+    shutil.rmtree(target / ".cache", ignore_errors=True)
+    weights = {path.suffix for path in target.rglob("*")}
+    if ".safetensors" in weights:  # the same weights again, in a format that can hold code
+        for path in [p for p in target.rglob("*") if p.suffix in (".bin", ".pth", ".pt")]:
             path.unlink()
-    return place
+    return target
 
 
-def from_zoo(bundle: str, folder: Path) -> Path:
-    """``NAME@VERSION`` of MONAI's Model Zoo."""
+def from_model_zoo(bundle: str, folder: Path) -> Path:
+    """Download ``NAME@VERSION`` of MONAI's Model Zoo."""
     from monai.bundle import download
 
     name, _, version = bundle.partition("@")
@@ -53,7 +54,7 @@ def from_zoo(bundle: str, folder: Path) -> Path:
 
 
 def into_cache(name: str, folder: Path) -> Path:
-    """A localizer of the catalogue that open_clip keeps in Hugging Face's cache, tokenizer included."""
+    """Let open_clip download a localizer of the catalogue, tokenizer included, into Hugging Face's cache."""
     import torch
 
     from XAICLIPLib.models.catalogue import load_localizer
@@ -62,12 +63,16 @@ def into_cache(name: str, folder: Path) -> Path:
     return folder
 
 
-WAYS: dict[str, Callable[[str, Path], Path]] = {"hf-hub": from_hub, "monai": from_zoo, "open_clip": into_cache}
+DOWNLOADERS: dict[str, Callable[[str, Path], Path]] = {
+    "hf-hub": from_hub,
+    "monai": from_model_zoo,
+    "open_clip": into_cache,
+}
 
 
 def fetch(
-    way: str,
-    what: str,
+    library: str,
+    model: str,
     folder: Path,
     on_size: Callable[[int], None] = lambda size: None,
     cancelled: Callable[[], bool] = lambda: False,
@@ -76,40 +81,40 @@ def fetch(
 
     Parameters
     ----------
-    way
-        One of `WAYS`.
-    what
-        What it is to download.
+    library
+        A key of `DOWNLOADERS`.
+    model
+        What the library calls the model.
     folder
         An existing folder.
     on_size
-        Gets the bytes that lie in the folder so far.
+        Called with the bytes written to the folder so far.
     cancelled
-        Asked again and again; what came is then the caller's to remove.
+        Asked repeatedly whether to stop. What was downloaded is then left for the caller to remove.
 
     Returns
     -------
     Path
-        Where in the folder it lies.
+        The model's path in the folder.
 
     Raises
     ------
     ImportError
         The library is missing.
     OSError
-        It failed, with its own words.
+        The download failed; the message is the library's.
     Cancelled
-        As asked.
+        ``cancelled`` said so.
     """
-    # In an empty folder of its own: neither the user's nor the one that fills with a stranger's files.
-    own = tempfile.TemporaryDirectory(prefix="xaiclip-download-", ignore_cleanup_errors=True)
+    # Run in an empty folder: neither the user's working folder nor the one with the untrusted files.
+    working_folder = tempfile.TemporaryDirectory(prefix="xaiclip-download-", ignore_cleanup_errors=True)
     process = subprocess.Popen(
         [
             sys.executable or "python3",
-            *isolation.arguments("XAICLIPLib.models.libraries", way, what, str(folder.resolve())),
+            *isolation.arguments("XAICLIPLib.models.libraries", library, model, str(folder.resolve())),
         ],
         env=isolation.environment(os.environ),
-        cwd=own.name,
+        cwd=working_folder.name,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -117,26 +122,26 @@ def fetch(
     try:
         while process.poll() is None:
             if cancelled():
-                raise Cancelled(f"Cancelled while {what} was downloaded.")
-            on_size(_size(folder))
+                raise Cancelled(f"Cancelled while {model} was downloaded.")
+            on_size(_folder_size(folder))
             time.sleep(LOOK_EVERY_S)
     finally:
         if process.poll() is None:
             process.kill()
         process.wait()
-        own.cleanup()
+        working_folder.cleanup()
     if process.returncode == 0:
         return folder / (folder / PLACE).read_text(encoding="utf-8")
-    kind, _, told = ("", "", "")
+    kind, _, message = ("", "", "")
     with suppress(OSError):
-        kind, _, told = (folder / FAILURE).read_text(encoding="utf-8").partition("\n")
+        kind, _, message = (folder / FAILURE).read_text(encoding="utf-8").partition("\n")
     if kind == "import":
-        raise ImportError(told)
-    raise OSError(told or f"the download ended with status {process.returncode}")
+        raise ImportError(message)
+    raise OSError(message or f"the download ended with status {process.returncode}")
 
 
-def _size(folder: Path) -> int:
-    """Bytes of all files in a folder, some of which may go while they are counted."""
+def _folder_size(folder: Path) -> int:
+    """Bytes of all files in a folder; files may disappear while they are counted."""
     size = 0
     for path in folder.rglob("*"):
         with suppress(OSError):
@@ -144,15 +149,15 @@ def _size(folder: Path) -> int:
     return size
 
 
-def main(way: str, what: str, folder: Path) -> int:
-    """What the process does: download, and leave word of where it lies, or of what went wrong."""
+def main(library: str, model: str, folder: Path) -> int:
+    """Entry point of the process: download, and write down the model's path or what went wrong."""
     try:
-        place = WAYS[way](what, folder)
+        path = DOWNLOADERS[library](model, folder)
     except Exception as error:  # huggingface_hub, MONAI, urllib and open_clip each raise their own
         kind = "import" if isinstance(error, ImportError) else "error"
         (folder / FAILURE).write_text(f"{kind}\n{str(error).strip() or type(error).__name__}", encoding="utf-8")
         return 1
-    (folder / PLACE).write_text(place.relative_to(folder).as_posix(), encoding="utf-8")
+    (folder / PLACE).write_text(path.relative_to(folder).as_posix(), encoding="utf-8")
     return 0
 
 

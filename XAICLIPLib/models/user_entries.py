@@ -1,4 +1,4 @@
-"""The user's own entries: a folder or file of their own, or all that a catalogue of theirs lists."""
+"""Entries that the user adds: a model's folder or file, or all entries of a catalogue file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import cast
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.models.catalogue_file import NAME, as_json, read_catalogue, read_entry, write_catalogue
 from XAICLIPLib.models.entry import Entry, Format
-from XAICLIPLib.models.folder import downloaded, read_lock, remove_lock, user_catalogue
+from XAICLIPLib.models.folder import download_folder, read_lock, remove_lock, user_catalogue
 
 LONGEST_NAME = 64
 
@@ -41,12 +41,12 @@ def add(path: Path, shipped: tuple[Entry, ...], name: str | None = None, trust: 
     name
         What to call the model; default: as its folder or file.
     trust
-        Believe a catalogue that says of a model that its code was reviewed.
+        Accept it when the catalogue says that the code of a model was reviewed.
 
     Raises
     ------
     InputError
-        There is nothing there, the catalogue is damaged, or a name is taken or cannot be one.
+        The path does not exist, the catalogue is damaged, or a name is taken or not allowed.
     """
     path = path.expanduser().absolute()
     if not path.exists():
@@ -58,8 +58,8 @@ def add(path: Path, shipped: tuple[Entry, ...], name: str | None = None, trust: 
         if wrong := next((entry.name for entry in new if entry.source == "shipped"), None):
             raise InputError(f"The entry {wrong} of the catalogue {path} must have another source than shipped.")
     else:
-        new = [_described(path, _name(path, name))]
-    for entry in new:  # what cannot be read again would lock the user out of the whole catalogue
+        new = [_entry_for_path(path, _chosen_name(path, name))]
+    for entry in new:  # one that cannot be read again would make the whole catalogue unreadable
         read_entry(as_json(entry), f"The entry {entry.name} of {path}")
     known = user_entries()
     taken = {entry.name.lower() for entry in (*shipped, *known)}
@@ -73,19 +73,19 @@ def add(path: Path, shipped: tuple[Entry, ...], name: str | None = None, trust: 
 
 
 def update(entry: Entry) -> None:
-    """Put an entry in the place of the user's entry of that name.
+    """Replace the user's entry of the same name.
 
     Raises
     ------
     InputError
-        It could not be read again.
+        The entry is not valid.
     """
     read_entry(as_json(entry), f"The entry {entry.name}")
     _write(tuple(entry if other.name == entry.name else other for other in user_entries()))
 
 
 def remove(entry: Entry) -> list[Path]:
-    """Remove a model of the user, and what was downloaded of any; a folder of the user's own stays.
+    """Remove a model of the user, or the downloaded files of any model. A folder that the user named is kept.
 
     Returns
     -------
@@ -98,27 +98,27 @@ def remove(entry: Entry) -> list[Path]:
         There is nothing to remove.
     """
     known = user_entries()
-    left = tuple(other for other in known if other.name != entry.name)
-    place = downloaded(entry.name)
+    remaining = tuple(other for other in known if other.name != entry.name)
+    folder = download_folder(entry.name)
     is_locked = _is_locked(entry.name)
-    if len(left) == len(known) and not place.exists() and not is_locked:
-        how = "ships with XAI-CLIP" if entry.source == "shipped" else "is not on this machine"
-        raise InputError(f"The model {entry.name} {how}: there is nothing to remove.")
+    if len(remaining) == len(known) and not folder.exists() and not is_locked:
+        state = "ships with XAI-CLIP" if entry.source == "shipped" else "is not on this machine"
+        raise InputError(f"The model {entry.name} {state}: there is nothing to remove.")
     deleted = []
-    if place.exists():
+    if folder.exists():
         try:
-            shutil.rmtree(place)
+            shutil.rmtree(folder)
         except OSError as error:
-            raise InputError(f"{place} cannot be removed ({error.strerror or error}).") from error
-        deleted.append(place)
+            raise InputError(f"{folder} cannot be removed ({error.strerror or error}).") from error
+        deleted.append(folder)
     remove_lock(entry.name)
-    if len(left) < len(known):
-        _write(left)
+    if len(remaining) < len(known):
+        _write(remaining)
     return deleted
 
 
 def _is_locked(name: str) -> bool:
-    """Whether there is a lock, a damaged one included, which removing mends."""
+    """Whether there is a lock; a damaged one counts, so that it can be removed."""
     try:
         return read_lock(name) is not None
     except InputError:
@@ -136,11 +136,11 @@ def _write(entries: tuple[Entry, ...]) -> None:
         ) from error
 
 
-def _name(path: Path, given: str | None) -> str:
-    if given is not None:
-        if not re.fullmatch(NAME, given):
-            raise InputError(f"{given} cannot be a name: use at most {LONGEST_NAME} letters, digits and . _ -.")
-        return given
+def _chosen_name(path: Path, requested: str | None) -> str:
+    if requested is not None:
+        if not re.fullmatch(NAME, requested):
+            raise InputError(f"{requested} cannot be a name: use at most {LONGEST_NAME} letters, digits and . _ -.")
+        return requested
     stem = path.name if path.is_dir() else path.name.split(".")[0]
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem)[:LONGEST_NAME].strip("._-")
     if not name:
@@ -148,11 +148,11 @@ def _name(path: Path, given: str | None) -> str:
     return name
 
 
-def _described(path: Path, name: str) -> Entry:
-    """An entry for a model of the user, as far as its files tell at once what it is."""
+def _entry_for_path(path: Path, name: str) -> Entry:
+    """An entry for a model of the user, with what can be read quickly from its files."""
     format_ = _format(path)
     metadata = _read(path / "configs" / "metadata.json") if format_ == "bundle" else {}
-    structures, modality = _bundle_says(metadata)
+    structures, modality = _structures_and_modality(metadata)
     return Entry(
         name=name,
         kind="localizer" if format_ == "open_clip" else "segmenter",
@@ -173,8 +173,8 @@ def _format(path: Path) -> Format:
     return "auto"
 
 
-def _bundle_says(metadata: dict[str, object]) -> tuple[tuple[str, ...], str]:
-    """Structures and modality of a bundle by its metadata; what is not as it should be is left out."""
+def _structures_and_modality(metadata: dict[str, object]) -> tuple[tuple[str, ...], str]:
+    """Structures and modality of a bundle from its metadata; empty and ``any`` where the metadata are malformed."""
     try:
         data_format = cast(dict, metadata["network_data_format"])  # type: ignore[type-arg]
         channels = data_format["outputs"]["pred"]["channel_def"]
@@ -187,7 +187,7 @@ def _bundle_says(metadata: dict[str, object]) -> tuple[tuple[str, ...], str]:
 
 def _read(path: Path) -> dict[str, object]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return content if isinstance(content, dict) else {}
     except (OSError, ValueError, RecursionError):
         return {}

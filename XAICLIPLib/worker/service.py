@@ -377,7 +377,7 @@ def _described(entry: Entry, default: bool) -> dict[str, Any]:
         "structures": list(entry.structures),
         "default": default,
     }
-    if entry.kind == "segmenter" and entry.tells_inputs:
+    if entry.kind == "segmenter" and entry.knows_inputs:
         told["inputs"] = list(entry.inputs)
     return told
 

@@ -260,7 +260,7 @@ def test_a_localizer_of_open_clip_fails_in_a_sentence_too(mine: Path, monkeypatc
     assert tidy(mine)
 
 
-def test_what_a_library_downloads_is_settled_with_its_checksums(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_library_downloads_is_installed_with_its_checksums(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Any] = []
 
     def fetched(way: str, what: str, folder: Path, on_size: Any, cancelled: Any) -> Path:

@@ -292,13 +292,13 @@ def test_a_full_disk_is_told_before_anything_is_written(place: Path, monkeypatch
 
 def test_a_disk_that_fills_up_leaves_nothing_behind(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = zipped(place / "x.zip", CONTENTS)
-    write = archives._write
+    write = archives._write_member
 
     def full(opened: zipfile.ZipFile | tarfile.TarFile, member: archives._Member, path: Path) -> None:
         write(opened, member, path)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(archives, "_write", full)
+    monkeypatch.setattr(archives, "_write_member", full)
     assert "No space left on device" in refused(archive, place)
 
 

@@ -14,8 +14,8 @@ from XAICLIPLib.models.catalogue_file import (
     FILE,
     NAME,
     SHA256,
+    SOURCE_TEXT,
     URL,
-    WORDS,
     as_json,
     read_catalogue,
     read_entry,
@@ -213,7 +213,7 @@ def test_the_schema_has_the_same_patterns_and_words() -> None:
     assert SCHEMA["$defs"]["file"]["pattern"] == f"^{FILE}$"
     assert SCHEMA["$defs"]["sha256"]["pattern"] == f"^{SHA256}$"
     assert SCHEMA["$defs"]["remote"]["properties"]["url"]["pattern"] == f"^{URL}$"
-    assert entry["source"]["oneOf"][0]["pattern"] == f"^(?:{WORDS})$"
+    assert entry["source"]["oneOf"][0]["pattern"] == f"^(?:{SOURCE_TEXT})$"
     assert [entry[key]["enum"] for key in ("kind", "format", "modality")] == [
         list(KINDS),
         list(FORMATS),

@@ -55,9 +55,9 @@ def test_its_size_is_told_by_the_catalogue_or_by_its_files() -> None:
 
 
 def test_inputs_are_known_but_for_a_path_of_the_user(tmp_path: Path) -> None:
-    assert PLAIN.tells_inputs and PLAIN.inputs == ("image",)
-    assert not replace(PLAIN, source=tmp_path).tells_inputs
-    assert replace(PLAIN, source=tmp_path, inputs=("T1", "T2")).tells_inputs
+    assert PLAIN.knows_inputs and PLAIN.inputs == ("image",)
+    assert not replace(PLAIN, source=tmp_path).knows_inputs
+    assert replace(PLAIN, source=tmp_path, inputs=("T1", "T2")).knows_inputs
 
 
 def test_a_package_is_installed_where_pip_says_so() -> None:

@@ -7,13 +7,21 @@ from pathlib import Path
 import pytest
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.models.folder import Lock, downloaded, hub_snapshot, models_folder, read_lock, remove_lock, write_lock
+from XAICLIPLib.models.folder import (
+    Lock,
+    download_folder,
+    hub_snapshot,
+    models_folder,
+    read_lock,
+    remove_lock,
+    write_lock,
+)
 
 
 def test_the_variable_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XAICLIP_MODELS", str(tmp_path / "mine"))
     assert models_folder() == tmp_path / "mine"
-    assert downloaded("net") == tmp_path / "mine" / "models" / "net"
+    assert download_folder("net") == tmp_path / "mine" / "models" / "net"
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XAICLIP_MODELS", "~/here")
     assert models_folder() == tmp_path / "here"
