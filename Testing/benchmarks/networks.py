@@ -40,7 +40,7 @@ from XAICLIPLib.scoring.scorer import Scorer
 from XAICLIPLib.scoring.scores import target_score
 from XAICLIPLib.scoring.target import make_target
 from XAICLIPLib.segmentation.networks.described import from_object
-from XAICLIPLib.segmentation.prediction import predict, surroundings
+from XAICLIPLib.segmentation.prediction import network_near, predict
 from XAICLIPLib.segmentation.sliding_window import predict_logits
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -105,7 +105,7 @@ def difference(segmenter: Any, image: sitk.Image, channel: int, region: sitk.Ima
     baseline, _ = baseline_for("air", prediction.volume[: len(prepared.tensor)], probed, prepared.spacing_mm)
     replaced = with_held(baseline, None if held is None else prediction.volume[len(prepared.tensor) :])
     assert isinstance(replaced, Tensor)
-    forward, tiling = surroundings(segmenter, prediction.tiling, target.voxels)
+    forward, tiling = network_near(segmenter, prediction.tiling, target.voxels)
     scorer = Scorer(forward, prediction.volume, replaced, tiling, target, segmenter.activation)
     worst = 0.0
     for box in boxes:

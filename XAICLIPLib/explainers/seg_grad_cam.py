@@ -83,10 +83,10 @@ def seg_grad_cam(scorer: Scorer, network: nn.Module, *, layer: str | None = None
     The values have no unit and say nothing in themselves, only where compared with each other. The baseline plays no
     part. Unlike the other methods this one shows where features are, not what of the input they depend on.
     """
-    from XAICLIPLib.segmentation.backpropagation import TOGETHER, run_together
+    from XAICLIPLib.segmentation.backpropagation import PATCHES_AT_ONCE, run_together
 
     jobs = scorer.cotangents()
-    waiting = list(islice(jobs, TOGETHER))
+    waiting = list(islice(jobs, PATCHES_AT_ONCE))
     name = layer or _deepest_convolution(scorer.forward, network, waiting[0][1])
     maps_of = _ActivationMaps(scorer.forward, network, name)
     summed = torch.zeros(scorer.tiling.padded_shape, device=scorer.volume.device)
@@ -100,7 +100,7 @@ def seg_grad_cam(scorer: Scorer, network: nn.Module, *, layer: str | None = None
         done += len(waiting)
         running.complete = done == scorer.patches_of_target
         yield Estimate(done, scorer.patches_of_target, running)
-        waiting = list(islice(jobs, TOGETHER))
+        waiting = list(islice(jobs, PATCHES_AT_ONCE))
 
 
 @dataclass

@@ -16,7 +16,7 @@ from XAICLIPLib.scoring.baselines import baseline_for, with_held
 from XAICLIPLib.scoring.options import Baseline, Precision, Score
 from XAICLIPLib.scoring.scorer import Scorer
 from XAICLIPLib.scoring.target import Target
-from XAICLIPLib.segmentation.prediction import Inference, label_values, surroundings, values_of
+from XAICLIPLib.segmentation.prediction import Inference, label_values, network_near, values_of
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Setting:
             raise InputError(
                 "Nothing of the region lies in the part of the volume that the network sees: choose another region."
             )
-        forward, patches = surroundings(segmenter, inference.tiling, target.voxels)
+        forward, patches = network_near(segmenter, inference.tiling, target.voxels)
         scorer = Scorer(
             forward,
             inference.volume,

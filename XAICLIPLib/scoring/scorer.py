@@ -25,7 +25,7 @@ from XAICLIPLib.scoring.options import Precision, Score
 from XAICLIPLib.scoring.perturbation import Perturbation
 from XAICLIPLib.scoring.scores import score_of, share_of, target_score, voxel_values
 from XAICLIPLib.scoring.target import Target
-from XAICLIPLib.segmentation.backpropagation import TOGETHER, vector_jacobian_product
+from XAICLIPLib.segmentation.backpropagation import PATCHES_AT_ONCE, vector_jacobian_product
 from XAICLIPLib.segmentation.batching import Batches
 from XAICLIPLib.segmentation.segmenter import Activation
 from XAICLIPLib.segmentation.sliding_window import Tiling
@@ -180,7 +180,7 @@ class Scorer:
 
     def touched(self, perturbation: Perturbation) -> list[int]:
         """Which of the target's patches a perturbation changes: what its evaluation costs."""
-        return [n for n, patch in enumerate(self._patches) if self.tiling.sees(patch.box, perturbation.box)]
+        return [n for n, patch in enumerate(self._patches) if self.tiling.meets(patch.box, perturbation.box)]
 
     def lost(self, perturbations: Iterable[Perturbation]) -> Iterator[list[tuple[int, float]]]:
         """Score lost by each perturbation, exactly as full inference on the perturbed volume would give it.
@@ -306,7 +306,7 @@ class Scorer:
 
     def _bounds(self) -> Box:
         """The box, in the volume's indices, that holds all that the target's patches see of the volume."""
-        boxes = [self.tiling.seen(patch.box) for patch in self._patches]
+        boxes = [self.tiling.source_box(patch.box) for patch in self._patches]
         return tuple(slice(min(b.start for b in axis), max(b.stop for b in axis)) for axis in zip(*boxes, strict=True))
 
     # --- perturbed patches ------------------------------------------------------------------------
@@ -346,7 +346,7 @@ class Scorer:
         if pending.content is None:
             pending.content = self._content(pending.perturbation, pending.box)
         patch = self._volume[(slice(None), *box)].clone()
-        places = self.tiling.places(box, pending.box)
+        places = self.tiling.shared_voxels(box, pending.box)
         if places is not None:  # the patch may meet the perturbation where there is no volume
             there, here = places
             patch[(slice(None), *there)] = pending.content[(slice(None), *here)]
@@ -486,12 +486,12 @@ class Scorer:
         """
         gradient = torch.zeros(self._volume.shape, device=self._volume.device)
         following = self.cotangents(volume)
-        while waiting := list(islice(following, TOGETHER)):
+        while waiting := list(islice(following, PATCHES_AT_ONCE)):
             boxes, patches, cotangents = zip(*waiting, strict=True)
             gradients = vector_jacobian_product(self.forward, patches, cotangents)
             for box, own_gradient in zip(boxes, gradients, strict=True):
                 gradient[(slice(None), *box)] += own_gradient
-        return self.tiling.gather(gradient)
+        return self.tiling.unpad_gradient(gradient)
 
     def cotangents(self, volume: Tensor | None = None) -> Iterator[tuple[Box, Tensor, Tensor]]:
         """Yield the target's patches, each with the derivative of the score by the patch's own logits.

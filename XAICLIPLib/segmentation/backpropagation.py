@@ -1,7 +1,6 @@
-"""Gradients of what is computed from a network's logits, patch by patch.
+"""Gradients of a function of a network's logits, patch by patch.
 
-Networks are strangers here: a callable that maps patches to logits. Whether gradients can be followed through it is
-found out by trying.
+A network is any callable from patches to logits. Whether it can be differentiated is found out by trying.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from XAICLIPLib.segmentation.batching import out_of_memory, run_batch
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
-TOGETHER = 2
+PATCHES_AT_ONCE = 2
 """Patches whose graphs are held at once: a graph takes many times the memory of inference, and a lone patch is slow on
 a CPU."""
 
@@ -38,7 +37,7 @@ def vector_jacobian_product(
     patches
         (C, *size) each.
     cotangents
-        (K, *size) each: the derivative by the logits of what is wanted.
+        (K, *size) each: the derivative of the result by the logits.
 
     Returns
     -------
@@ -58,7 +57,7 @@ def vector_jacobian_product(
 
 
 def run_together(compute: Callable[[Sequence[Job]], list[Result]], jobs: Sequence[Job]) -> list[Result]:
-    """What ``compute`` makes of all jobs at once; of one after the other where memory runs out."""
+    """The results of ``compute`` for all jobs at once; for one job after the other where memory runs out."""
     try:
         return compute(jobs)
     except (RuntimeError, MemoryError) as error:
@@ -70,7 +69,7 @@ def run_together(compute: Callable[[Sequence[Job]], list[Result]], jobs: Sequenc
 
 @contextmanager
 def with_gradients(device: torch.device) -> Iterator[None]:
-    """Follow gradients, whatever the caller does, in full precision on CUDA as in `run_batch`."""
+    """Enable gradients even under ``inference_mode`` or ``no_grad``, in full precision on CUDA as in `run_batch`."""
     with torch.inference_mode(False), torch.enable_grad():
         if device.type == "cuda":
             with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
@@ -95,7 +94,7 @@ def _products(forward: Callable[[Tensor], Tensor], patches: Tensor, cotangents: 
 
 
 def _constant(forward: Callable[[Tensor], Tensor], patches: Tensor, output: Tensor) -> Tensor:
-    """No gradient at all, if the output really does not depend on the input; a broken graph looks the same."""
+    """A gradient of 0 if the output does not depend on the input; a broken graph looks the same and is refused."""
     ramp = torch.linspace(0, 1, patches[0].numel(), device=patches.device).reshape(patches[0].shape)
     with torch.no_grad():
         if torch.equal(run_batch(forward, patches + ramp), output):

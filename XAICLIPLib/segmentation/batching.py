@@ -1,4 +1,4 @@
-"""How patches are run: in batches that fit into memory, in a precision that was checked."""
+"""Running patches in batches that fit into memory, in full or half precision."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 USUAL_PATCH = 96**3
-"""Voxels of a patch of which four are computed together on a CPU: more takes memory there and saves nothing."""
+"""Voxels of a usual patch. On a CPU four such patches are computed together: more take memory and save no time."""
 
 LARGEST_BATCH, MEMORY_SHARE = 64, 0.7
-"""Bounds of what is chosen on a GPU: patches, and the share of the free memory that they may take."""
+"""Upper bounds of a batch on a GPU: patches, and the share of the free memory."""
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out; only CUDA has a class of its own for it."""
+    """Whether an error means that memory ran out; only CUDA has an exception class for it."""
     text = str(error).lower()
     words = ("out of memory", "not enough memory", "can't allocate memory", "cudnn_status_alloc_failed")
     cudnn = ("unable to find a valid cudnn algorithm", "unable to find an engine")
@@ -28,8 +28,8 @@ def out_of_memory(error: BaseException) -> bool:
 def run_batch(forward: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
     """Run a batch; a lone small item is doubled on a CPU, where 3D convolutions of batch 1 fall to a slow kernel.
 
-    PyTorch takes that kernel for small inputs alone: larger ones would only take twice the time and the memory, and so
-    would a slice, one voxel thick, which is no matter of 3D convolutions.
+    PyTorch takes that kernel only for small inputs. Doubling a larger one, or a slice one voxel thick, would only cost
+    twice the time and memory.
     """
     small = math.prod(batch.shape[2:]) <= USUAL_PATCH and min(batch.shape[2:]) > 1
     if len(batch) == 1 and batch.device.type == "cpu" and small:
@@ -97,7 +97,7 @@ class Batches:
     forwards
         Patches computed so far.
     warnings
-        What had to be changed to go on, in words.
+        Messages on what was changed so that the run could go on.
     """
 
     forward: Callable[[Tensor], Tensor]
@@ -108,9 +108,9 @@ class Batches:
     warnings: list[str] = field(init=False, default_factory=list)
 
     def size_for(self, patch: Tensor) -> int:
-        """How many patches like this one (C, *size) are computed together; runs it where that has to be found out."""
+        """How many patches like this one (C, *size) are computed together; on a GPU, runs it to measure its memory."""
         if self.size is None:
-            self.size = self._measured(patch) if self.device.type == "cuda" else usual_size(patch)
+            self.size = self._batch_size_for_memory(patch) if self.device.type == "cuda" else usual_size(patch)
         return self.size
 
     def run(self, patches: Sequence[Tensor]) -> Tensor:
@@ -128,8 +128,8 @@ class Batches:
         self.forwards += len(patches)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
-    def _measured(self, patch: Tensor) -> int:
-        """Of a GPU: the free memory over what two patches take more than one."""
+    def _batch_size_for_memory(self, patch: Tensor) -> int:
+        """Batch size for a GPU: the free memory divided by the additional memory of a second patch."""
         peaks = []
         for count in (1, 2):
             torch.cuda.empty_cache()

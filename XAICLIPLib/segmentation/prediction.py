@@ -1,4 +1,4 @@
-"""What a network says about a volume: blended logits on its own grid, and the label map in the input's geometry."""
+"""Running a network over a volume: blended logits on the network's grid, and the label map in the input's geometry."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor
 
 from XAICLIPLib import imaging
 from XAICLIPLib.imaging.boxes import bounds, shift
-from XAICLIPLib.segmentation.overlap import holding, numbered
+from XAICLIPLib.segmentation.overlap import combined_label_map, values_containing
 from XAICLIPLib.segmentation.segmenter import Prepared, Segmenter
-from XAICLIPLib.segmentation.sliding_window import Tiling, around, predict_logits
+from XAICLIPLib.segmentation.sliding_window import Tiling, patch_around, predict_logits
 
 
 @dataclass(frozen=True)
 class Inference:
-    """A network and a volume as it sees it, ready to run.
+    """A network and a volume in its input space, ready to run.
 
     Attributes
     ----------
@@ -28,7 +28,7 @@ class Inference:
     prepared
         Its input and grid.
     volume
-        (C + H, X, Y, Z), the same input on the device, with what is held.
+        (C + H, X, Y, Z), the same input on the device, held channels included.
     tiling
         The network's patches over it.
     """
@@ -52,7 +52,7 @@ class Prediction(Inference):
     logits: Tensor
 
     def without_logits(self) -> Inference:
-        """What is needed to run the network again; the logits of a hundred classes are larger than all the rest."""
+        """The same without the logits, which take the most memory, to run the network again."""
         return Inference(self.segmenter, self.prepared, self.volume, self.tiling)
 
     def label_map(self, image: sitk.Image) -> sitk.Image:
@@ -60,25 +60,25 @@ class Prediction(Inference):
         return imaging.resample_labels(self.prepared.as_image(self.decision()), image)
 
     def decision(self) -> Tensor:
-        """(X, Y, Z), uint8 or int32, on the device: the same on the network's own grid."""
+        """The label map on the network's grid: (X, Y, Z), uint8 or int32, on the device."""
         if self.segmenter.activation == "softmax":
             decision = self.logits.argmax(0)
         else:
-            decision = self._numbered[0]
+            decision = self._combined[0]
         return decision.to(torch.uint8) if len(self.logits) + len(self.shared) < 255 else decision.to(torch.int32)
 
     @property
     def shared(self) -> dict[int, tuple[int, ...]]:
         """The values of the label map that stand for several overlapping classes at once, with their channels."""
-        return {} if self.segmenter.activation == "softmax" else self._numbered[1]
+        return {} if self.segmenter.activation == "softmax" else self._combined[1]
 
     def values_of(self, channels: Iterable[int]) -> list[int]:
-        """All values of the label map where one of some classes is."""
+        """All values of the label map that contain any of the channels."""
         return values_of(self.segmenter, self.shared, channels)
 
     @cached_property
-    def _numbered(self) -> tuple[Tensor, dict[int, tuple[int, ...]]]:
-        return numbered(self.logits)
+    def _combined(self) -> tuple[Tensor, dict[int, tuple[int, ...]]]:
+        return combined_label_map(self.logits)
 
 
 def predict(
@@ -99,7 +99,7 @@ def predict(
     batch_size
         Patches computed together; by default as many as fit (`XAICLIPLib.segmentation.batching`).
     advance
-        Called with the patches done and in all.
+        Called with the number of patches done and of all patches.
     """
     prepared = segmenter.prepare(image)
     volume = prepared.network_input.to(device)
@@ -109,29 +109,29 @@ def predict(
     return Prediction(segmenter, prepared, volume, tiling, logits)
 
 
-def surroundings(segmenter: Segmenter, tiling: Tiling, voxels: Tensor) -> tuple[Callable[[Tensor], Tensor], Tiling]:
-    """What has to be run to know a network's output at some voxels (X, Y, Z): a function of patches, and the patches.
+def network_near(segmenter: Segmenter, tiling: Tiling, voxels: Tensor) -> tuple[Callable[[Tensor], Tensor], Tiling]:
+    """The function and the patches with which a network's output at some voxels (X, Y, Z) can be computed.
 
-    The network itself and all its patches but where it takes whole volumes and has a ``reach``: then the surroundings
-    of the voxels alone, and of these, where it has ``logits_within``, what each layer needs.
+    Usually the network itself and all its patches. For a network that takes whole volumes and has a ``reach``: one
+    patch around the voxels, and where it has ``logits_within``, only the part that each layer needs.
     """
     reach = getattr(segmenter, "reach", None)
     if segmenter.window is not None or reach is None:
         return segmenter.logits, tiling
-    near = around(tiling.shape, voxels, reach)
+    tiling_near = patch_around(tiling.shape, voxels, reach)
     within = getattr(segmenter, "logits_within", None)
     if within is None:
-        return segmenter.logits, near
-    core = shift(bounds(voxels), [-s.start for s in near.patches[0]])
-    return partial(within, box=core), near
+        return segmenter.logits, tiling_near
+    core = shift(bounds(voxels), [-s.start for s in tiling_near.patches[0]])
+    return partial(within, box=core), tiling_near
 
 
 def label_values(segmenter: Segmenter) -> dict[int, int]:
-    """Value in the label map of each output channel: its number; with sigmoid, where 0 is a structure too, one more."""
+    """Value of each output channel in the label map: its number; one more with sigmoid, where 0 is a structure."""
     return {channel: channel + (segmenter.activation == "sigmoid") for channel in segmenter.labels}
 
 
 def values_of(segmenter: Segmenter, shared: Mapping[int, tuple[int, ...]], channels: Iterable[int]) -> list[int]:
-    """All values of a label map where one of some classes is: its own, and those of the sets that it belongs to."""
-    own, chosen = label_values(segmenter), list(channels)
-    return [own[c] for c in chosen] + sorted({n for c in chosen for n in holding(shared, c)})
+    """All values of a label map that contain any of the channels, alone or together with other classes."""
+    single, chosen = label_values(segmenter), list(channels)
+    return [single[c] for c in chosen] + sorted({n for c in chosen for n in values_containing(shared, c)})

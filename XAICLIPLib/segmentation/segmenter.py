@@ -1,4 +1,4 @@
-"""What every segmentation network looks like to the rest of the library."""
+"""The interface of every segmentation network."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Prepared:
 
     @property
     def network_input(self) -> Tensor:
-        """(C + H, X, Y, Z): what the network is given."""
+        """(C + H, X, Y, Z): the input of the network, held channels included."""
         return self.tensor if self.held is None else torch.cat([self.tensor, self.held])
 
     @property
@@ -42,7 +42,7 @@ class Prepared:
         return float(x), float(y), float(z)
 
     def mask_from(self, mask: sitk.Image) -> Tensor:
-        """A mask on any grid as (X, Y, Z) bool on this one; one finer than this grid is not lost as a whole."""
+        """A mask on any grid as (X, Y, Z) bool on this grid; a mask finer than the grid does not vanish entirely."""
         grid = imaging.image_from_array(np.zeros(self.tensor.shape[1:], np.uint8), self.affine)
         near = imaging.resample_like(mask, grid, "nearest")
         if not sitk.GetArrayViewFromImage(near).any():
@@ -55,13 +55,13 @@ class Prepared:
 
 
 class Segmenter(Protocol):
-    """A segmentation network with all that belongs to it.
+    """A segmentation network with its preprocessing, labels and window.
 
     ``labels`` maps each output channel to the structure's name; with ``softmax`` channel 0 is the background, with
     ``sigmoid`` every channel is a structure of its own. ``window`` is None where the network takes whole volumes; then
     it may have an attribute ``reach``, voxels along each axis: the distance beyond which no voxel of its input changes
-    a voxel of its output, which spares a fully convolutional network most of the volume; and a method
-    ``logits_within(patches, box)``, right inside a box of the patches alone, where that is less work.
+    a voxel of its output, so that a fully convolutional network need not run on most of the volume; and a method
+    ``logits_within(patches, box)``, correct only inside a box of the patches, where that is less work.
     """
 
     @property
@@ -110,12 +110,12 @@ class Segmenter(Protocol):
 
 @runtime_checkable
 class Promptable(Protocol):
-    """A network that draws what it is pointed at: only with a prompt does it become a `Segmenter`."""
+    """A network that segments what a prompt points at; it becomes a `Segmenter` only with a prompt."""
 
     def prompted(self, name: str, mask: sitk.Image, modality: str | None = None) -> Segmenter:
         """The segmenter of one structure, pointed at by a mask (uint8) in the geometry of the image to come.
 
-        ``modality`` is that of the image, CT or MR; None where the intensities are to tell.
+        ``modality`` is that of the image, CT or MR; None to guess it from the intensities.
         """
         ...
 

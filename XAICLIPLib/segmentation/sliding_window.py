@@ -1,7 +1,7 @@
-"""Where the patches of a sliding window lie and how their outputs are blended, patch by patch.
+"""The patches of a sliding window, and how their outputs are blended.
 
 The geometry and the weights are those of ``monai.inferers.sliding_window_inference`` (a test compares the two); that
-function hides the patches, which exact incremental scoring must see.
+function hides the patches, which exact incremental scoring needs.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from XAICLIPLib.imaging.boxes import Box, bounds, intersect, shift
 from XAICLIPLib.segmentation.batching import Batches
 
 Index = tuple[slice, ...] | tuple[Tensor, ...]
-"""What takes some voxels out of a tensor (X, Y, Z): slices, or numbers along each axis, shaped to combine."""
+"""An index into a tensor (X, Y, Z): slices, or index tensors for each axis, shaped to broadcast."""
 
 PADDING_MODES = {"constant": "constant", "replicate": "edge", "reflect": "reflect", "circular": "wrap"}
-"""PyTorch's names and NumPy's of the ways to pad."""
+"""NumPy's name for each of PyTorch's padding modes."""
 
 
 @dataclass(frozen=True)
 class SlidingWindow:
-    """How a network is moved over a volume that is larger than its input, in voxels of the network's grid.
+    """A sliding window: how a network is moved over a volume larger than its input, in voxels of the network's grid.
 
     The meaning of every field is that of ``monai.inferers.sliding_window_inference``; a size of 0 in ``roi_size``
     means the whole axis.
@@ -63,8 +63,8 @@ class Tiling:
     padding_value
         Value of the added voxels, where ``padding_mode`` is ``constant``.
     padding_mode
-        Where they get their value: of ``PADDING_MODES``. All but ``constant`` copy voxels of the volume, so that a
-        change of the volume changes the padding too.
+        Their source, a key of ``PADDING_MODES``. All but ``constant`` copy voxels of the volume, so that a change of
+        the volume changes the padding too.
     """
 
     shape: tuple[int, ...]
@@ -76,7 +76,7 @@ class Tiling:
 
     @classmethod
     def of(cls, shape: Sequence[int], window: Window | None) -> Tiling:
-        """Patches of ``window`` over a volume of spatial ``shape``; one patch, the volume, where it is None."""
+        """Patches of ``window`` over a volume of spatial ``shape``; a single patch, the whole volume, for None."""
         shape = tuple(int(s) for s in shape)
         if window is None:
             whole = tuple(slice(0, s) for s in shape)
@@ -89,19 +89,19 @@ class Tiling:
         padded = tuple(max(r, s) for r, s in zip(roi, shape, strict=True))
         overlap = ensure_tuple_rep(window.overlap, len(shape))
         step = [r if r == s else max(1, int(r * (1 - o))) for r, s, o in zip(roi, padded, overlap, strict=True)]
-        found = dense_patch_slices(padded, roi, step, return_slice=True)
-        patches = tuple(tuple(slice(int(s.start), int(s.stop)) for s in patch) for patch in found)
+        patch_slices = dense_patch_slices(padded, roi, step, return_slice=True)
+        patches = tuple(tuple(slice(int(s.start), int(s.stop)) for s in patch) for patch in patch_slices)
         weight = compute_importance_map(roi, mode=window.mode, sigma_scale=window.sigma_scale)
         return cls(shape, padding, patches, weight, window.padding_value, window.padding_mode)
 
     @property
     def offset(self) -> tuple[int, ...]:
-        """What turns indices of the volume into indices of the padded volume."""
+        """What to add to indices of the volume to get indices of the padded volume."""
         return tuple(before for before, _ in self.padding)
 
     @property
     def inner(self) -> Box:
-        """Where the volume lies in the padded one."""
+        """The box of the volume in the padded volume."""
         return tuple(slice(o, o + s) for o, s in zip(self.offset, self.shape, strict=True))
 
     @property
@@ -111,9 +111,9 @@ class Tiling:
 
     @cached_property
     def sources(self) -> tuple[NDArray[np.intp], ...] | None:
-        """For each axis, the voxel of the volume that each voxel of the padded one is a copy of; None for a constant.
+        """For each axis, the index in the volume that each index of the padded volume copies; None for a constant.
 
-        Padding takes one axis after the other, so that the source of a voxel is that of each of its indices.
+        Padding takes one axis after the other, so that each index of a voxel has its source independently.
         """
         if self.padding_mode == "constant" or not any(before or after for before, after in self.padding):
             return None
@@ -132,46 +132,46 @@ class Tiling:
         flat = [side for pair in reversed(self.padding) for side in pair]
         return functional.pad(volume, flat, value=self.padding_value)
 
-    def gather(self, gradient: Tensor) -> Tensor:
-        """A gradient by the padded volume (C, *padded_shape) as that by the volume (C, *shape)."""
+    def unpad_gradient(self, gradient: Tensor) -> Tensor:
+        """Turn the gradient by the padded volume (C, *padded_shape) into that by the volume (C, *shape)."""
         if self.sources is None:
             return gradient[(slice(None), *self.inner)]
         for axis, (source, size) in enumerate(zip(self.sources, self.shape, strict=True), 1):
             shape = (*gradient.shape[:axis], size, *gradient.shape[axis + 1 :])
-            where = torch.from_numpy(source).to(gradient.device)
-            gradient = torch.zeros(shape, dtype=gradient.dtype, device=gradient.device).index_add(axis, where, gradient)
+            index = torch.from_numpy(source).to(gradient.device)
+            gradient = torch.zeros(shape, dtype=gradient.dtype, device=gradient.device).index_add(axis, index, gradient)
         return gradient
 
-    def touching(self, box: Box) -> list[int]:
-        """Patches that change where a box, given in the volume's indices, does."""
-        return [n for n, patch in enumerate(self.patches) if self.sees(patch, box)]
+    def patches_touching(self, box: Box) -> list[int]:
+        """Numbers of the patches that change when a box, in the volume's indices, changes."""
+        return [n for n, patch in enumerate(self.patches) if self.meets(patch, box)]
 
-    def sees(self, patch: Box, box: Box) -> bool:
+    def meets(self, patch: Box, box: Box) -> bool:
         """Whether a patch (padded indices) meets a box (the volume's indices) or a copy of it in the padding."""
         if self.sources is None:
             return intersect(patch, shift(box, self.offset)) is not None
-        return all(len(there) for there, _ in self._copies(patch, box))
+        return all(len(in_patch) for in_patch, _ in self._copied_indices(patch, box))
 
-    def seen(self, patch: Box) -> Box:
-        """The smallest box, in the volume's indices, that holds all that a patch (padded indices) has of the volume."""
+    def source_box(self, patch: Box) -> Box:
+        """The smallest box, in the volume's indices, that holds all voxels a patch (padded indices) takes from it."""
         if self.sources is None:
             moved = shift(patch, [-o for o in self.offset])
             return tuple(slice(max(0, b.start), min(b.stop, s)) for b, s in zip(moved, self.shape, strict=True))
         parts = [source[b] for source, b in zip(self.sources, patch, strict=True)]
         return tuple(slice(int(part.min()), int(part.max()) + 1) for part in parts)
 
-    def places(self, patch: Box, box: Box) -> tuple[Index, Index] | None:
-        """Where the voxels of a box stand in a patch, their copies in the padding included.
+    def shared_voxels(self, patch: Box, box: Box) -> tuple[Index, Index] | None:
+        """The voxels that a box and a patch share, copies in the padding included.
 
         Parameters
         ----------
         patch, box
-            In the padded volume's indices and in the volume's.
+            The patch in the padded volume's indices, the box in the volume's.
 
         Returns
         -------
         (Index, Index) or None
-            Of the voxels within the patch, and of the same within the box; None where the patch has none of them.
+            The shared voxels as an index into the patch and into the box; None where there are none.
         """
         if self.sources is None:
             common = intersect(patch, shift(box, self.offset))
@@ -179,46 +179,48 @@ class Tiling:
                 return None
             within = [-o - b.start for o, b in zip(self.offset, box, strict=True)]
             return shift(common, [-s.start for s in patch]), shift(common, within)
-        pairs = self._copies(patch, box)
-        if not all(len(there) for there, _ in pairs):
+        pairs = self._copied_indices(patch, box)
+        if not all(len(in_patch) for in_patch, _ in pairs):
             return None
-        there, here = (tuple(map(torch.from_numpy, np.ix_(*axes))) for axes in zip(*pairs, strict=True))
-        return there, here
+        in_patch, in_box = (tuple(map(torch.from_numpy, np.ix_(*axes))) for axes in zip(*pairs, strict=True))
+        return in_patch, in_box
 
-    def _copies(self, patch: Box, box: Box) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-        """Along each axis, which indices of a patch are copies of a box's, and of which."""
+    def _copied_indices(self, patch: Box, box: Box) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+        """For each axis, the indices in a patch that copy indices of a box, and those indices in the box."""
         assert self.sources is not None
-        found = []
+        pairs = []
         for source, p, b in zip(self.sources, patch, box, strict=True):
             part = source[p]
-            there = np.flatnonzero((part >= b.start) & (part < b.stop))
-            found.append((there, part[there] - b.start))
-        return found
+            in_patch = np.flatnonzero((part >= b.start) & (part < b.stop))
+            pairs.append((in_patch, part[in_patch] - b.start))
+        return pairs
 
 
 Window = SlidingWindow | Callable[[tuple[int, ...]], Tiling]
-"""How a network is moved over a volume: as MONAI does it, or a function that lays the patches for a spatial shape."""
+"""How a network is moved over a volume: as MONAI does it, or a function from a spatial shape to the patches."""
 
 
 def _refuse_padding(
     shape: tuple[int, ...], roi: tuple[int, ...], padding: tuple[tuple[int, int], ...], mode: str
 ) -> None:
-    """Refuse what PyTorch does not pad either."""
-    most = {"reflect": -1, "circular": 0}.get(mode)
-    short = most is not None and any(max(p) > s + most for p, s in zip(padding, shape, strict=True))
-    if any(max(p) > 0 for p in padding) and (mode not in PADDING_MODES or short):
-        why = f"it is too small to pad it by {mode}" if short else f"to pad by {mode} is not supported"
+    """Refuse padding that PyTorch does not support."""
+    largest_excess = {"reflect": -1, "circular": 0}.get(mode)
+    too_small = largest_excess is not None and any(
+        max(p) > s + largest_excess for p, s in zip(padding, shape, strict=True)
+    )
+    if any(max(p) > 0 for p in padding) and (mode not in PADDING_MODES or too_small):
+        why = f"it is too small to pad it by {mode}" if too_small else f"to pad by {mode} is not supported"
         raise InputError(
             f"The volume, {' × '.join(map(str, shape))} voxels on the network's grid, is smaller than its "
             f"window, {' × '.join(map(str, roi))}, and {why}: give a larger part of the scan."
         )
 
 
-def around(shape: Sequence[int], target_voxels: Tensor, reach: Sequence[int]) -> Tiling:
-    """The one patch that a fully convolutional network needs to be right at a target's voxels.
+def patch_around(shape: Sequence[int], target_voxels: Tensor, reach: Sequence[int]) -> Tiling:
+    """The one patch from which a fully convolutional network gives its exact output at a target's voxels.
 
-    Where no input voxel farther than ``reach`` changes an output voxel, neither does what a crop cuts off, nor the
-    zeros that the network pads it with: at the target its output is that of the whole volume.
+    No input voxel farther away than ``reach`` changes an output voxel. So neither the cropped part nor the zeros that
+    the network pads the crop with matter: at the target the output is that of the whole volume.
 
     Parameters
     ----------
@@ -245,8 +247,8 @@ def predict_logits(
 ) -> Tensor:
     """Blended logits (K, *shape) of a volume (C, *shape), on the volume's device.
 
-    Gradients are followed only where the volume asks for its own: the graph of every patch would fill the memory.
-    ``after_batch`` is called with the number of patches done and in all; what it raises stops the prediction. For
+    Gradients are tracked only where the volume requires them: the graphs of all patches would fill the memory.
+    ``after_batch`` is called with the number of patches done and of all; an exception from it stops the prediction. For
     ``batch_size`` see `Batches`.
     """
     with torch.set_grad_enabled(torch.is_grad_enabled() and volume.requires_grad):

@@ -18,7 +18,7 @@ from torch import Tensor
 from XAICLIPLib.explanation import Explanation
 from XAICLIPLib.pipeline import explain
 from XAICLIPLib.reporting import saved_record
-from XAICLIPLib.segmentation.overlap import holding, numbered
+from XAICLIPLib.segmentation.overlap import combined_label_map, values_containing
 from XAICLIPLib.segmentation.segmenter import Activation
 
 TUMOUR = {0: "tumor core", 1: "whole tumor", 2: "enhancing tumor"}
@@ -106,9 +106,9 @@ def test_the_target_is_removed_whole_and_what_holds_it_is_not_taken_for_outside(
 def test_numbers_tell_every_set_of_classes(classes: int) -> None:
     draws = torch.Generator().manual_seed(classes)
     logits = torch.randn((classes, 6, 5, 4), generator=draws) - (0.5 if classes == 3 else 1.8)
-    labels, shared = numbered(logits)
+    labels, shared = combined_label_map(logits)
     for channel in range(classes):
-        own = [channel + 1, *holding(shared, channel)]
+        own = [channel + 1, *values_containing(shared, channel)]
         assert torch.equal(torch.isin(labels, torch.tensor(own)), logits[channel] > 0)
     assert all(len(channels) > 1 for channels in shared.values())
     assert len(set(shared.values())) == len(shared) > 0
@@ -118,6 +118,6 @@ def test_numbers_tell_every_set_of_classes(classes: int) -> None:
 def test_classes_that_do_not_overlap_keep_their_numbers() -> None:
     logits = torch.full((3, 4, 4, 4), -1.0)
     logits[0, :2] = logits[2, 2:] = 1.0
-    labels, shared = numbered(logits)
+    labels, shared = combined_label_map(logits)
     assert shared == {}
     assert labels[0, 0, 0] == 1 and labels[3, 0, 0] == 3

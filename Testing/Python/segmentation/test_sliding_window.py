@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.imaging.boxes import bounds, intersect, shift
-from XAICLIPLib.segmentation.sliding_window import SlidingWindow, Tiling, around, predict_logits
+from XAICLIPLib.segmentation.sliding_window import SlidingWindow, Tiling, patch_around, predict_logits
 
 
 class Positional(nn.Module):
@@ -144,8 +144,8 @@ def test_what_a_patch_has_of_a_box_is_found_voxel_by_voxel(mode: str) -> None:
         content = numbers[0][box]
         for patch in tiling.patches:
             mine = torch.isin(padded[patch], content)
-            places = tiling.places(patch, box)
-            assert tiling.sees(patch, box) == (places is not None) == bool(mine.any())
+            places = tiling.shared_voxels(patch, box)
+            assert tiling.meets(patch, box) == (places is not None) == bool(mine.any())
             if places is not None:
                 there, here = places
                 marked = torch.full_like(padded[patch], -1)
@@ -154,7 +154,7 @@ def test_what_a_patch_has_of_a_box_is_found_voxel_by_voxel(mode: str) -> None:
                 met += 1
     assert met > 3
     for patch in tiling.patches:
-        seen = numbers[0][tiling.seen(patch)]
+        seen = numbers[0][tiling.source_box(patch)]
         assert bool(torch.isin(padded[patch][padded[patch] >= 0], seen).all())
 
 
@@ -165,7 +165,7 @@ def test_a_gradient_is_gathered_from_the_copies(mode: str) -> None:
     by_padded = torch.rand(2, *tiling.padded_shape)
     (tiling.pad(volume) * by_padded).sum().backward()
     assert volume.grad is not None
-    torch.testing.assert_close(tiling.gather(by_padded), volume.grad)
+    torch.testing.assert_close(tiling.unpad_gradient(by_padded), volume.grad)
 
 
 def test_touching_patches_are_those_that_share_a_voxel_with_the_box() -> None:
@@ -175,7 +175,7 @@ def test_touching_patches_are_those_that_share_a_voxel_with_the_box() -> None:
     marked[box] = 1
     padded = tiling.pad(marked[None])[0]
     expected = [n for n, patch in enumerate(tiling.patches) if padded[patch].any()]
-    assert tiling.touching(box) == expected
+    assert tiling.patches_touching(box) == expected
     assert 0 < len(expected) < len(tiling.patches)
 
 
@@ -248,7 +248,7 @@ def test_a_box_around_the_target_grown_by_the_reach_is_as_good_as_the_whole_volu
     for corner in ((0, 0, 0), (10, 8, 9), (21, 17, 22)):
         target = torch.zeros(volume.shape[1:], dtype=torch.bool)
         target[tuple(slice(c, c + 3) for c in corner)] = True
-        tiling = around(target.shape, target, (3, 2, 4))
+        tiling = patch_around(target.shape, target, (3, 2, 4))
         assert len(tiling.patches) == 1
         assert intersect(tiling.patches[0], bounds(target)) == bounds(target)
         with torch.no_grad():
@@ -257,4 +257,4 @@ def test_a_box_around_the_target_grown_by_the_reach_is_as_good_as_the_whole_volu
         inside = target[tiling.patches[0]]
         torch.testing.assert_close(near[:, inside], whole, atol=1e-5, rtol=0)
     assert bounds(target) == (slice(21, 24), slice(17, 20), slice(22, 25))
-    assert around(target.shape, target, (3, 2, 4)).patches[0] == (slice(18, 24), slice(15, 20), slice(18, 26))
+    assert patch_around(target.shape, target, (3, 2, 4)).patches[0] == (slice(18, 24), slice(15, 20), slice(18, 26))

@@ -1,6 +1,6 @@
 """Networks trained by nnU-Net as segmenters: its preprocessing, network and sliding window, from a trained folder.
 
-The parts are nnU-Net's own, but not its predictor, which hides the tiles and unpickles whatever a checkpoint holds.
+All parts are nnU-Net's except its predictor, which hides the tiles and unpickles anything in a checkpoint.
 
 References
 ----------
@@ -29,9 +29,9 @@ from XAICLIPLib.imaging import ras_affine
 from XAICLIPLib.segmentation.networks.nnunet_folder import (
     find_trainer,
     import_nnunet,
-    quiet,
     read_folder,
     refuse_foreign_classes,
+    without_output,
 )
 from XAICLIPLib.segmentation.networks.trained_folders import is_nnunet
 from XAICLIPLib.segmentation.segmenter import Activation, Prepared
@@ -41,7 +41,7 @@ from XAICLIPLib.system.checksums import sha256
 __all__ = ["NnUNetSegmenter", "closest_canonical", "is_nnunet"]
 
 _READERS = ("SimpleITKIO", "NibabelIO", "Tiff3DIO")
-"""nnU-Net's readers that leave the axes as the file has them."""
+"""nnU-Net's readers that keep the file's order of axes."""
 
 _REORIENTING = ("NibabelIOWithReorient", "SimpleITKIOWithReorient")
 
@@ -59,7 +59,7 @@ class NnUNetSegmenter:
     device
         Where the network runs.
     trust
-        Import whatever classes the plans name, and take an unknown trainer for one that trains the plans' network.
+        Import whatever classes the plans name, and assume that an unknown trainer trains the plans' network.
         The checkpoint is never trusted to run code.
     tile_step_size
         Distance of the tiles as a share of the patch: nnU-Net's default.
@@ -67,7 +67,8 @@ class NnUNetSegmenter:
     Raises
     ------
     InputError
-        Where a part is missing or unusable, is not nnU-Net's own and not trusted, or is the second stage of a cascade.
+        A part is missing or unusable, is not nnU-Net's own and not trusted, or the network is the second stage of a
+        cascade.
     """
 
     def __init__(self, path: Path, device: torch.device, trust: bool = False, tile_step_size: float = 0.5) -> None:
@@ -76,13 +77,13 @@ class NnUNetSegmenter:
         self.device = device
         self.tile_step_size = tile_step_size
         try:
-            with quiet(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of plans in an older format, which are understood
+            with without_output(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about plans in an older format, which are supported
                 self._read_plans(trust)
                 self.network = self._build(trust)
         except InputError:
             raise
-        except Exception as error:  # whatever nnU-Net raises for plans that are not as it writes them
+        except Exception as error:  # nnU-Net raises many errors for malformed plans
             raise InputError(
                 f"The trained folder {self.folder.path} does not build ({type(error).__name__}: {reason(error)})."
             ) from error
@@ -95,13 +96,13 @@ class NnUNetSegmenter:
 
     @property
     def modality(self) -> str | None:
-        """From the names of the channels; None where they do not tell."""
-        found = {m for m in map(_modality, self._channels) if m}
-        return ", ".join(sorted(found)) or None
+        """From the names of the channels; None where these do not name one."""
+        modalities = {m for m in map(_modality, self._channels) if m}
+        return ", ".join(sorted(modalities)) or None
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The images that the network takes at once."""
+        """Names of the images that the network takes together."""
         return self._channels if len(self._channels) > 1 else ("image",)
 
     @property
@@ -111,7 +112,7 @@ class NnUNetSegmenter:
 
     @property
     def activation(self) -> Activation:
-        """Sigmoid where regions were trained, which may overlap."""
+        """Sigmoid where the network was trained on regions, which may overlap."""
         return "sigmoid" if self._label_manager.has_regions else "softmax"
 
     @property
@@ -121,13 +122,13 @@ class NnUNetSegmenter:
 
     @property
     def provenance(self) -> Mapping[str, str]:
-        """What was loaded, and what of nnU-Net's usual inference is left out."""
+        """What was loaded, and which parts of nnU-Net's usual inference are left out."""
         dataset = self.folder.dataset
         return {
             "name": self.name,
             "kind": "nnU-Net",
             "version": str(dataset.get("release", "unknown")),
-            "licence": "unknown",  # what dataset.json says is the licence of the images
+            "licence": "unknown",  # dataset.json names the licence of the images only
             "data_licence": str(dataset.get("licence", dataset.get("license", "unknown"))),
             "sha256": self._sha256,
             "fold": self.folder.fold,
@@ -157,7 +158,7 @@ class NnUNetSegmenter:
     def prepare_array(
         self, values: NDArray[np.float32], affine: NDArray[np.float64], spacing_mm: Sequence[float]
     ) -> Prepared:
-        """Preprocess an array (C, X, Y, Z) that lies as ``affine`` says and has, for nnU-Net, ``spacing_mm``."""
+        """Preprocess an array (C, X, Y, Z) with its ``affine`` and the ``spacing_mm`` that nnU-Net shall use."""
         if len(values) != len(self._channels):
             raise InputError(
                 f"The network {self.name} takes {_images(len(self._channels))} at once ({', '.join(self._channels)}), "
@@ -166,8 +167,8 @@ class NnUNetSegmenter:
         properties: dict[str, Any] = {"spacing": [float(s) for s in spacing_mm][::-1]}
         preprocessor = self._configuration.preprocessor_class(verbose=False)
         try:
-            with quiet():
-                found = preprocessor.run_case_npy(
+            with without_output():
+                preprocessed = preprocessor.run_case_npy(
                     values.transpose(0, 3, 2, 1),  # nnU-Net's axes are z, y, x
                     None,
                     properties,
@@ -177,7 +178,7 @@ class NnUNetSegmenter:
                 )[0]
         except Exception as error:  # whatever nnU-Net's preprocessing raises
             raise InputError(f"The preprocessing of {self.name} fails on this volume ({reason(error)}).") from error
-        tensor = torch.from_numpy(np.array(found, np.float32, order="C"))
+        tensor = torch.from_numpy(np.array(preprocessed, np.float32, order="C"))
         return Prepared(tensor, self._affine(affine, properties, tensor.shape[1:]))
 
     def logits(self, patches: Tensor) -> Tensor:
@@ -235,8 +236,8 @@ class NnUNetSegmenter:
             raise InputError(
                 f"The weights {self.folder.checkpoint} do not belong to the network of the plans ({reason(error)})."
             ) from error
-        built: torch.nn.Module = network.requires_grad_(False).eval().to(self.device)
-        return built
+        ready: torch.nn.Module = network.requires_grad_(False).eval().to(self.device)
+        return ready
 
     def _tiling(self, shape: tuple[int, ...]) -> Tiling:
         """The tiles of nnU-Net's predictor: padded around the middle, evenly spaced, weighted in half precision."""
@@ -262,7 +263,7 @@ class NnUNetSegmenter:
     def _affine(
         self, affine: NDArray[np.float64], properties: Mapping[str, Any], shape: Sequence[int]
     ) -> NDArray[np.float64]:
-        """Where the preprocessed voxels lie: cut out, transposed, and resampled with the outer edges kept."""
+        """The affine of the preprocessed volume: cropped, transposed, and resampled with the outer edges kept."""
         result = affine.copy()
         cut = properties["shape_after_cropping_and_before_resampling"]
         start = np.zeros(3)

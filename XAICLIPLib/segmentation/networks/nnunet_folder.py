@@ -1,4 +1,4 @@
-"""A folder that nnU-Net trained, read without running anything that it names or holds.
+"""Reading a folder that nnU-Net trained, without running any code that it names or contains.
 
 nnU-Net imports classes by names from ``plans.json`` and the checkpoint, and unpickles the checkpoint. Here names must
 be those of nnU-Net's own packages, and checkpoints are read as weights and numbers only.
@@ -25,17 +25,20 @@ from typing import Any
 import torch
 
 from XAICLIPLib.errors import TRUST, InputError, installing, reason
-from XAICLIPLib.segmentation.networks.trained_folders import CHECKPOINTS
-from XAICLIPLib.segmentation.networks.trained_folders import checkpoint as checkpoint_of
+from XAICLIPLib.segmentation.networks.trained_folders import CHECKPOINTS, find_checkpoint
 from XAICLIPLib.segmentation.networks.trained_folders import folds as folds_of
 from XAICLIPLib.system.weights import NUMPY_NUMBERS, load_plain
 
-_HOMES = ("dynamic_network_architectures", "nnunetv2", "torch.nn")
+_ALLOWED_PACKAGES = ("dynamic_network_architectures", "nnunetv2", "torch.nn")
 
-_LAYERS = ("dynamic_network_architectures.architectures", "dynamic_network_architectures.building_blocks", "torch.nn")
-"""Where networks and layers are: other modules of these packages are not even imported because a file names them."""
+_NETWORK_PACKAGES = (
+    "dynamic_network_architectures.architectures",
+    "dynamic_network_architectures.building_blocks",
+    "torch.nn",
+)
+"""Packages of networks and layers. No other module is imported just because a file names it."""
 
-_TRAINING_ALONE = frozenset(
+_UNCHANGED_NETWORK_TRAINERS = frozenset(
     (
         "nnUNetTrainer",
         "nnUNetTrainerNoMirroring",
@@ -50,13 +53,13 @@ _TRAINING_ALONE = frozenset(
         "nnUNetTrainerSkeletonRecall",
     )
 )
-"""Trainers that change how a network is trained but not the network: nothing need be imported to know what they build,
-which for nnU-Net's trainers takes longer than all the rest of loading."""
+"""Trainers that change how a network is trained but not the network. They need not be imported, which takes longer than
+all the rest of loading."""
 
 
 @dataclass(frozen=True)
 class TrainedFolder:
-    """What is in a trained folder.
+    """The content of a trained folder.
 
     Attributes
     ----------
@@ -71,7 +74,7 @@ class TrainedFolder:
     weights
         State of the network.
     configuration
-        Which of the plans' configurations was trained.
+        Name of the plans' configuration that was trained.
     trainer
         Name of the trainer's class.
     """
@@ -102,8 +105,8 @@ def read_folder(path: Path) -> TrainedFolder:
     """
     path = Path(path)
     if path.name.startswith("fold_"):
-        folder, chosen = path.parent, path
-        if checkpoint_of(path) is None:
+        folder, fold = path.parent, path
+        if find_checkpoint(path) is None:
             raise InputError(f"{path} holds no {' or '.join(CHECKPOINTS)}: give a fold that was trained.")
     else:
         folds = folds_of(path)
@@ -112,9 +115,9 @@ def read_folder(path: Path) -> TrainedFolder:
                 f"{path} has no trained fold: give nnU-Net's folder Trainer__Plans__Configuration, with a "
                 f"fold_0/{CHECKPOINTS[0]} in it."
             )
-        folder, chosen = path, folds[0]
-    checkpoint = checkpoint_of(chosen)
-    assert checkpoint is not None  # both ways ask for one
+        folder, fold = path, folds[0]
+    checkpoint = find_checkpoint(fold)
+    assert checkpoint is not None  # both branches above make sure of it
     plans, dataset = _read_json(folder / "plans.json"), _read_json(folder / "dataset.json")
     content = _read_checkpoint(checkpoint)
     try:
@@ -126,14 +129,14 @@ def read_folder(path: Path) -> TrainedFolder:
         ) from error
     if not (isinstance(weights, Mapping) and isinstance(trainer, str) and isinstance(configuration, str)):
         raise InputError(f"The checkpoint {checkpoint} was not saved by nnU-Net's trainer: give one that was.")
-    # As nnU-Net itself strips what data parallel training puts before the names.
+    # Data parallel training adds this prefix; nnU-Net removes it too.
     weights = {str(name).removeprefix("module."): value for name, value in weights.items()}
-    return TrainedFolder(folder, chosen.name, checkpoint, plans, dataset, weights, configuration, trainer)
+    return TrainedFolder(folder, fold.name, checkpoint, plans, dataset, weights, configuration, trainer)
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Keep what nnU-Net prints off the standard output, which may carry messages."""
+def without_output() -> Iterator[None]:
+    """Discard what nnU-Net prints: the standard output may carry the worker's messages."""
     with redirect_stdout(io.StringIO()):
         yield
 
@@ -147,7 +150,7 @@ def import_nnunet() -> None:
         It is not installed.
     """
     try:
-        with quiet():
+        with without_output():
             importlib.import_module("nnunetv2.paths")  # which prints that its environment variables are not set
             importlib.import_module("nnunetv2.utilities.plans_handling.plans_handler")
     except ImportError as error:
@@ -164,14 +167,14 @@ def refuse_foreign_classes(folder: TrainedFolder, configuration: Mapping[str, An
     Parameters
     ----------
     folder
-        Whose plans these are.
+        The trained folder with the plans.
     configuration
         The trained configuration of ``plans.json``, with inheritance resolved and its architecture spelled out.
 
     Raises
     ------
     InputError
-        Names the first one that is refused.
+        A class or function is refused; the message names the first.
     """
     from nnunetv2.preprocessing.normalization.default_normalization_schemes import ImageNormalization
     from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
@@ -183,59 +186,59 @@ def refuse_foreign_classes(folder: TrainedFolder, configuration: Mapping[str, An
     for name in named:
         if name is not None and not _is_layer(name):
             raise _refusal(folder, name)
-    wanted = [(configuration["preprocessor_name"], "preprocessing", DefaultPreprocessor)]
-    wanted += [(n, "preprocessing.normalization", ImageNormalization) for n in configuration["normalization_schemes"]]
+    required = [(configuration["preprocessor_name"], "preprocessing", DefaultPreprocessor)]
+    required += [(n, "preprocessing.normalization", ImageNormalization) for n in configuration["normalization_schemes"]]
     if "label_manager" in folder.plans:
-        wanted.append((folder.plans["label_manager"], "utilities.label_handling", LabelManager))
-    for name, where, base in wanted:
-        found = find_class(name, where)
-        if not (isinstance(found, type) and issubclass(found, base) and _at_home(found.__module__)):
+        required.append((folder.plans["label_manager"], "utilities.label_handling", LabelManager))
+    for name, subpackage, base in required:
+        found_class = find_class(name, subpackage)
+        if not (isinstance(found_class, type) and issubclass(found_class, base) and _is_within(found_class.__module__)):
             raise _refusal(folder, name)
     for key in ("resampling_fn_data", "resampling_fn_seg", "resampling_fn_probabilities"):
-        found = find_class(configuration[key], "preprocessing.resampling")
-        if not str(getattr(found, "__module__", "")).startswith("nnunetv2.preprocessing.resampling."):
+        function = find_class(configuration[key], "preprocessing.resampling")
+        if not str(getattr(function, "__module__", "")).startswith("nnunetv2.preprocessing.resampling."):
             raise _refusal(folder, configuration[key])
 
 
 def find_trainer(folder: TrainedFolder, trust: bool) -> Any:
-    """The trainer's class where it may build another network than that of the plans, None where it does not.
+    """The trainer's class if it may build another network than that of the plans, otherwise None.
 
-    A trainer that is unknown here is taken for one that does not where the user trusts the folder: the weights would
-    not fit most other networks.
+    Where the user trusts the folder, an unknown trainer is taken to build the plans' network: the weights would not fit
+    most other networks.
 
     Raises
     ------
     InputError
-        It is unknown and not trusted.
+        The trainer is unknown, and the folder not trusted.
     """
-    if folder.trainer in _TRAINING_ALONE:
+    if folder.trainer in _UNCHANGED_NETWORK_TRAINERS:
         return None
-    module = _defining(folder.trainer)
+    module = _module_defining(folder.trainer)
     if module is not None:
-        with quiet():
+        with without_output():
             return getattr(importlib.import_module(module), folder.trainer)
     if trust:
         return None
     raise _refusal(folder, folder.trainer)
 
 
-def find_class(name: Any, where: str) -> Any:
-    """What nnU-Net finds under a name in one of its subpackages, None where there is nothing."""
+def find_class(name: Any, subpackage: str) -> Any:
+    """The class or function that nnU-Net finds by a name in one of its subpackages; None where there is none."""
     import nnunetv2
     from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
     if not isinstance(name, str):
         return None
-    place = str(Path(nnunetv2.__path__[0]).joinpath(*where.split(".")))
-    with quiet():
-        return recursive_find_python_class(place, name, f"nnunetv2.{where}")
+    folder = str(Path(nnunetv2.__path__[0]).joinpath(*subpackage.split(".")))
+    with without_output():
+        return recursive_find_python_class(folder, name, f"nnunetv2.{subpackage}")
 
 
-def _defining(trainer: str) -> str | None:
+def _module_defining(trainer: str) -> str | None:
     """The module of nnU-Net that defines a trainer.
 
-    Its source is searched: nnU-Net itself imports one trainer after the other until it has found it, and some of them
-    need packages that need not be there.
+    The source text is searched: nnU-Net itself imports one trainer after the other until it finds the class, and
+    some of them need packages that may be missing.
     """
     import nnunetv2
 
@@ -256,29 +259,29 @@ def _is_layer(name: Any) -> bool:
     if not isinstance(name, str):
         return False
     module, _, last = name.rpartition(".")
-    if not _at_home(module, _LAYERS):
+    if not _is_within(module, _NETWORK_PACKAGES):
         return False
     try:
-        with quiet():
-            found = getattr(importlib.import_module(module), last, None)
+        with without_output():
+            layer = getattr(importlib.import_module(module), last, None)
     except ImportError:
-        found = None
-    if found is None and module.startswith("dynamic_network_architectures."):
-        found = _moved(last)
-    return isinstance(found, type) and issubclass(found, torch.nn.Module) and _at_home(found.__module__)
+        layer = None
+    if layer is None and module.startswith("dynamic_network_architectures."):
+        layer = _find_moved_network(last)
+    return isinstance(layer, type) and issubclass(layer, torch.nn.Module) and _is_within(layer.__module__)
 
 
-def _moved(last: str) -> Any:
-    """Where nnU-Net looks for a network that is no longer in the module that old plans name."""
+def _find_moved_network(last: str) -> Any:
+    """A network that is no longer in the module that old plans name, found where nnU-Net looks for it."""
     import dynamic_network_architectures
     from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
-    place = str(Path(dynamic_network_architectures.__path__[0]) / "architectures")
-    return recursive_find_python_class(place, last, "dynamic_network_architectures.architectures")
+    folder = str(Path(dynamic_network_architectures.__path__[0]) / "architectures")
+    return recursive_find_python_class(folder, last, "dynamic_network_architectures.architectures")
 
 
-def _at_home(module: str, homes: tuple[str, ...] = _HOMES) -> bool:
-    return any(module == home or module.startswith(f"{home}.") for home in homes)
+def _is_within(module: str, packages: tuple[str, ...] = _ALLOWED_PACKAGES) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
 def _refusal(folder: TrainedFolder, name: Any) -> InputError:
@@ -301,8 +304,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _read_checkpoint(path: Path) -> Mapping[str, Any]:
     try:
-        content = load_plain(path, NUMPY_NUMBERS)  # the trainer's log holds NumPy's
-    except pickle.UnpicklingError as error:  # its own message advises to load without safety
+        content = load_plain(path, NUMPY_NUMBERS)  # the trainer's log holds NumPy numbers
+    except pickle.UnpicklingError as error:  # its own message suggests loading without the safety
         raise InputError(f"The checkpoint {path} is damaged or holds more than weights: get the file again.") from error
     except Exception as error:  # a damaged or hostile file fails in many ways
         raise InputError(f"The checkpoint {path} cannot be read ({reason(error)}): get the file again.") from error

@@ -1,8 +1,8 @@
-"""TotalSegmentator's networks, found where it keeps its weights; TotalSegmentator itself is not needed.
+"""TotalSegmentator's networks, from the folder where it keeps its weights; the package itself is not needed.
 
-They are nnU-Net's, with one step before: the image is brought to right, anterior, superior, because nnU-Net ignores
-where the axes point, and resampled to 1.5 mm, or 3 or 6 mm for the fast ones. Crops, which some tasks take from a first
-network, and what is done to the finished label map are left out.
+They are networks of nnU-Net with one step before: the image is brought to right, anterior, superior, because nnU-Net
+ignores the directions of the axes, and resampled to 1.5 mm, or 3 or 6 mm for the fast ones. The crop that some tasks
+take by a first network, and the postprocessing of the label map, are left out.
 
 References
 ----------
@@ -27,14 +27,14 @@ from torch import Tensor
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.imaging import ras_affine
 from XAICLIPLib.segmentation.networks.nnunet import NnUNetSegmenter, channels_first, closest_canonical
-from XAICLIPLib.segmentation.networks.trained_folders import trained, trained_datasets, weights_folders
+from XAICLIPLib.segmentation.networks.trained_folders import find_trained_folder, trained_datasets, weights_folders
 from XAICLIPLib.segmentation.segmenter import Activation, Prepared
 from XAICLIPLib.segmentation.sliding_window import Tiling
 
 PREFIX = "totalsegmentator:"
 
-OPEN = "Apache-2.0"
-LICENSED = "TotalSegmentator's own, by request: free for research, not for commercial use"
+APACHE = "Apache-2.0"
+LICENCE_BY_REQUEST = "TotalSegmentator's own, by request: free for research, not for commercial use"
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ class Task:
     Attributes
     ----------
     dataset
-        Number of nnU-Net's dataset, which begins the name of the folder.
+        Number of nnU-Net's dataset, with which the name of the folder begins.
     modality
-        What it was trained on.
+        CT, MR or both: the images it was trained on.
     spacing_mm
-        To which the image is resampled before nnU-Net; None where it is left to nnU-Net.
+        Spacing to which the image is resampled before nnU-Net; None to leave it to nnU-Net.
     licence
-        Of the weights.
+        Licence of the weights.
     tile_step_size
         Distance of the tiles as a share of the patch.
     """
@@ -58,7 +58,7 @@ class Task:
     dataset: int
     modality: str | None
     spacing_mm: float | None = 1.5
-    licence: str = OPEN
+    licence: str = APACHE
     tile_step_size: float = 0.5
 
 
@@ -83,15 +83,15 @@ TASKS: Mapping[str, Task] = {
     "vertebrae_mr": Task(756, "MR"),
     "breasts": Task(527, "CT"),
     "trunk_cavities": Task(343, "CT"),
-    "vertebrae_body": Task(305, "CT", licence=LICENSED),
-    "appendicular_bones": Task(304, "CT", licence=LICENSED),
-    "appendicular_bones_mr": Task(855, "MR", licence=LICENSED),
-    "tissue_types": Task(481, "CT", licence=LICENSED),
-    "tissue_types_mr": Task(925, "MR", licence=LICENSED),
-    "tissue_4_types": Task(485, "CT", licence=LICENSED),
-    "face": Task(303, "CT", licence=LICENSED),
-    "face_mr": Task(856, "MR", licence=LICENSED),
-    "thigh_shoulder_muscles": Task(857, "CT, MR", licence=LICENSED),
+    "vertebrae_body": Task(305, "CT", licence=LICENCE_BY_REQUEST),
+    "appendicular_bones": Task(304, "CT", licence=LICENCE_BY_REQUEST),
+    "appendicular_bones_mr": Task(855, "MR", licence=LICENCE_BY_REQUEST),
+    "tissue_types": Task(481, "CT", licence=LICENCE_BY_REQUEST),
+    "tissue_types_mr": Task(925, "MR", licence=LICENCE_BY_REQUEST),
+    "tissue_4_types": Task(485, "CT", licence=LICENCE_BY_REQUEST),
+    "face": Task(303, "CT", licence=LICENCE_BY_REQUEST),
+    "face_mr": Task(856, "MR", licence=LICENCE_BY_REQUEST),
+    "thigh_shoulder_muscles": Task(857, "CT, MR", licence=LICENCE_BY_REQUEST),
 }
 """Tasks of TotalSegmentator 2 that run on the whole image. Of the task total, every part is a network by itself."""
 
@@ -101,9 +101,9 @@ def available() -> list[str]:
 
     Those of tasks not listed there are named by their dataset, such as ``totalsegmentator:Dataset258``.
     """
-    here = trained_datasets()
-    known = [name for name, task in TASKS.items() if task.dataset in here]
-    others = [n for n in here if n not in {task.dataset for task in TASKS.values()}]
+    on_this_machine = trained_datasets()
+    known = [name for name, task in TASKS.items() if task.dataset in on_this_machine]
+    others = [n for n in on_this_machine if n not in {task.dataset for task in TASKS.values()}]
     return [PREFIX + name for name in (*known, *(f"Dataset{n:03d}" for n in others))]
 
 
@@ -134,7 +134,7 @@ def load(name: str, device: torch.device, trust: bool = False) -> TotalSegmenter
         if parts:
             raise InputError(f"{name} is several networks: choose one of {', '.join(parts)}.")
         raise InputError(f"TotalSegmentator's {short} is not known here: choose one of {', '.join(TASKS)}.")
-    folder = trained(task.dataset)
+    folder = find_trained_folder(task.dataset)
     if folder is None:
         searched = ", ".join(str(root) for root in weights_folders())
         raise InputError(
@@ -189,7 +189,7 @@ class TotalSegmenter:
 
     @property
     def activation(self) -> Activation:
-        """As of nnU-Net."""
+        """As for nnU-Net."""
         return self._inner.activation
 
     @property
@@ -199,7 +199,7 @@ class TotalSegmenter:
 
     @property
     def provenance(self) -> Mapping[str, str]:
-        """As of nnU-Net, and to what the image is resampled."""
+        """As for nnU-Net, with the spacing to which the image is resampled."""
         spacing = self.task.spacing_mm
         return {
             **self._inner.provenance,
@@ -216,14 +216,14 @@ class TotalSegmenter:
         Raises
         ------
         InputError
-            As of nnU-Net's.
+            As for nnU-Net.
         """
         image = closest_canonical(image)
         values, affine = channels_first(image), ras_affine(image)
         if self.task.spacing_mm is None:
             return self._inner.prepare_array(values, affine, image.GetSpacing())
         values, affine = resampled(values, affine, self.task.spacing_mm)
-        # What nnU-Net is told is the nominal spacing, as it stands in the file that TotalSegmentator hands it.
+        # nnU-Net gets the nominal spacing, which is the one in the file that TotalSegmentator passes to it.
         return self._inner.prepare_array(values, affine, (self.task.spacing_mm,) * 3)
 
     def logits(self, patches: Tensor) -> Tensor:
@@ -236,15 +236,15 @@ def resampled(
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Resample (C, X, Y, Z) as TotalSegmentator does: cubic splines, whole numbers, first and last voxels in place.
 
-    The size is that for ``spacing_mm``; as the ends stay in place, the voxels are a little off that size, which the
-    affine that is returned says and TotalSegmentator's does not.
+    The number of voxels is that for ``spacing_mm``. As the first and last voxels stay in place, the true voxel size
+    differs a little; the returned affine accounts for that, TotalSegmentator's does not.
     """
     old = np.linalg.norm(affine[:3, :3], axis=0)
     factors = old / spacing_mm
     if np.allclose(factors, 1):
         return np.trunc(values), affine
-    found = np.stack([ndimage.zoom(channel, factors, order=3) for channel in values])
-    size, new = np.array(values.shape[1:]), np.array(found.shape[1:])
+    zoomed = np.stack([ndimage.zoom(channel, factors, order=3) for channel in values])
+    size, new = np.array(values.shape[1:]), np.array(zoomed.shape[1:])
     result = affine.copy()
     result[:3, :3] *= np.where(new > 1, (size - 1) / np.maximum(new - 1, 1), spacing_mm / old)
-    return np.trunc(found).astype(np.float32), result
+    return np.trunc(zoomed).astype(np.float32), result

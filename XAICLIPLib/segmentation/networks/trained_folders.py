@@ -1,4 +1,4 @@
-"""Where nnU-Net and TotalSegmentator keep trained folders, and which of them are whole; PyTorch is not imported."""
+"""Finding the trained folders of nnU-Net and TotalSegmentator that are complete; PyTorch is not imported."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def is_nnunet(path: Path) -> bool:
         return (
             (folder / "plans.json").is_file()
             and (folder / "dataset.json").is_file()
-            and (checkpoint(path) is not None if folder != path else bool(folds(folder)))
+            and (find_checkpoint(path) is not None if folder != path else bool(folds(folder)))
         )
     except (OSError, ValueError):
         return False
@@ -25,39 +25,39 @@ def is_nnunet(path: Path) -> bool:
 
 def folds(folder: Path) -> list[Path]:
     """The folds of a trained folder that have a checkpoint, by number, ``fold_all`` last."""
-    found = [f for f in folder.glob("fold_*") if checkpoint(f) is not None]
+    trained_folds = [f for f in folder.glob("fold_*") if find_checkpoint(f) is not None]
 
     def order(fold: Path) -> tuple[bool, int, str]:
         number = fold.name.removeprefix("fold_")
         return not number.isdecimal(), int(number) if number.isdecimal() else 0, number
 
-    return sorted(found, key=order)
+    return sorted(trained_folds, key=order)
 
 
-def checkpoint(fold: Path) -> Path | None:
-    """The checkpoint of a fold, the final one first; None where there is none."""
+def find_checkpoint(fold: Path) -> Path | None:
+    """The checkpoint of a fold, the final one if it exists; None where there is none."""
     return next((fold / name for name in CHECKPOINTS if (fold / name).is_file()), None)
 
 
 def weights_folders() -> list[Path]:
-    """Where weights are looked for, the first first, as TotalSegmentator does it; nnU-Net's own folder comes after."""
-    found = []
+    """Folders in which weights are searched, in order, as TotalSegmentator does; nnU-Net's own folder comes after."""
+    folders = []
     if path := os.environ.get("TOTALSEG_WEIGHTS_PATH"):
-        found.append(Path(path))
+        folders.append(Path(path))
     if path := os.environ.get("TOTALSEG_HOME_DIR"):
-        found.append(Path(path) / "nnunet" / "results")
+        folders.append(Path(path) / "nnunet" / "results")
     if path := os.environ.get("nnUNet_results"):  # noqa: SIM112 - nnU-Net spells it so
-        found.append(Path(path))
-    return [*found, Path.home() / ".totalsegmentator" / "nnunet" / "results"]
+        folders.append(Path(path))
+    return [*folders, Path.home() / ".totalsegmentator" / "nnunet" / "results"]
 
 
-def trained(number: int) -> Path | None:
-    """The trained folder of a dataset; of several configurations the full resolution in 3D; None where none is whole.
+def find_trained_folder(number: int) -> Path | None:
+    """The complete trained folder of a dataset, 3d_fullres if it has several configurations; None where there is none.
 
     Parameters
     ----------
     number
-        Of the dataset, which begins the name of its folder: ``DatasetNNN_Name``.
+        Number of the dataset, with which the name of its folder begins: ``DatasetNNN_Name``.
     """
     for root in weights_folders():
         folders = [f for f in root.glob(f"Dataset{number:03d}*/*__*__*") if is_nnunet(f)]
@@ -68,9 +68,9 @@ def trained(number: int) -> Path | None:
 
 
 def trained_datasets() -> list[int]:
-    """Numbers of all datasets of which a trained folder is on this machine, in order."""
+    """Numbers of all datasets with a trained folder on this machine, in order."""
     numbers = {number for root in weights_folders() for number in _datasets(root)}
-    return sorted(number for number in numbers if trained(number) is not None)
+    return sorted(number for number in numbers if find_trained_folder(number) is not None)
 
 
 def _datasets(root: Path) -> list[int]:

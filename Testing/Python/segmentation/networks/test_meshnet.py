@@ -17,7 +17,7 @@ from XAICLIPLib.scoring.perturbation import Perturbation
 from XAICLIPLib.scoring.scorer import Scorer
 from XAICLIPLib.scoring.target import Target, class_of
 from XAICLIPLib.segmentation.networks.meshnet import SIZE, MeshNetSegmenter, intensity_range, is_meshnet
-from XAICLIPLib.segmentation.prediction import surroundings
+from XAICLIPLib.segmentation.prediction import network_near
 from XAICLIPLib.segmentation.sliding_window import Tiling
 
 CPU = torch.device("cpu")
@@ -168,7 +168,7 @@ def test_scores_from_the_surroundings_are_those_of_the_whole_volume(small: MeshN
     reference = voxels.clone()
     reference[:, 4:] = False
     target, whole = Target("it", 1, reference, voxels), Tiling.of(shape, None)
-    forward, near = surroundings(small, whole, voxels)
+    forward, near = network_near(small, whole, voxels)
     assert near.weight.numel() < voxels.numel() / 4
     boxes = [((8, 12), (0, 6), (10, 20)), ((0, 30), (0, 26), (0, 28)), ((17, 19), (8, 9), (19, 23))]
     hidden = [Perturbation(tuple(slice(*ends) for ends in box)) for box in boxes]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from XAICLIPLib.segmentation.networks.trained_folders import folds, is_nnunet, trained, trained_datasets
+from XAICLIPLib.segmentation.networks.trained_folders import find_trained_folder, folds, is_nnunet, trained_datasets
 
 
 @pytest.fixture
@@ -31,13 +31,13 @@ def write(folder: Path, *names: str) -> Path:
 
 
 def test_only_whole_folders_are_found_and_the_full_resolution_first(results: Path) -> None:
-    assert trained_datasets() == [] and trained(297) is None
+    assert trained_datasets() == [] and find_trained_folder(297) is None
     (results / "Dataset291_interrupted" / "T__P__3d_fullres" / "fold_0").mkdir(parents=True)
     write(results / "Dataset297_x" / "T__P__2d", "fold_0")
     full = write(results / "Dataset297_x" / "T__P__3d_fullres", "fold_0")
     write(results / "Dataset2970_other" / "T__P__3d_fullres", "fold_0")
     assert trained_datasets() == [297, 2970]
-    assert trained(297) == full and trained(291) is None
+    assert find_trained_folder(297) == full and find_trained_folder(291) is None
 
 
 def test_folds_are_ordered_by_number_and_all_comes_last(tmp_path: Path) -> None:
