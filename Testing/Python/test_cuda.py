@@ -215,7 +215,9 @@ def test_sam_draws_as_on_the_cpu(tmp_path: Path) -> None:
 
     save_tiny(tmp_path)
     grey, boxes = torch.rand(2, 50, 40), torch.tensor([[3.0, 4.0, 15.0, 12.0], [5.0, 0.0, 39.0, 9.0]])
-    cpu, gpu = (SamSegmenter(tmp_path, device).draw(grey.to(device), boxes.to(device)) for device in (CPU, GPU))
+    cpu, gpu = (
+        SamSegmenter(tmp_path, device).segment_boxes(grey.to(device), boxes.to(device)) for device in (CPU, GPU)
+    )
     torch.testing.assert_close(gpu.cpu(), cpu, atol=1e-3, rtol=1e-3)
 
 

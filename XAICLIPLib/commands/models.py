@@ -212,10 +212,10 @@ def _check_known(path: Path) -> None:
     from XAICLIPLib.segmentation.networks import formats
 
     known = not path.exists() or is_archive(path) or (path / "open_clip_config.json").is_file()
-    if not known and formats.recognised(path) is None:
+    if not known and formats.recognise_format(path) is None:
         raise InputError(
-            f"{path} is no model that is known: give {formats.what_to_give()}; the zip file of one of these; or the "
-            "folder of an open_clip model (it has open_clip_config.json)."
+            f"{path} is no model that is known: give {formats.accepted_formats()}; the zip file of one of these; or "
+            "the folder of an open_clip model (it has open_clip_config.json)."
         )
 
 

@@ -102,10 +102,12 @@ def load_segmenter(name: str | Path | None, device: torch.device, trust: bool = 
         entry.check()
         segmenter = _load_path(path, device, trust or (entry.trust and bool(entry.files)))
         if segmenter is None:
-            raise InputError(f"The model {entry.name} at {path} is none that is known: give {formats.what_to_give()}.")
+            raise InputError(
+                f"The model {entry.name} at {path} is none that is known: give {formats.accepted_formats()}."
+            )
     if segmenter is None:
-        known = ", ".join([e.name for e in entries() if e.kind == "segmenter"] + formats.registered())
-        raise InputError(f"There is no model {name}: give {formats.what_to_give()}; or one of {known}.")
+        known = ", ".join([e.name for e in entries() if e.kind == "segmenter"] + formats.registered_names())
+        raise InputError(f"There is no model {name}: give {formats.accepted_formats()}; or one of {known}.")
     return segmenter
 
 
@@ -122,7 +124,7 @@ def _load_path(path: Path, device: torch.device, trust: bool) -> Segmenter | Non
     segmenter = formats.load(only_folder(folder if folder.is_dir() else unpack(path, folder)), device, trust)
     if segmenter is None:
         shutil.rmtree(folder, ignore_errors=True)
-        raise NoNetworkError(f"The archive {path} holds no network: give an archive of {formats.what_to_give()}.")
+        raise NoNetworkError(f"The archive {path} holds no network: give an archive of {formats.accepted_formats()}.")
     return segmenter
 
 

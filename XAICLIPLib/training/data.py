@@ -125,8 +125,8 @@ def phantom_subjects(seeds: range = PHANTOM_SEEDS) -> list[Subject]:
     """Torso phantoms: a small share of training, so that the shipped models know the demo's input."""
     from XAICLIPLib.imaging.phantom import torso_phantom
 
-    made = [(seed, torso_phantom(seed)) for seed in seeds]
-    return [subject_from_images(f"phantom_{seed}", "phantom", p.image, p.labels) for seed, p in made]
+    phantoms = [(seed, torso_phantom(seed)) for seed in seeds]
+    return [subject_from_images(f"phantom_{seed}", "phantom", p.image, p.labels) for seed, p in phantoms]
 
 
 def head_neck_subjects(data: Path, count: int, every_contour: bool = False) -> list[Subject]:

@@ -67,14 +67,16 @@ HELD_OUT = {
     "aorta": ("aortic vessel",),
     "gallbladder": ("vesica biliaris", "cholecyst"),
 }
-"""Synonyms kept out of training, to measure how the localizer takes words that it has not seen."""
+"""Synonyms kept out of training, to measure how the localizer handles unseen words."""
 
 
 def training_phrases(name: str) -> list[str]:
     """The words for a structure that may be trained on: its phrases, and its adjectives with a noun."""
     known = anatomy.structure(name)
-    made = [f"{adjective} {noun}" for adjective in known.adjectives for noun in ("tissue", "parenchyma", "structure")]
-    return [p for p in (*known.phrases, *made) if p.lower() not in HELD_OUT.get(name, ())]
+    adjective_phrases = [
+        f"{adjective} {noun}" for adjective in known.adjectives for noun in ("tissue", "parenchyma", "structure")
+    ]
+    return [p for p in (*known.phrases, *adjective_phrases) if p.lower() not in HELD_OUT.get(name, ())]
 
 
 def token_shares(image: torch.Tensor, label: torch.Tensor, kind: str) -> torch.Tensor:
@@ -146,7 +148,7 @@ def draw_texts(size: int, shares: torch.Tensor, seed: int) -> tuple[list[str], l
     names = [str(generator.choice(training_phrases(name))) for name in CLASSES]
     phrases = [p for p in anatomy.background_phrases() if "air" not in p]  # air is a class of its own
     background = str(generator.choice(phrases))
-    others = [s.name for s in anatomy.vocabulary().values() if s.name not in CLASSES and not _covers(s)]
+    others = [s.name for s in anatomy.vocabulary().values() if s.name not in CLASSES and not _may_be_shown(s)]
     absent = [str(name) for name in generator.choice(others, size, replace=False)]
     texts = [worded(name) for name in names] + [worded(background)] + [worded(name) for name in absent]
     captions = []
@@ -156,7 +158,7 @@ def draw_texts(size: int, shares: torch.Tensor, seed: int) -> tuple[list[str], l
     return texts, captions
 
 
-_SHOWN = [
+_SHOWN_WORDS = [
     "kidney",
     "lung",
     "adrenal",
@@ -195,9 +197,9 @@ _SHOWN = [
 """Words in the names of structures that the training images show without labelling them as such."""
 
 
-def _covers(structure: anatomy.Structure) -> bool:
-    """Whether a structure may be in the images, or is made of trained ones: its name is no honest negative."""
-    return bool(structure.members) or any(word in structure.name for word in _SHOWN)
+def _may_be_shown(structure: anatomy.Structure) -> bool:
+    """Whether a structure may be in the images or consists of trained ones, so that its name is no true negative."""
+    return bool(structure.members) or any(word in structure.name for word in _SHOWN_WORDS)
 
 
 def new_model() -> torch.nn.Module:
@@ -274,8 +276,8 @@ def train(root: Path, work: Path, steps: int, batch: int, seed: int, rate: float
         log_p = functional.log_softmax(logits, -1)[..., : shares.shape[-1]]
         dense = -(shares * balance * log_p).sum(-1).mean()
         match = scale * functional.normalize(pooled.float(), dim=-1) @ words[len(texts) :].T
-        own = torch.arange(len(images))
-        paired = functional.cross_entropy(match, own) + functional.cross_entropy(match.T, own)
+        diagonal = torch.arange(len(images))
+        paired = functional.cross_entropy(match, diagonal) + functional.cross_entropy(match.T, diagonal)
         return dense + 0.03 * paired
 
     clock, total = time.time(), 0.0

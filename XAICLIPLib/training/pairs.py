@@ -20,7 +20,7 @@ ENDINGS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 _OF_LABELS = frozenset("label labels lbl seg segs segmentation mask masks gt".split())
 _OF_IMAGES = frozenset("image images img imgs ct mr mri scan volume 0000".split())
-"""Words of a file's name that say what it is, not whose; 0000 is nnU-Net's first channel."""
+"""Words of a file's name that tell its kind, not the case; 0000 is nnU-Net's first channel."""
 
 
 @dataclass(frozen=True)
@@ -55,32 +55,35 @@ class Pair:
 def find_pairs(images: Sequence[Path], labels: Sequence[Path]) -> list[Pair]:
     """Pair files, or all of some folders, by name: "case_03_image" and "case_03_seg", or equal names in two folders.
 
-    A folder may hold both: then the names say which is which. Sorted by name.
+    A folder may hold both: then scans and label maps are told apart by their names. Sorted by name.
 
     Raises
     ------
     InputError
         A file is missing, has no partner, or more than one.
     """
-    found = {"scan": _by_key(_listed(images, of_labels=False)), "label map": _by_key(_listed(labels, of_labels=True))}
-    for what, other in (("scan", "label map"), ("label map", "scan")):
-        for key, path in found[what].items():
-            if key not in found[other]:
+    paths = {
+        "scan": _by_key(_volume_files(images, of_labels=False)),
+        "label map": _by_key(_volume_files(labels, of_labels=True)),
+    }
+    for kind, other in (("scan", "label map"), ("label map", "scan")):
+        for key, path in paths[kind].items():
+            if key not in paths[other]:
                 raise InputError(f"{path} has no {other} of the same name: give both, or leave it out.")
-    return [Pair(path, found["label map"][key]) for key, path in sorted(found["scan"].items())]
+    return [Pair(path, paths["label map"][key]) for key, path in sorted(paths["scan"].items())]
 
 
-def _listed(given: Sequence[Path], of_labels: bool) -> list[Path]:
+def _volume_files(paths: Sequence[Path], of_labels: bool) -> list[Path]:
     files: list[Path] = []
-    for path in given:
+    for path in paths:
         if not path.is_dir():
             check_exists(path)
             files.append(path)
             continue
         inside = [p for p in sorted(path.iterdir()) if p.name.lower().endswith(ENDINGS) and not p.name.startswith(".")]
-        told = [bool(_OF_LABELS & set(_words(p))) for p in inside]
-        if any(told) and not all(told):  # scans and labels beside each other
-            inside = [p for p, is_label in zip(inside, told, strict=True) if is_label == of_labels]
+        is_labels = [bool(_OF_LABELS & set(_words(p))) for p in inside]
+        if any(is_labels) and not all(is_labels):  # scans and labels beside each other
+            inside = [p for p, is_label in zip(inside, is_labels, strict=True) if is_label == of_labels]
         if not inside:
             raise InputError(f"The folder {path} holds no {'label maps' if of_labels else 'scans'} (NIfTI, NRRD, MHA).")
         files += inside
@@ -88,13 +91,13 @@ def _listed(given: Sequence[Path], of_labels: bool) -> list[Path]:
 
 
 def _by_key(paths: Sequence[Path]) -> dict[tuple[str, ...], Path]:
-    found: dict[tuple[str, ...], Path] = {}
+    path_of: dict[tuple[str, ...], Path] = {}
     for path in paths:
         key = tuple(w for w in _words(path) if w not in _OF_LABELS | _OF_IMAGES) or (path.parent.name,)
-        if key in found:
-            raise InputError(f"{path} and {found[key]} have the same name: give one of them.")
-        found[key] = path
-    return found
+        if key in path_of:
+            raise InputError(f"{path} and {path_of[key]} have the same name: give one of them.")
+        path_of[key] = path
+    return path_of
 
 
 def _words(path: Path) -> list[str]:
@@ -104,27 +107,27 @@ def _words(path: Path) -> list[str]:
 
 
 def named_labels(names: Mapping[int, str]) -> dict[int, Structure]:
-    """What the values of a label map mean, by words.
+    """The structure of each value of a label map, by its name.
 
     Raises
     ------
     InputError
         A name is no known structure, or two of them share a part.
     """
-    found: dict[int, Structure] = {}
+    structures: dict[int, Structure] = {}
     for value, name in names.items():
         structure = anatomy.resolve(name)
         if structure is None:
             near = ", ".join(f'"{n}"' for n in anatomy.suggestions(name))
             hint = f" (the nearest are {near})" if near else ""
             raise InputError(f'The label {value}, "{name}", is no known structure{hint}: rename it or leave it out.')
-        for other in found.values():
+        for other in structures.values():
             if other != structure and anatomy.parts(other) & anatomy.parts(structure):
                 raise InputError(f'The labels "{other.name}" and "{structure.name}" overlap: give one of them.')
-        found[value] = structure
-    if not found:
+        structures[value] = structure
+    if not structures:
         raise InputError("No label has a name: say which value is which structure.")
-    return found
+    return structures
 
 
 def parse_names(text: str) -> dict[int, str]:
@@ -133,15 +136,15 @@ def parse_names(text: str) -> dict[int, str]:
     Raises
     ------
     InputError
-        It is written otherwise.
+        The text has another form.
     """
-    found: dict[int, str] = {}
+    names: dict[int, str] = {}
     for part in text.split(","):
         value, _, name = (p.strip() for p in part.partition("="))
-        if not value.isdecimal() or int(value) == 0 or not name or int(value) in found:
+        if not value.isdecimal() or int(value) == 0 or not name or int(value) in names:
             raise InputError(f'The structures "{text}" are not of the form "1=spleen,2=right kidney".')
-        found[int(value)] = name
-    return found
+        names[int(value)] = name
+    return names
 
 
 def read_names(path: Path) -> dict[int, str]:
@@ -153,9 +156,9 @@ def read_names(path: Path) -> dict[int, str]:
         It cannot be read, or holds something else.
     """
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-        held = held.get("labels", held)
-        pairs = [(k, v) if str(k).isdecimal() else (v, k) for k, v in held.items()]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content = content.get("labels", content)
+        pairs = [(k, v) if str(k).isdecimal() else (v, k) for k, v in content.items()]
         named = {int(value): str(name) for value, name in pairs}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f'{path} does not name labels: give JSON such as {{"1": "spleen"}}.') from error

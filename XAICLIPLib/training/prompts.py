@@ -1,4 +1,4 @@
-"""Tune a localizer's prompts on a few labelled scans; both towers stay as they are.
+"""Tune a localizer's prompts on a few labelled scans; the weights of both towers stay unchanged.
 
 The patches of all slices are embedded once. What is learned are context vectors per structure
 (`XAICLIPLib.localization.learned_prompts`), so that the softmax over the localizer's own classes gives each patch the
@@ -39,23 +39,23 @@ from XAICLIPLib.training.pairs import Pair
 CONTEXT = 8
 STEPS = 200
 EVALUATIONS = 10
-"""Of the validation volumes, over all steps."""
+"""Number of evaluations on the validation volumes over all steps."""
 
 PATIENCE = 4
-"""Evaluations without a better one after which tuning ends."""
+"""Evaluations in a row without an improvement after which tuning ends."""
 
 BATCH = 4096
-"""Patches a step."""
+"""Patches per step."""
 
 RATE = 0.02
-"""Step of Adam, as a share of the size of the vectors that it begins with: towers scale their tokens differently."""
+"""Learning rate of Adam, relative to the standard deviation of the initial vectors: towers scale tokens differently."""
 
 BALANCE = 0.3
-"""A class weighs its share of the patches to the minus this: else what is small would count for nothing."""
+"""A class is weighted by its share of the patches to the power of minus this, so that small structures count."""
 
 
 @dataclass(frozen=True)
-class Overlap:
+class RegionOverlap:
     """How a structure's region (without its margin) overlaps the label: means over the volumes that have it."""
 
     dice: float
@@ -63,24 +63,24 @@ class Overlap:
 
 
 @dataclass(frozen=True)
-class Tuned:
-    """What tuning gives.
+class TuningResult:
+    """The result of tuning.
 
     Attributes
     ----------
     prompts
         The best learned prompts.
     before, after
-        By structure, on the validation volumes: with hand-written prompts, and with these.
+        Overlap by structure on the validation volumes, with hand-written prompts and with the learned ones.
     step
-        After how many steps they were reached.
+        The step after which they were reached.
     absent
         Labelled structures that no training volume has: nothing was learned for them.
     """
 
     prompts: LearnedPrompts
-    before: Mapping[str, Overlap]
-    after: Mapping[str, Overlap]
+    before: Mapping[str, RegionOverlap]
+    after: Mapping[str, RegionOverlap]
     step: int
     absent: tuple[str, ...] = ()
 
@@ -90,7 +90,7 @@ class Tuned:
         return mean_dice(self.after) > mean_dice(self.before)
 
 
-def mean_dice(overlaps: Mapping[str, Overlap]) -> float:
+def mean_dice(overlaps: Mapping[str, RegionOverlap]) -> float:
     """Mean over the structures."""
     return float(np.mean([o.dice for o in overlaps.values()])) if overlaps else 0.0
 
@@ -114,27 +114,27 @@ def tune(
     seed: int = 0,
     modality: Modality | None = None,
     tell: Callable[[str], None] = lambda text: None,
-) -> Tuned:
+) -> TuningResult:
     """Learn context vectors for the labelled structures.
 
     Parameters
     ----------
     localizer
-        Whose prompts are tuned; learned ones that it has already are not looked at.
+        The localizer to tune; prompts that it has already learned are ignored.
     training, validation
-        Scans with labels; on the second, which are not learned from, the best state is chosen.
+        Scans with labels, to learn from and to choose the best step on.
     labels
         Structure by value of the label maps.
     length
         Context vectors of each structure (M).
     steps
-        At most; fewer where the validation volumes gain no more.
+        Most steps; tuning ends earlier where the validation volumes no longer improve.
     seed
-        Of the patches drawn at each step.
+        Seed of the random patches of each step.
     modality
-        Of all volumes; by default guessed from the first.
+        Modality of all volumes; by default guessed from the first.
     tell
-        Called with a line of text on how far it is.
+        Called with a line of text on the progress.
 
     Raises
     ------
@@ -149,42 +149,42 @@ def tune(
     patches: list[_Patches] = []
     for number, pair in enumerate(training, 1):
         tell(f"embedding {pair.image.name} ({number} of {len(training)})")
-        image, drawn = pair.read()
+        image, label_map = pair.read()
         modality = modality or imaging.guess_modality(image)
         view = plain.view(image, modality)
-        patches.append(_patches(plain, view, image, _masks(drawn, view, labels, structures)))
-    every = _Patches(torch.cat([p.embeddings for p in patches]), torch.cat([p.shares for p in patches]))
-    there = [s for s, share in zip(structures, every.shares.float().sum(0).tolist(), strict=True) if share > 0]
-    if not there:
+        patches.append(_patches(plain, view, image, _masks(label_map, view, labels, structures)))
+    all_patches = _Patches(torch.cat([p.embeddings for p in patches]), torch.cat([p.shares for p in patches]))
+    present = [s for s, share in zip(structures, all_patches.shares.float().sum(0).tolist(), strict=True) if share > 0]
+    if not present:
         raise InputError(
             f"{training[0].labels} and the other training labels have none of the values "
             f"{', '.join(map(str, labels))}: check which value is which structure."
         )
-    shares = every.shares[:, [structures.index(s) for s in there]]
-    held = [_held(plain, pair, labels, there, modality) for pair in validation]
-    if not any(mask.any() for _, masks in held for mask in masks):
+    shares = all_patches.shares[:, [structures.index(s) for s in present]]
+    cases = [_validation_case(plain, pair, labels, present, modality) for pair in validation]
+    if not any(mask.any() for _, masks in cases for mask in masks):
         raise InputError(f"{validation[0].labels} and the other validation labels have no structure that is learned.")
 
-    before = overlaps(plain, held, there, modality)
+    before = region_overlaps(plain, cases, present, modality)
     tell(f"hand-written prompts: mean Dice {mean_dice(before):.3f} on the validation scans")
     vectors, after, step = _learn(
-        plain, _Patches(every.embeddings, shares), held, there, modality, length, steps, seed, tell
+        plain, _Patches(all_patches.embeddings, shares), cases, present, modality, length, steps, seed, tell
     )
-    absent = tuple(s.name for s in structures if s not in there)
-    return Tuned(LearnedPrompts(vectors, modality), before, after, step, absent)
+    absent = tuple(s.name for s in structures if s not in present)
+    return TuningResult(LearnedPrompts(vectors, modality), before, after, step, absent)
 
 
 def _learn(
     plain: ClipLocalizer,
     patches: _Patches,
-    held: Sequence[tuple[PreparedVolume, list[NDArray[Any]]]],
+    cases: Sequence[tuple[PreparedVolume, list[NDArray[Any]]]],
     structures: Sequence[Structure],
     modality: Modality | None,
     length: int,
     steps: int,
     seed: int,
     tell: Callable[[str], None],
-) -> tuple[dict[str, Tensor], dict[str, Overlap], int]:
+) -> tuple[dict[str, Tensor], dict[str, RegionOverlap], int]:
     """The best vectors by name, their overlaps on the validation volumes, and the step that gave them."""
     model = plain.model
     model.model.requires_grad_(False)
@@ -198,30 +198,30 @@ def _learn(
     mean = torch.cat([mean, 1 - mean.sum()[None]]).clamp(min=1e-6)
     weight = (mean**-BALANCE / (mean ** (1 - BALANCE)).sum()).to(model.device)
     generator = torch.Generator().manual_seed(seed)
-    best: tuple[float, dict[str, Tensor], dict[str, Overlap], int] | None = None
-    waited, every = 0, max(1, steps // EVALUATIONS)
+    best: tuple[float, dict[str, Tensor], dict[str, RegionOverlap], int] | None = None
+    waited, interval = 0, max(1, steps // EVALUATIONS)
     for step in range(1, steps + 1):
-        drawn = torch.randint(len(patches.shares), (min(BATCH, len(patches.shares)),), generator=generator)
-        embedded = patches.embeddings[drawn].to(model.device).float()
-        shares = patches.shares[drawn].to(model.device).float()
+        indices = torch.randint(len(patches.shares), (min(BATCH, len(patches.shares)),), generator=generator)
+        embedded = patches.embeddings[indices].to(model.device).float()
+        shares = patches.shares[indices].to(model.device).float()
         shares = torch.cat([shares, (1 - shares.sum(1, keepdim=True)).clamp(min=0)], 1)
         texts = iter(learned_prompts.embed(model, learned))
         classes = torch.stack([next(texts) if value is None else value for value in fixed])
-        chance = (model.scale * embedded @ classes.T).softmax(-1) @ groups
-        loss = -(weight * shares * chance.clamp(min=1e-6).log()).sum(1).mean()
+        probability = (model.scale * embedded @ classes.T).softmax(-1) @ groups
+        loss = -(weight * shares * probability.clamp(min=1e-6).log()).sum(1).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         schedule.step()
-        if step % every and step != steps:
+        if step % interval and step != steps:
             continue
         state = {name: value.detach().cpu().clone() for name, value in learned.items()}
-        found = overlaps(plain.with_prompts(LearnedPrompts(state, modality)), held, structures, modality)
-        score = mean_dice(found)
+        overlaps = region_overlaps(plain.with_contexts(LearnedPrompts(state, modality)), cases, structures, modality)
+        score = mean_dice(overlaps)
         tell(f"step {step} of {steps}: loss {float(loss.detach()):.4f}, mean Dice {score:.3f} on the validation scans")
         waited = 0 if best is None or score > best[0] else waited + 1
         if waited == 0:
-            best = (score, state, found, step)
+            best = (score, state, overlaps, step)
         elif waited >= PATIENCE:
             break
     assert best is not None
@@ -236,12 +236,12 @@ def _classes(
     Returns their names, for each which labelled structure it belongs to (the number of them for none), and its
     hand-written embedding, None where it is to be learned.
     """
-    asked = [plain.classes(s) for s in structures]
-    owner = {own.name: n for n, (known, _) in enumerate(asked) for own in known}
+    known_and_rivals = [plain.classes(s) for s in structures]
+    owner = {member.name: n for n, (known, _) in enumerate(known_and_rivals) for member in known}
     rivals = [
         anatomy.structure(name)
         for name in plain.settings.contrasts
-        if name not in owner and all(name in {r.name for r in others} for _, others in asked)
+        if name not in owner and all(name in {r.name for r in others} for _, others in known_and_rivals)
     ]
     names = [*owner, *(r.name for r in rivals), BACKGROUND]
     owners = [*owner.values(), *[len(structures)] * (len(rivals) + 1)]
@@ -250,15 +250,15 @@ def _classes(
 
 
 def _masks(
-    drawn: sitk.Image, view: PreparedVolume, labels: Mapping[int, Structure], structures: Sequence[Structure]
+    label_map: sitk.Image, view: PreparedVolume, labels: Mapping[int, Structure], structures: Sequence[Structure]
 ) -> list[NDArray[Any]]:
     """Each structure on the grid of the slices, (S, H, W) bool."""
-    placed = sitk.GetArrayFromImage(imaging.resample_like(drawn, view.slices, "nearest"))
-    return [np.isin(placed, [v for v, s in labels.items() if s == structure]) for structure in structures]
+    labels_on_slices = sitk.GetArrayFromImage(imaging.resample_like(label_map, view.slices, "nearest"))
+    return [np.isin(labels_on_slices, [v for v, s in labels.items() if s == structure]) for structure in structures]
 
 
 def _patches(plain: ClipLocalizer, view: PreparedVolume, image: sitk.Image, masks: Sequence[NDArray[Any]]) -> _Patches:
-    """The patches of a volume that the body reaches into."""
+    """The patches of a volume that contain a part of the body."""
     embedded = plain.embeddings(view)
     grid = (embedded.shape[1], embedded.shape[2])
     body = sitk.GetArrayFromImage(imaging.resample_like(imaging.body_mask(image), view.slices, "nearest"))
@@ -268,45 +268,45 @@ def _patches(plain: ClipLocalizer, view: PreparedVolume, image: sitk.Image, mask
     return _Patches(embedded[inside].half(), torch.stack(shares, -1)[inside].half())
 
 
-def _held(
+def _validation_case(
     plain: ClipLocalizer,
     pair: Pair,
     labels: Mapping[int, Structure],
     structures: Sequence[Structure],
     modality: Modality | None,
 ) -> tuple[PreparedVolume, list[NDArray[Any]]]:
-    image, drawn = pair.read()
+    image, label_map = pair.read()
     view = plain.view(image, modality)
-    return view, _masks(drawn, view, labels, structures)
+    return view, _masks(label_map, view, labels, structures)
 
 
-def overlaps(
+def region_overlaps(
     localizer: ClipLocalizer,
-    held: Sequence[tuple[PreparedVolume, list[NDArray[Any]]]],
+    cases: Sequence[tuple[PreparedVolume, list[NDArray[Any]]]],
     structures: Sequence[Structure],
     modality: Modality | None,
-) -> dict[str, Overlap]:
-    """How the regions of the structures overlap their labels, on the grid of the slices."""
-    found: dict[str, list[tuple[float, float]]] = {}
+) -> dict[str, RegionOverlap]:
+    """Overlap of each structure's region with its label, on the grid of the slices."""
+    values: dict[str, list[tuple[float, float]]] = {}
     for number, structure in enumerate(structures):
-        classes, is_prompt = localizer.class_embeddings(structure, modality)
-        for view, masks in held:
+        classes, sought = localizer.class_embeddings(structure, modality)
+        for view, masks in cases:
             truth = masks[number]
             if truth.any():
                 core = clean(localizer.probability(view, classes, is_prompt), localizer.threshold, 0)
                 region = sitk.GetArrayViewFromImage(core) != 0
                 shared, size = float((region & truth).sum()), float(truth.sum())
-                found.setdefault(structure.name, []).append((2 * shared / (float(region.sum()) + size), shared / size))
-    return {name: Overlap(*np.mean(rows, axis=0).tolist()) for name, rows in found.items()}
+                values.setdefault(structure.name, []).append((2 * shared / (float(region.sum()) + size), shared / size))
+    return {name: RegionOverlap(*np.mean(rows, axis=0).tolist()) for name, rows in values.items()}
 
 
-def table(before: Mapping[str, Overlap], after: Mapping[str, Overlap]) -> str:
-    """Before and after, a line for each structure and one for their mean."""
+def table(before: Mapping[str, RegionOverlap], after: Mapping[str, RegionOverlap]) -> str:
+    """A table of the overlaps before and after, with a line for each structure and one for their mean."""
     width = max(map(len, [*before, "structure"]), default=0)
     lines = [f"{'structure':<{width}}  Dice before  after   recall before  after"]
     rows = {name: (before[name], after[name]) for name in before}
     rows["mean"] = tuple(  # type: ignore[assignment]
-        Overlap(mean_dice(o), float(np.mean([x.recall for x in o.values()])) if o else math.nan)
+        RegionOverlap(mean_dice(o), float(np.mean([x.recall for x in o.values()])) if o else math.nan)
         for o in (before, after)
     )
     for name, (a, b) in rows.items():

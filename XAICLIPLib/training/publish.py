@@ -1,7 +1,7 @@
 """Put trained models where they ship from, and write their checksums into the catalogue.
 
-``python -m XAICLIPLib.training.publish`` brings ``Resources/models.json`` up to the files on disk; run it after a
-training script has written its model there.
+``python -m XAICLIPLib.training.publish`` updates ``Resources/models.json`` to the files on disk; run it after a
+training script has written its model.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from XAICLIPLib.system.checksums import sha256
 from XAICLIPLib.training import data, localizer
 
 STRUCTURES = {"abdomen-ct": data.ORGANS[1:], "anatomy-clip": localizer.CLASSES}
-"""What each model that is trained here knows."""
+"""Structures of each model that is trained here."""
 
-RUNS = (".json", ".pt", ".safetensors")
-"""Endings of the files that decide what runs: model cards may be edited."""
+DECISIVE_ENDINGS = (".json", ".pt", ".safetensors")
+"""Endings of the files that determine what a model computes; model cards may be edited."""
 
 
-def files(folder: Path) -> dict[str, str]:
-    """Checksum by path of the files of a model that decide what runs."""
-    found = sorted(p for p in folder.rglob("*") if p.suffix in RUNS)
-    return {p.relative_to(folder).as_posix(): sha256(p) for p in found}
+def decisive_file_checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 by path of the files of a model that determine what it computes."""
+    paths = sorted(p for p in folder.rglob("*") if p.suffix in DECISIVE_ENDINGS)
+    return {p.relative_to(folder).as_posix(): sha256(p) for p in paths}
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     entries = [
         replace(
             entry,
-            files=files(resource_path("models", entry.name)),
+            files=decisive_file_checksums(resource_path("models", entry.name)),
             structures=tuple(STRUCTURES.get(entry.name, entry.structures)),
         )
         if entry.source == "shipped"

@@ -2,9 +2,10 @@
 
 ``python -m XAICLIPLib.training.segmenter --data ../shared/data --work /tmp/segmenter --bundle FOLDER``
 
-A 3D U-Net that thinks at 6 mm and decides at 3 mm: a strided convolution takes 2 x 2 x 2 voxels together, and a
-sub-pixel convolution parts them again, so that no costly layer runs on the full grid; this is what trains on two CPU
-cores within an hour. The script resumes from ``WORK/checkpoint.pt``; every step draws from a generator seeded with
+A 3D U-Net that computes at 6 mm and segments at 3 mm: a strided convolution joins 2 x 2 x 2 voxels, and a sub-pixel
+convolution splits them again, so that no costly layer runs on the full grid. It trains on two CPU cores within an hour.
+
+The script resumes from ``WORK/checkpoint.pt``; every step draws from a generator seeded with
 (seed, step), so that a resumed run sees the same patches as an uninterrupted one.
 """
 
@@ -30,7 +31,7 @@ from XAICLIPLib.training import data
 
 PATCH = (96, 96, 48)
 WINDOW, OVERLAP = (80, 80, 64), 0.25
-"""Of the sliding window: the best mean Dice on the validation subjects among six of about this cost."""
+"""Sliding window with the best mean Dice on the validation subjects, among six of about the same cost."""
 
 WIDTH = 32
 CLASSES = len(data.ORGANS)
@@ -145,17 +146,18 @@ def draw_batch(
 
 
 def sampling_weights(subjects: list[data.Subject]) -> torch.Tensor:
-    """Chance of each subject: mostly abdomens, each kind as often as its share however many there are of it."""
+    """Sampling probability of each subject: each kind has a fixed share, however many subjects there are of it."""
     share = {"abdomen": 0.84, "phantom": 0.10, "head_neck": 0.06}
     count = {kind: sum(s.kind == kind for s in subjects) for kind in share}
     return torch.tensor([share[s.kind] / count[s.kind] for s in subjects])
 
 
 def dice_and_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, power: float) -> torch.Tensor:
-    """Weighted cross-entropy plus soft Dice loss over the classes that the batch holds.
+    """Weighted cross-entropy plus soft Dice loss over the classes in the batch.
 
-    A class of n voxels weighs n to the minus ``power`` in the cross-entropy: without it small organs get no gradient
-    until late. A patch holds few of the organs: the usual Dice loss would add a constant for each of the others.
+    In the cross-entropy, a class of n voxels has the weight n to the power of minus ``power``: otherwise small
+    organs get hardly any gradient at first. A patch has few of the organs: the usual Dice loss would add a constant for
+    each of the others.
     """
     log_p = functional.log_softmax(logits, 1)
     log_true = log_p.gather(1, labels[:, None]).flatten()
@@ -176,15 +178,15 @@ def predict(network: torch.nn.Module, image: torch.Tensor, overlap: float = OVER
 
 def dice_table(network: torch.nn.Module, subjects: list[data.Subject]) -> dict[str, float]:
     """Mean Dice by organ over the subjects that have it."""
-    found: dict[str, list[float]] = {}
+    dice_by_organ: dict[str, list[float]] = {}
     for subject in subjects:
         predicted = predict(network, subject.image)
         for value, name in enumerate(data.ORGANS):
             truth = subject.label == value
             if value and truth.any():
-                mine = predicted == value
-                found.setdefault(name, []).append(float(2 * (mine & truth).sum() / (mine.sum() + truth.sum())))
-    return {name: sum(values) / len(values) for name, values in found.items()}
+                mask = predicted == value
+                dice_by_organ.setdefault(name, []).append(float(2 * (mask & truth).sum() / (mask.sum() + truth.sum())))
+    return {name: sum(values) / len(values) for name, values in dice_by_organ.items()}
 
 
 def train(root: Path, work: Path, steps: int, batch: int, seed: int, rate: float) -> torch.nn.Module:

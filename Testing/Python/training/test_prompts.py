@@ -19,7 +19,7 @@ from XAICLIPLib.localization.localizer import ClipLocalizer, Settings
 from XAICLIPLib.localization.openclip import load_model
 from XAICLIPLib.training import prompts
 from XAICLIPLib.training.pairs import Pair
-from XAICLIPLib.training.prompts import Tuned, mean_dice, tune
+from XAICLIPLib.training.prompts import TuningResult, mean_dice, tune
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(contrasts=("liver", "spleen", "left kidney"), slice_mm=10.0, smoothing_mm=0.0, wordings=1)
@@ -55,22 +55,22 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[Pair]:
 
 
 @pytest.fixture(scope="module")
-def tuned(localizer: ClipLocalizer, pairs: list[Pair]) -> Tuned:
+def tuned(localizer: ClipLocalizer, pairs: list[Pair]) -> TuningResult:
     return run(localizer, pairs)
 
 
-def run(localizer: ClipLocalizer, pairs: list[Pair], labels: Any = LIVER, **options: Any) -> Tuned:
+def run(localizer: ClipLocalizer, pairs: list[Pair], labels: Any = LIVER, **options: Any) -> TuningResult:
     given = {"length": 4, "steps": 120, "modality": "CT"} | options
     return tune(localizer, pairs[:2], pairs[2:], labels, **given)
 
 
-def test_regions_overlap_the_labels_of_held_out_scans_better(tuned: Tuned) -> None:
+def test_regions_overlap_the_labels_of_held_out_scans_better(tuned: TuningResult) -> None:
     assert tuned.better
     assert tuned.after["liver"].dice > tuned.before["liver"].dice + 0.1
     assert tuned.after["liver"].dice > 0.5
 
 
-def test_only_what_was_labelled_and_the_background_are_learned(tuned: Tuned) -> None:
+def test_only_what_was_labelled_and_the_background_are_learned(tuned: TuningResult) -> None:
     assert set(tuned.prompts.vectors) == {"liver", BACKGROUND}
     assert {tuple(v.shape) for v in tuned.prompts.vectors.values()} == {(4, 16)}
     assert tuned.prompts.modality == "CT"
@@ -101,7 +101,7 @@ def test_the_best_state_is_kept_not_the_last(
 
 
 def test_the_regions_reported_are_those_that_the_localizer_gives(
-    localizer: ClipLocalizer, pairs: list[Pair], tuned: Tuned
+    localizer: ClipLocalizer, pairs: list[Pair], tuned: TuningResult
 ) -> None:
     """Dice from the localizer's own answer, on the scan's own grid."""
     image, drawn = pairs[2].read()
@@ -173,7 +173,7 @@ def test_validation_without_any_structure_is_refused(
         run(localizer, [*pairs[:2], write_pair(tmp_path, 9, label=4)])
 
 
-def test_the_table_has_a_line_for_each_structure_and_the_mean(tuned: Tuned) -> None:
+def test_the_table_has_a_line_for_each_structure_and_the_mean(tuned: TuningResult) -> None:
     lines = prompts.table(tuned.before, tuned.after).splitlines()
     assert [line.split()[0] for line in lines] == ["structure", "liver", "mean"]
     assert lines[1].split()[1:] == lines[2].split()[1:]

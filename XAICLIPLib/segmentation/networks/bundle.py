@@ -1,8 +1,8 @@
-"""MONAI bundles as segmenters: network, preprocessing, sliding window, labels and weights, all from the bundle.
+"""MONAI bundles as segmenters: network, preprocessing, sliding window, labels and weights all come from the bundle.
 
 A bundle's configuration can run code. Only the parts that are needed (network, preprocessing, inferer) are built, by
-`XAICLIPLib.segmentation.untrusted.configuration`, which runs none; MONAI's own parser, which does, is used where that
-does not do and the user trusts the bundle.
+`XAICLIPLib.segmentation.untrusted.configuration`, which runs no code. Where that fails and the user trusts the bundle,
+MONAI's own parser is used, which runs the code.
 
 References
 ----------
@@ -33,7 +33,7 @@ from XAICLIPLib import imaging
 from XAICLIPLib.errors import TRUST, InputError, reason
 from XAICLIPLib.segmentation.segmenter import Activation, Prepared
 from XAICLIPLib.segmentation.sliding_window import SlidingWindow
-from XAICLIPLib.segmentation.untrusted.configuration import READING, Configuration
+from XAICLIPLib.segmentation.untrusted.configuration import READING_STEPS, Configuration
 from XAICLIPLib.system.checksums import sha256
 from XAICLIPLib.system.mappings import read_mapping
 from XAICLIPLib.system.weights import NUMPY_ARRAYS, load_into, load_plain
@@ -65,12 +65,12 @@ class BundleSegmenter:
     device
         Where the network runs.
     trust
-        Run the code in the bundle's configuration, where it cannot be built without.
+        Run the code in the bundle's configuration, where it cannot be built without it.
 
     Raises
     ------
     InputError
-        Where a part is missing or unusable, or the configuration would run code that is not trusted.
+        A part is missing or unusable, or the configuration would run code that is not trusted.
     """
 
     def __init__(self, folder: Path, device: torch.device, trust: bool = False) -> None:
@@ -148,14 +148,14 @@ class BundleSegmenter:
         Raises
         ------
         InputError
-            The network wants another number of images, or the preprocessing fails or loses where the voxels lie.
+            The network takes another number of images, or the preprocessing fails or loses the geometry.
         """
-        given, wanted = image.GetNumberOfComponentsPerPixel(), len(self._inputs)
-        if given != wanted:
+        count, expected = image.GetNumberOfComponentsPerPixel(), len(self._inputs)
+        if count != expected:
             raise InputError(
-                f"The network {self.name} takes {_images(wanted)} of one patient at once "
-                f"({', '.join(self._inputs)}), and {given} {'was' if given == 1 else 'were'} given: "
-                f"give {'it' if wanted == 1 else 'all of them, in this order'}."
+                f"The network {self.name} takes {_images(expected)} of one patient at once "
+                f"({', '.join(self._inputs)}), and {count} {'was' if count == 1 else 'were'} given: "
+                f"give {'it' if expected == 1 else 'all of them, in this order'}."
             )
         try:
             prepared = self._transform({"image": imaging.as_metatensor(image)})["image"]
@@ -163,9 +163,9 @@ class BundleSegmenter:
             raise InputError(
                 f"The preprocessing of the bundle {self.folder} fails on this volume ({_reason(error)})."
             ) from error
-        if not isinstance(prepared, MetaTensor) or prepared.ndim != 4 or len(prepared) != wanted:
+        if not isinstance(prepared, MetaTensor) or prepared.ndim != 4 or len(prepared) != expected:
             raise InputError(
-                f"The preprocessing of the bundle {self.folder} does not give {_images(wanted, '3D image')} with its "
+                f"The preprocessing of the bundle {self.folder} does not give {_images(expected, '3D image')} with its "
                 "geometry: choose another network."
             )
         affine = prepared.affine.cpu().numpy().astype(np.float64)
@@ -182,9 +182,13 @@ class BundleSegmenter:
         output = self.network(patches)
         if isinstance(output, (list, tuple)):  # deep supervision: the first is at full resolution
             output = output[0]
-        given = output.shape[1] if isinstance(output, Tensor) and output.ndim == 5 else None
-        if given != len(self._labels):
-            what = type(output).__name__ if given is None else f"{given} output channel{'' if given == 1 else 's'}"
+        channels = output.shape[1] if isinstance(output, Tensor) and output.ndim == 5 else None
+        if channels != len(self._labels):
+            what = (
+                type(output).__name__
+                if channels is None
+                else f"{channels} output channel{'' if channels == 1 else 's'}"
+            )
             raise InputError(
                 f"The network of the bundle {self.folder} gives {what} and its metadata name {len(self._labels)}: "
                 "correct channel_def under network_data_format/outputs/pred in configs/metadata.json."
@@ -247,7 +251,7 @@ class BundleSegmenter:
 
     def _build(self, make: Callable[[str], Any], key: str) -> Any:
         try:
-            with _readers_quiet():
+            with _quiet_readers():
                 return make(key)
         except InputError:
             raise
@@ -255,32 +259,34 @@ class BundleSegmenter:
             raise InputError(f"The bundle {self.folder} does not build ({key}: {_reason(error)}).") from error
 
     def _find_weights(self, configuration: Configuration, trusted: ConfigParser | None) -> Path:
-        """The file that the bundle's own loader reads, by its name in ``models``; without a loader, the usual one."""
+        """The weights file: the one that the bundle's loader names, in ``models``; without a loader, the usual one."""
         models = self.folder / "models"
-        said = [
+        load_paths = [
             part["load_path"]
             for section in ("checkpointloader", "handlers")
             for part in configuration.mappings(section)
             if "load_path" in part
         ]
-        paths = [configuration.value(path) for path in said]
+        paths = [configuration.value(path) for path in load_paths]
         if trusted is not None and None in paths:
-            with suppress(Exception):  # whatever the bundle's code raises: the names in it are tried next
+            with suppress(Exception):  # whatever the bundle's code raises: the file names in its text are tried next
                 paths = [trusted.get_parsed_content("checkpointloader::load_path")]
         known = all(isinstance(path, (str, Path)) for path in paths)
-        texts = [str(path) for path in (paths if known else said)]
+        texts = [str(path) for path in (paths if known else load_paths)]
         named = {name for text in texts for name in _WEIGHTS_NAMED.findall(text)}
-        # The same weights may lie there in a safer format.
+        # The folder may hold the same weights in a safer format.
         choices = {name: (name, f"{Path(name).stem}.safetensors") for name in named}
-        there = sorted({next((c for c in choices[n] if (models / c).is_file()), "") for n in named} - {""})
-        if len(there) > 1:
+        present = sorted(
+            {next((choice for choice in choices[n] if (models / choice).is_file()), "") for n in named} - {""}
+        )
+        if len(present) > 1:
             raise InputError(
-                f"The bundle {self.folder} chooses between {' and '.join(there)} by code: read it, and if you trust "
+                f"The bundle {self.folder} chooses between {' and '.join(present)} by code: read it, and if you trust "
                 f"it, {TRUST}.",
                 TRUST,
             )
-        if there:
-            return models / there[0]
+        if present:
+            return models / present[0]
         if known and named:  # another file of the folder may fit the network, and not the preprocessing
             raise InputError(
                 f"The bundle {self.folder} lacks its weights: put {' or '.join(sorted(named))} into its models folder."
@@ -292,8 +298,8 @@ class BundleSegmenter:
 
     def _load_from_bundle(self, named: str) -> Any:
         """Tensors and arrays that a configuration loads, such as the architecture that a search has found."""
-        inside = [path for path in (Path(named), self.folder / named) if _lies_in(path, self.folder)]
-        # Bundles name the place where their authors had the file: it is looked for where bundles keep theirs.
+        inside = [path for path in (Path(named), self.folder / named) if _is_inside(path, self.folder)]
+        # Bundles may name the path on their authors' machine: the file is also searched where bundles keep models.
         for path in (*inside, self.folder / "models" / Path(named).name):
             if path.is_file():
                 try:
@@ -335,14 +341,14 @@ class BundleSegmenter:
         )
 
     def _find_activation(self, configuration: Configuration) -> Activation:
-        said = {
+        named = {
             name
             for part in configuration.mappings("postprocessing")
             for name in ("sigmoid", "softmax", "argmax")
-            if _says_so(configuration.value(part.get(name)))
+            if _is_on(configuration.value(part.get(name)))
         }
-        if said:
-            return "sigmoid" if "sigmoid" in said else "softmax"
+        if named:
+            return "sigmoid" if "sigmoid" in named else "softmax"
         return "softmax" if self._labels.get(0, "").lower() in ("background", "bg") else "sigmoid"
 
 
@@ -350,12 +356,12 @@ def _images(count: int, what: str = "image") -> str:
     return f"one {what}" if count == 1 else f"{count} {what}s"
 
 
-def _says_so(flag: Any) -> bool:
+def _is_on(flag: Any) -> bool:
     return flag is True or (isinstance(flag, list) and True in flag)
 
 
-def _lies_in(path: Path, folder: Path) -> bool:
-    """Whether a path leads into a folder, whatever links and dots it has."""
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path is inside a folder, with links and ``..`` resolved."""
     try:
         return path.resolve().is_relative_to(folder.resolve())
     except (OSError, ValueError, RuntimeError):
@@ -363,8 +369,8 @@ def _lies_in(path: Path, folder: Path) -> bool:
 
 
 @contextmanager
-def _readers_quiet() -> Iterator[None]:
-    """Keep MONAI from telling which decoders for DICOM it lacks: its readers are built with a bundle, never used."""
+def _quiet_readers() -> Iterator[None]:
+    """Silence MONAI's warnings about missing DICOM decoders: its readers are built with a bundle but never used."""
     logger = logging.getLogger("monai.data.nvimgcodec_pydicom_plugin")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -377,13 +383,13 @@ def _readers_quiet() -> Iterator[None]:
 
 
 def _without_reading(transform: Any) -> Callable[[Any], Any]:
-    """The preprocessing less what reads files: the image is in memory, its channel first."""
-    if transform is None or isinstance(transform, READING):
+    """The preprocessing without the steps that read files: the image is in memory, channel first."""
+    if transform is None or isinstance(transform, READING_STEPS):
         return Compose([])
     if isinstance(transform, (list, tuple)):
         transform = Compose(list(transform))
     if isinstance(transform, Compose):  # changed in place, to keep its other settings, such as lazy resampling
-        kept = [step for step in transform.transforms if not isinstance(step, READING)]
+        kept = [step for step in transform.transforms if not isinstance(step, READING_STEPS)]
         transform.transforms = tuple(_without_reading(s) if isinstance(s, Compose) else s for s in kept)
     return transform
 

@@ -1,4 +1,4 @@
-"""Networks that are described from outside: TorchScript, a MONAI network with its checkpoint, an object in Python."""
+"""Networks with a separate description: TorchScript, a MONAI network with its checkpoint, an object in Python."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 
 class Predictor(Protocol):
-    """The least that a network in Python has to offer; `from_object` makes a segmenter of it."""
+    """The interface that a network in Python needs at least; `from_object` turns it into a segmenter."""
 
     @property
     def description(self) -> Description | Mapping[str, Any]:
-        """What the network does not say itself, with the keys of `XAICLIPLib.segmentation.networks.description`."""
+        """What the network's files do not say, with the keys of `XAICLIPLib.segmentation.networks.description`."""
         ...
 
     def predict(self, batch: Tensor) -> Tensor:
@@ -55,15 +55,15 @@ class DescribedSegmenter:
     Parameters
     ----------
     description
-        What the network does not say itself.
+        What the network's files do not say.
     forward
         Patches (N, C, X, Y, Z) to logits (N, K, X, Y, Z), on the device of the patches.
     kind
-        What the record calls it.
+        Its kind, for the record of an explanation.
     checksum
         SHA-256 of its weights, empty where there is no file.
     network
-        The module behind ``forward``, where there is one: methods by gradient look into it.
+        The module behind ``forward``, if any: gradient methods use its layers.
     """
 
     def __init__(
@@ -123,9 +123,9 @@ class DescribedSegmenter:
 
     def prepare(self, image: sitk.Image) -> Prepared:
         """Orient, resample and scale an image as the description says."""
-        made = self._transform(imaging.as_metatensor(image))
-        affine = made.affine.cpu().numpy().astype(np.float64)
-        return Prepared(made.as_tensor().to("cpu", torch.float32).contiguous(), affine)
+        prepared = self._transform(imaging.as_metatensor(image))
+        affine = prepared.affine.cpu().numpy().astype(np.float64)
+        return Prepared(prepared.as_tensor().to("cpu", torch.float32).contiguous(), affine)
 
     def logits(self, patches: Tensor) -> Tensor:
         """(N, C, X, Y, Z) to (N, K, X, Y, Z).
@@ -133,7 +133,7 @@ class DescribedSegmenter:
         Raises
         ------
         InputError
-            The network takes or gives something else than its description says.
+            The network's input or output is not as its description says.
         """
         try:
             output = self._forward(patches)
@@ -149,16 +149,16 @@ class DescribedSegmenter:
             output = output[0]
         expected = (len(patches), len(self.labels), *patches.shape[2:])
         if not isinstance(output, Tensor) or tuple(output.shape) != expected:
-            given = f"a tensor of {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+            output_kind = f"a tensor of {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
             raise InputError(
-                f"The network {self.name} gives {given}, and by its description it should give {expected}, one channel "
-                "for each label: correct labels or window in its description."
+                f"The network {self.name} gives {output_kind}, and by its description it should give {expected}, one "
+                "channel for each label: correct labels or window in its description."
             )
         return output.float()
 
 
 def preprocessing(description: Description) -> Compose:
-    """What brings a MetaTensor (C, X, Y, Z) into the network's input space."""
+    """The transforms that bring a MetaTensor (C, X, Y, Z) into the network's input space."""
     steps: list[Any] = [Orientation(axcodes=description.orientation)]
     if description.spacing_mm is not None:
         steps.append(Spacing(pixdim=description.spacing_mm, mode="bilinear"))
@@ -177,11 +177,11 @@ def _scaling(intensity: Intensity) -> list[Any]:
 
 
 def is_described(path: Path) -> bool:
-    """Whether a path is a description, a folder with just one, or weights that have one beside them."""
-    return _description_of(path) is not None
+    """Whether a path is a description, a folder with exactly one, or weights with a description beside them."""
+    return _description_file(path) is not None
 
 
-def is_lone(path: Path) -> bool:
+def is_weights_file(path: Path) -> bool:
     """Whether a path is a file of weights, by its ending: without a description `load_described` refuses it."""
     return path.suffix in WEIGHTS and path.is_file()
 
@@ -204,30 +204,30 @@ def load_described(path: Path, device: torch.device, trust: bool = False) -> Des
     InputError
         A file is missing or cannot be used.
     """
-    found = _description_of(path)
-    if found is None:
+    description_file = _description_file(path)
+    if description_file is None:
         raise InputError(
             f"{path} says nothing of its preprocessing and labels: put a description beside it, "
             f"{path.with_suffix('.yaml').name} (see the README, Your own network)."
         )
-    description = Description.read(found)
+    description = Description.read(description_file)
     named = description.torchscript or description.weights
-    file = found.parent / named if named else path
-    if not file.is_file() or file == found:
+    file = description_file.parent / named if named else path
+    if not file.is_file() or file == description_file:
         raise InputError(
-            f"The description {found} names no weights that are there ({named or 'none'}): give torchscript, or "
-            "network and weights."
+            f"The description {description_file} names no weights that are there ({named or 'none'}): give "
+            "torchscript, or network and weights."
         )
     if description.network is None and is_torchscript(file):
         program = read_torchscript(file, device, trust)
         return DescribedSegmenter(description, program, "TorchScript", sha256(file), program)
     if description.network is None:
-        raise InputError(f"{file} holds weights without a network: name the network in {found}.")
-    network = load_into(_monai_network(description, str(found)), file, f"the network {description.network}")
+        raise InputError(f"{file} holds weights without a network: name the network in {description_file}.")
+    network = load_into(_monai_network(description, str(description_file)), file, f"the network {description.network}")
     return DescribedSegmenter(description, network.to(device), "MONAI network", sha256(file), network)
 
 
-def from_object(given: Any) -> DescribedSegmenter:
+def from_object(network_object: Any) -> DescribedSegmenter:
     """A network from any object with ``predict(batch) -> logits`` and a ``description``.
 
     Parameters
@@ -241,8 +241,8 @@ def from_object(given: Any) -> DescribedSegmenter:
     InputError
         It is no such object.
     """
-    name = type(given).__name__
-    predict, description = getattr(given, "predict", None), getattr(given, "description", None)
+    name = type(network_object).__name__
+    predict, description = getattr(network_object, "predict", None), getattr(network_object, "description", None)
     if not callable(predict) or not isinstance(description, (Description, Mapping)):
         raise InputError(
             f"The model is a {name}, which is no segmenter: give the name or path of one, or an object with "
@@ -250,11 +250,13 @@ def from_object(given: Any) -> DescribedSegmenter:
         )
     if isinstance(description, Mapping):
         description = Description.of({"name": name, **description}, f"of {name}")
-    network = given if isinstance(given, torch.nn.Module) else getattr(given, "network", None)
+    network = (
+        network_object if isinstance(network_object, torch.nn.Module) else getattr(network_object, "network", None)
+    )
     return DescribedSegmenter(description, predict, "Python object", network=network)
 
 
-def _description_of(path: Path) -> Path | None:
+def _description_file(path: Path) -> Path | None:
     if path.suffix in DESCRIPTIONS and path.is_file():
         return path
     if path.suffix in WEIGHTS and path.is_file():

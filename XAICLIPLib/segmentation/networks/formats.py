@@ -1,4 +1,4 @@
-"""Every kind of network on disk, and the one call that loads any of them."""
+"""Every format of a network on disk, and one function that loads any of them."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ ENTRY_POINTS = "xaiclip.segmenters"
 
 @dataclass(frozen=True)
 class Format:
-    """A way in which networks lie on disk.
+    """A format in which a network is stored on disk.
 
     Attributes
     ----------
     name
         One word, as the catalogue calls it.
     looks_like
-        What the user has to give.
+        What the user has to give, in words.
     recognises
-        Whether a path is of this format; cheap, and raises nothing.
+        Whether a path is of this format; fast, and never raises.
     load
-        Path, device and trust to a segmenter.
+        Function from path, device and trust to a segmenter.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Format:
 def formats() -> tuple[Format, ...]:
     """All formats, in the order in which they are tried."""
     from XAICLIPLib.segmentation.networks.bundle import BundleSegmenter, is_bundle
-    from XAICLIPLib.segmentation.networks.described import is_described, is_lone, load_described
+    from XAICLIPLib.segmentation.networks.described import is_described, is_weights_file, load_described
     from XAICLIPLib.segmentation.networks.meshnet import MeshNetSegmenter, is_meshnet
     from XAICLIPLib.segmentation.networks.nnunet import NnUNetSegmenter
     from XAICLIPLib.segmentation.networks.sam import SamSegmenter, is_sam
@@ -59,7 +59,7 @@ def formats() -> tuple[Format, ...]:
         Format(
             "network",
             "a network with a description beside it (net.yaml with net.pt, .safetensors or .ts)",
-            lambda path: is_described(path) or is_lone(path),  # the lone are told what they lack
+            lambda path: is_described(path) or is_weights_file(path),  # weights alone are refused with what they lack
             load_described,
         ),
     )
@@ -80,14 +80,14 @@ def load(path: Path, device: torch.device, trust: bool = False) -> Segmenter | N
     Raises
     ------
     InputError
-        It is recognised and does not load.
+        The network is recognised but does not load.
     """
-    found = recognised(path)
-    return None if found is None else found.load(path, device, trust)
+    network_format = recognise_format(path)
+    return None if network_format is None else network_format.load(path, device, trust)
 
 
-def recognised(path: Path) -> Format | None:
-    """The format of what lies at a path, by a glance at its files; None where it is none of them."""
+def recognise_format(path: Path) -> Format | None:
+    """The format of the network at a path, by a quick look at its files; None where it is none of them."""
     if not os.path.exists(path):  # false, not an error, for what is too long for a path
         return None
     return next((kind for kind in formats() if kind.recognises(path)), None)
@@ -106,7 +106,7 @@ def load_registered(name: str, device: torch.device, trust: bool = False) -> Seg
     Raises
     ------
     InputError
-        The package is missing or fails to make it.
+        The package is missing, or the network does not load.
     """
     from XAICLIPLib.segmentation.networks import deepbet, sam, totalsegmentator
     from XAICLIPLib.segmentation.networks.described import from_object
@@ -117,27 +117,30 @@ def load_registered(name: str, device: torch.device, trust: bool = False) -> Seg
         return deepbet.load(device)
     if name.startswith(sam.HUB):
         return sam.SamSegmenter(name, device)
-    for offered in entry_points(group=ENTRY_POINTS):
-        if offered.name == name:
+    for entry_point in entry_points(group=ENTRY_POINTS):
+        if entry_point.name == name:
             try:
-                made = offered.load()(device)
+                network = entry_point.load()(device)
             except InputError:
                 raise
             except Exception as error:  # whatever the package raises
-                told = reason(error)
-                raise InputError(f"The network {name} of an installed package does not load ({told}).") from error
-            segmenter: Segmenter = from_object(made) if hasattr(made, "predict") else made
+                cause = reason(error)
+                raise InputError(f"The network {name} of an installed package does not load ({cause}).") from error
+            segmenter: Segmenter = from_object(network) if hasattr(network, "predict") else network
             return segmenter
     return None
 
 
-def registered() -> list[str]:
-    """Names that installed packages offer, whose weights are here."""
+def registered_names() -> list[str]:
+    """Names of the networks of installed packages, as far as their weights are on this machine."""
     from XAICLIPLib.segmentation.networks import totalsegmentator
 
-    return [*totalsegmentator.available(), *sorted({offered.name for offered in entry_points(group=ENTRY_POINTS)})]
+    return [
+        *totalsegmentator.available(),
+        *sorted({entry_point.name for entry_point in entry_points(group=ENTRY_POINTS)}),
+    ]
 
 
-def what_to_give() -> str:
-    """What a user can give, in words."""
+def accepted_formats() -> str:
+    """All formats that a user can give, in words."""
     return "; ".join(kind.looks_like for kind in formats())

@@ -1,8 +1,8 @@
-"""Segment Anything: networks that draw what a box points at, slice by slice, through transformers.
+"""Segment Anything (SAM): networks that segment what is in a box, slice by slice, through transformers.
 
-SAM and its medical descendants (MedSAM) draw in 2D what lies in a box. Here the box of each axial slice is that of a
-region, which is the setting of the XAI-CLIP paper, and the slices together are the segmentation. A perturbation makes
-only the slices that it touches run again: each is a patch of its own.
+SAM and its medical descendants (MedSAM) segment in 2D what is in a box. Here the box of each axial slice is that of a
+region, as in the XAI-CLIP paper, and the slices together are the segmentation. Each slice is a patch, so that after a
+perturbation only the changed slices run again.
 
 References
 ----------
@@ -36,21 +36,21 @@ from XAICLIPLib.system.torchvision_operators import import_without_operators
 from XAICLIPLib.system.weights import read_state
 
 HUB = "hf-hub:"
-"""Before the id of a model that is downloaded from the Hugging Face hub on first use."""
+"""Prefix of the id of a model that is downloaded from the Hugging Face hub on first use."""
 
 CT_WINDOW_HU = (-160.0, 240.0)
-"""Soft tissue, level 40 and width 400: that of MedSAM's training."""
+"""Soft tissue window of MedSAM's training, level 40 and width 400."""
 
 PERCENTILES = (0.5, 99.5)
-"""Of the body's intensities: black and white of anything but a CT, as in MedSAM's training."""
+"""Percentiles of the body's intensities that become black and white for anything but CT, as in MedSAM's training."""
 
 BOX_MARGIN_MM = 4.0
-"""Around the region on each slice: boxes that people draw are not tight, and SAM was trained on such."""
+"""Margin of the box around the region on each slice. SAM was trained on boxes drawn by people, which are not tight."""
 
 THINNEST_MM = 1.0
-"""Least distance of slices: every one costs a run of the network, and thinner ones hardly differ."""
+"""Least distance of slices: each costs a run of the network, and closer ones hardly differ."""
 
-NOTHING = -20.0
+BACKGROUND_LOGIT = -20.0
 """Logit on a slice without a box."""
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -112,16 +112,16 @@ def is_sam(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a SAM does with a grey image before it looks at it.
+    """The preprocessing of a SAM: from a grey image to its input.
 
     Attributes
     ----------
     side
         Pixels of the longer side after resizing.
     padded
-        Pixels of both sides of what the network takes: zeros are added at the right and below.
+        Side of the square network input in pixels: zeros are added at the right and below.
     scale
-        Of grey values in [0, 1], before ``mean`` and ``std``.
+        Factor on grey values in [0, 1], before ``mean`` and ``std``.
     mean, std
         Normalisation of the three channels.
     interpolation
@@ -142,36 +142,42 @@ class Preprocessing:
         Raises
         ------
         InputError
-            The file asks for what is not done here.
+            The file asks for steps that are not supported.
         """
-        said: Mapping[str, Any] = {}
+        content: Mapping[str, Any] = {}
         try:
             if (folder / "preprocessor_config.json").is_file():
-                said = read_mapping(folder / "preprocessor_config.json")
+                content = read_mapping(folder / "preprocessor_config.json")
             elif (folder / "processor_config.json").is_file():
-                said = read_mapping(folder / "processor_config.json").get("image_processor") or {}
-            side = int((said.get("size") or {}).get("longest_edge", cls.side))
-            pad = said.get("pad_size") or {"height": side, "width": side}
-            normalised, rescaled = said.get("do_normalize", True), said.get("do_rescale", True)
-            found = cls(
+                content = read_mapping(folder / "processor_config.json").get("image_processor") or {}
+            side = int((content.get("size") or {}).get("longest_edge", cls.side))
+            pad = content.get("pad_size") or {"height": side, "width": side}
+            normalised, rescaled = content.get("do_normalize", True), content.get("do_rescale", True)
+            preprocessing = cls(
                 side,
                 int(pad["height"]),
-                255 * float(said.get("rescale_factor", 1 / 255)) if rescaled else 255.0,
-                tuple(float(v) for v in said.get("image_mean", cls.mean)) if normalised else (0.0,) * 3,
-                tuple(float(v) for v in said.get("image_std", cls.std)) if normalised else (1.0,) * 3,
-                _INTERPOLATION[int(said.get("resample", 2))],
+                255 * float(content.get("rescale_factor", 1 / 255)) if rescaled else 255.0,
+                tuple(float(v) for v in content.get("image_mean", cls.mean)) if normalised else (0.0,) * 3,
+                tuple(float(v) for v in content.get("image_std", cls.std)) if normalised else (1.0,) * 3,
+                _INTERPOLATION[int(content.get("resample", 2))],
             )
             usable = (
-                pad["height"] == pad["width"] and 0 < side <= found.padded and len(found.mean) == len(found.std) == 3
+                pad["height"] == pad["width"]
+                and 0 < side <= preprocessing.padded
+                and len(preprocessing.mean) == len(preprocessing.std) == 3
             )
-            if not usable or min(found.std) <= 0 or not (said.get("do_resize", True) and said.get("do_pad", True)):
+            if (
+                not usable
+                or min(preprocessing.std) <= 0
+                or not (content.get("do_resize", True) and content.get("do_pad", True))
+            ):
                 raise ValueError("no square image of three channels comes of it")
         except (OSError, ArithmeticError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(
                 f"The preprocessing of the SAM {folder} is not one that is known here ({reason(error)}): restore its "
                 "preprocessor_config.json."
             ) from error
-        return found
+        return preprocessing
 
     def resized(self, shape: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of an image of this shape after resizing."""
@@ -185,15 +191,15 @@ class Preprocessing:
         mean, std = (torch.tensor(v, device=grey.device)[:, None, None] for v in (self.mean, self.std))
         return functional.pad((self.scale * fitted - mean) / std, (0, self.padded - size[1], 0, self.padded - size[0]))
 
-    def unfitted(self, masks: Tensor, shape: tuple[int, int]) -> Tensor:
-        """Logits (N, 1, h, w) of what the network took, brought back to images of a shape: (N, 1, rows, columns)."""
+    def resized_back(self, masks: Tensor, shape: tuple[int, int]) -> Tensor:
+        """Logits (N, 1, h, w) of the network, resized back to images of a shape: (N, 1, rows, columns)."""
         rows, columns = self.resized(shape)
         wide = functional.interpolate(masks, (self.padded, self.padded), mode="bilinear", align_corners=False)
         return functional.interpolate(wide[..., :rows, :columns], shape, mode="bilinear", align_corners=False)
 
 
 class SamSegmenter:
-    """A SAM on a device, which must be told what to draw: `prompted` gives the segmenter of a structure.
+    """A SAM on a device, which needs a prompt: `prompted` gives the segmenter of a structure.
 
     Satisfies `XAICLIPLib.segmentation.segmenter.Promptable`.
 
@@ -205,7 +211,7 @@ class SamSegmenter:
     device
         Where the network runs.
     trust
-        Nothing depends on it: no code of the folder is run.
+        Has no effect: no code of the folder is run.
 
     Raises
     ------
@@ -219,7 +225,7 @@ class SamSegmenter:
 
     def __init__(self, path: Path | str, device: torch.device, trust: bool = False) -> None:
         text = str(path)
-        self.folder, self._revision = _downloaded(text) if text.startswith(HUB) else (Path(path), "unknown")
+        self.folder, self._revision = _download_from_hub(text) if text.startswith(HUB) else (Path(path), "unknown")
         self.name = text.removeprefix(HUB) if text.startswith(HUB) else self.folder.resolve().name
         self.device = device
         weights = _weights_in(self.folder)
@@ -231,16 +237,16 @@ class SamSegmenter:
         self.weights = weights
         self.preprocessing = Preprocessing.of(self.folder)
         self.network = _network(self.folder, weights).to(device)
-        takes = self.network.config.vision_config.image_size
-        if takes != self.preprocessing.padded:
+        input_side = self.network.config.vision_config.image_size
+        if input_side != self.preprocessing.padded:
             raise InputError(
-                f"The SAM {self.folder} takes images of {takes} pixels and its preprocessing gives "
+                f"The SAM {self.folder} takes images of {input_side} pixels and its preprocessing gives "
                 f"{self.preprocessing.padded}: restore its preprocessor_config.json."
             )
 
     @property
     def labels(self) -> Mapping[int, str]:
-        """Nothing yet: what it draws depends on the prompt."""
+        """Empty: the structure depends on the prompt."""
         return {}
 
     @property
@@ -271,10 +277,10 @@ class SamSegmenter:
 
     def window(self, shape: tuple[int, ...]) -> Tiling:
         """Every axial slice is a patch."""
-        return slices_of(shape)
+        return slice_tiling(shape)
 
     def prepare(self, image: sitk.Image) -> Prepared:
-        """Refuse: nothing says yet what to draw.
+        """Refuse: there is no prompt.
 
         Raises
         ------
@@ -287,8 +293,8 @@ class SamSegmenter:
         """Refuse, as `prepare` does."""
         raise _without_region(self.name)
 
-    def draw(self, grey: Tensor, boxes: Tensor) -> Tensor:
-        """What the network draws in one box on each of some images.
+    def segment_boxes(self, grey: Tensor, boxes: Tensor) -> Tensor:
+        """Segment one box on each of several images.
 
         Parameters
         ----------
@@ -301,23 +307,25 @@ class SamSegmenter:
         -------
         Tensor
             (N, rows, columns): logits, by the same steps as ``SamProcessor``, ``SamModel`` with one mask, and
-            ``post_process_masks``, but that grey values are not rounded to whole ones. It can be differentiated.
+            ``post_process_masks``, except that grey values are not rounded. It can be differentiated.
         """
         rows, columns = grey.shape[1:]
-        fitted = self.preprocessing.resized((rows, columns))
-        stretch = torch.tensor([fitted[1] / columns, fitted[0] / rows] * 2, device=boxes.device)
+        resized = self.preprocessing.resized((rows, columns))
+        stretch = torch.tensor([resized[1] / columns, resized[0] / rows] * 2, device=boxes.device)
         # One by one: an image of 1024 pixels fills any device, and the attention of several fills its memory.
         pixels = self.preprocessing.pixels(grey).split(1)
-        seen = torch.cat([self.network.vision_encoder(image).last_hidden_state for image in pixels])
-        told = self.network(image_embeddings=seen, input_boxes=(boxes * stretch)[:, None], multimask_output=False)
-        return self.preprocessing.unfitted(told.pred_masks[:, 0].float(), (rows, columns))[:, 0]
+        embeddings = torch.cat([self.network.vision_encoder(image).last_hidden_state for image in pixels])
+        output = self.network(
+            image_embeddings=embeddings, input_boxes=(boxes * stretch)[:, None], multimask_output=False
+        )
+        return self.preprocessing.resized_back(output.pred_masks[:, 0].float(), (rows, columns))[:, 0]
 
 
 class PromptedSam:
-    """A SAM that draws one structure, where a mask points. Satisfies `XAICLIPLib.segmentation.segmenter.Segmenter`.
+    """A SAM that segments one structure, prompted by a mask. Satisfies `XAICLIPLib.segmentation.segmenter.Segmenter`.
 
-    It has no attribute ``network``: what its layers hold are features of padded square images, whose place in the scan
-    a method that looks into networks does not know.
+    It has no attribute ``network``: its layers hold features of padded square images, which methods that use layers
+    could not map to the scan.
 
     Parameters
     ----------
@@ -351,19 +359,19 @@ class PromptedSam:
 
     def window(self, shape: tuple[int, ...]) -> Tiling:
         """Every axial slice is a patch."""
-        return slices_of(shape)
+        return slice_tiling(shape)
 
     def prepare(self, image: sitk.Image) -> Prepared:
         """Axial slices, grey in [0, 1], and the box of each slice as a held channel (1 within it).
 
-        The pixels are square, of the image's own finer spacing within axial slices; the slices lie as far apart as its
-        own, and at least `THINNEST_MM`. CT, as was said or as the intensities tell, is seen in `CT_WINDOW_HU`,
-        anything else between `PERCENTILES` of the body.
+        The pixels are square, of the smaller of the image's two spacings within axial slices. The slices have the
+        image's distance, and at least `THINNEST_MM`. CT, as given or as guessed from the intensities, is windowed to
+        `CT_WINDOW_HU`, anything else to the `PERCENTILES` of the body.
 
         Raises
         ------
         InputError
-            The mask lies nowhere in the image.
+            The mask is empty within the image.
         """
         x, y, z = sitk.DICOMOrient(image, "LPS").GetSpacing()
         axial = imaging.standard_axial(image, (min(x, y), min(x, y), max(z, THINNEST_MM)))
@@ -384,16 +392,16 @@ class PromptedSam:
         return Prepared(prepared.tensor, prepared.affine, torch.from_numpy(held)[None])
 
     def logits(self, patches: Tensor) -> Tensor:
-        """(N, 2, X, Y, 1), grey and box, to (N, 1, X, Y, 1). A slice without a box costs nothing."""
+        """(N, 2, X, Y, 1), grey and box, to (N, 1, X, Y, 1). The network does not run on slices without a box."""
         grey, held = (channel[..., 0].transpose(1, 2) for channel in (patches[:, 0], patches[:, 1]))
-        pointed = held.flatten(1).amax(1) > 0.5
-        drawn = 0 * grey + NOTHING  # not made anew: a slice without a box has a gradient too, which is 0
-        if bool(pointed.any()):
-            drawn[pointed] = self.sam.draw(grey[pointed], corners(held[pointed]))
-        return drawn.transpose(1, 2)[:, None, ..., None].float()
+        has_box = held.flatten(1).amax(1) > 0.5
+        output = 0 * grey + BACKGROUND_LOGIT  # computed from grey: then a slice without a box has a gradient too, of 0
+        if bool(has_box.any()):
+            output[has_box] = self.sam.segment_boxes(grey[has_box], box_corners(held[has_box]))
+        return output.transpose(1, 2)[:, None, ..., None].float()
 
 
-def slices_of(shape: tuple[int, ...]) -> Tiling:
+def slice_tiling(shape: tuple[int, ...]) -> Tiling:
     """A tiling of a volume (X, Y, Z) with a patch for each slice across Z."""
     x, y, z = shape
     patches = tuple((slice(0, x), slice(0, y), slice(n, n + 1)) for n in range(z))
@@ -401,17 +409,17 @@ def slices_of(shape: tuple[int, ...]) -> Tiling:
 
 
 def boxes_around(mask: NDArray[np.bool_], margin: float) -> NDArray[np.float32]:
-    """On each slice of a mask (X, Y, Z) across Z, 1 in the box around it and a margin in voxels; float32, alike."""
-    grown, held = int(np.ceil(margin)), np.zeros(mask.shape, np.float32)
+    """For each slice of a mask (X, Y, Z) across Z, 1 in the box around it with a margin in voxels; float32."""
+    margin_voxels, held = int(np.ceil(margin)), np.zeros(mask.shape, np.float32)
     for z in np.flatnonzero(mask.any((0, 1))):
         inside = np.argwhere(mask[..., z])
-        low, high = np.maximum(inside.min(0) - grown, 0), inside.max(0) + grown + 1
+        low, high = np.maximum(inside.min(0) - margin_voxels, 0), inside.max(0) + margin_voxels + 1
         held[low[0] : high[0], low[1] : high[1], z] = 1
     return held
 
 
-def corners(held: Tensor) -> Tensor:
-    """Of boxes drawn as 1 in images (N, rows, columns) the first column and row, the last column and row: (N, 4)."""
+def box_corners(held: Tensor) -> Tensor:
+    """First column and row, last column and row, (N, 4), of boxes that are 1 in images (N, rows, columns)."""
     inside = (held > 0.5).int()
     ends = []
     for along in (inside.amax(1), inside.amax(2)):  # columns, rows
@@ -453,20 +461,20 @@ def _network(folder: Path, weights: Path) -> Any:
     for one, other in (shared, shared[::-1]):  # one tensor under two names, of which files may have just one
         if one not in state and other in state:
             state[one] = state[other]
-    own = network.state_dict()
-    lacking = sorted(name for name in own if getattr(state.get(name), "shape", None) != own[name].shape)
-    if lacking:  # they would stay random
+    expected = network.state_dict()
+    unfitting = sorted(name for name in expected if getattr(state.get(name), "shape", None) != expected[name].shape)
+    if unfitting:  # they would stay random
         raise InputError(
-            f"The weights {weights} are not those of the SAM that config.json describes ({len(lacking)} do not fit, "
-            f"such as {lacking[0]}): get its files again."
+            f"The weights {weights} are not those of the SAM that config.json describes ({len(unfitting)} do not fit, "
+            f"such as {unfitting[0]}): get its files again."
         )
-    network.load_state_dict({name: state[name] for name in own})
+    network.load_state_dict({name: state[name] for name in expected})
     # Nothing is trained: without this, inference outside no_grad would keep every slice's graph in memory.
     return network.requires_grad_(False).eval()
 
 
-def _downloaded(name: str) -> tuple[Path, str]:
-    """Where transformers keeps a model of the hub, fetched where it is not there yet, and its revision."""
+def _download_from_hub(name: str) -> tuple[Path, str]:
+    """The folder in which transformers keeps a model of the hub, downloaded if necessary, and its revision."""
     hub = _transformers("utils.hub")
     ident = name.removeprefix(HUB)
     try:

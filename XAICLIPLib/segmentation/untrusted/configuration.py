@@ -2,9 +2,9 @@
 
 MONAI's own parser evaluates strings that begin with ``$``, imports whatever an import expression anywhere in the file
 names, loads the files that ``%`` names, and calls whatever ``_target_`` names, builtins and functions of other packages
-included. Here nothing is looked up by import and no code is evaluated: a section is planned first, with all that it
-refers to, and only classes of MONAI and torch that are networks, transforms or inferers find a place in a plan, and
-what harmless expressions (`XAICLIPLib.segmentation.untrusted.expressions`) come to.
+included. Here nothing is imported by name and no code is evaluated. A section is planned first, with everything that it
+refers to. A plan can hold only classes of MONAI and torch that are networks, transforms or inferers, plain data, and
+the values of harmless expressions (`XAICLIPLib.segmentation.untrusted.expressions`).
 
 References
 ----------
@@ -29,17 +29,17 @@ from torch.nn import Module
 from XAICLIPLib.errors import TRUST, InputError
 from XAICLIPLib.segmentation.untrusted.expressions import CodeError, ExpressionError, evaluate
 
-_SHORT = (
+_SEARCHED_PACKAGES = (
     "monai.networks.nets",
     "monai.networks.blocks",
     "monai.networks.layers",
     "monai.transforms",
     "monai.inferers",
 )
-"""Where a name without a dot is looked up."""
+"""Packages in which a name without a dot is searched."""
 _REACHABLE = ("monai.networks", "monai.transforms", "monai.inferers", "torch.nn")
-_HOMES = (*(f"{package}." for package in _SHORT), "torch.nn.modules.")
-"""Where an allowed class is defined, whatever path the bundle names it by."""
+_DEFINING_PACKAGES = (*(f"{package}." for package in _SEARCHED_PACKAGES), "torch.nn.modules.")
+"""Packages in which an allowed class must be defined, by whatever path the bundle names it."""
 _REFUSED_MODULES = (
     "monai.transforms.io.",  # read and write files, and call a reader or writer named by a string
     "monai.networks.nets.cell_sam_wrapper",  # loads a file, through another package
@@ -53,31 +53,31 @@ _REFUSED_WORDS = (
     *("SaveClassification", "DataStats", "SimulateDelay"),  # write files, print, sleep
 )
 
-READING = (LoadImaged, EnsureChannelFirstd)
-"""Steps of a preprocessing that bring an image into memory: it is there already, its channel first."""
-_PLACEMENT = ("device", "sw_device", "progress", "buffer_steps", "buffer_dim")
-"""Arguments of an inferer that say where it runs and what it shows: that is decided here."""
-_REMOVED = {"SwinUNETR": ("img_size",)}
-"""Arguments that MONAI has removed since, and that never changed what the network computes."""
+READING_STEPS = (LoadImaged, EnsureChannelFirstd)
+"""Steps of a preprocessing that read an image. They are left out: the image is in memory, channel first."""
+_IGNORED_INFERER_ARGUMENTS = ("device", "sw_device", "progress", "buffer_steps", "buffer_dim")
+"""Arguments of an inferer for its device and progress display, which are decided here."""
+_REMOVED_ARGUMENTS = {"SwinUNETR": ("img_size",)}
+"""Arguments that MONAI has removed, and that never changed what the network computes."""
 
-LARGEST = 100_000
-"""Parts that a section may have once all that it refers to, again and again, is in its place."""
+MOST_PARTS = 100_000
+"""Most parts of a section after all its references, and theirs, are resolved."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Component:
-    """A class that will be called, and with what."""
+    """A class to be called, and its arguments."""
 
     at: str
     kind: type
     arguments: dict[str, Any]
 
 
-class _Left:
-    """The place of a component that is disabled or not needed."""
+class _Omitted:
+    """Stands for a component that is disabled or not needed."""
 
 
-_LEFT = _Left()
+_OMITTED = _Omitted()
 
 
 class Configuration:
@@ -90,26 +90,27 @@ class Configuration:
     bundle
         The bundle's name for messages.
     load
-        The content of a file of the bundle, for the expression ``torch.load``, which is code where this is left out.
+        Function from the path of a file of the bundle to its content, for the expression ``torch.load``. Without it,
+        that expression counts as code.
     """
 
     def __init__(self, content: Mapping[str, Any], bundle: str, load: Callable[[str], Any] | None = None) -> None:
         self._content = content
         self._bundle = bundle
         self._load = load or _load_nothing
-        self._made = 0
+        self._built_parts = 0
         self._planned = 0
         self._plans: dict[str, Any] = {}
         self._built: dict[_Component, Any] = {}
 
     def refuse_code(self, key: str) -> None:
-        """Go through a section and all that it refers to, and build nothing.
+        """Check a section and everything that it refers to, without building anything.
 
         Raises
         ------
         InputError
-            It holds code or a macro, names what is no network, transform or inferer of MONAI or torch, or
-            refers to nothing or to itself.
+            It holds code or a macro, names something that is no network, transform or inferer of MONAI or torch,
+            or has a reference to itself or to a missing part.
         """
         self._planned = 0
         try:
@@ -118,7 +119,7 @@ class Configuration:
             raise InputError(f"The configuration of the bundle {self._bundle} is nested too deeply.") from error
 
     def build(self, key: str) -> Any:
-        """Make the objects of a section, once each; None where it holds nothing that is needed.
+        """Build the objects of a section, each once; None where it holds nothing that is needed.
 
         Raises
         ------
@@ -126,11 +127,11 @@ class Configuration:
             As in `refuse_code`; whatever the classes themselves raise passes through.
         """
         self.refuse_code(key)
-        self._made = 0
+        self._built_parts = 0
         return self._make(self._plans[key])
 
     def value(self, part: Any) -> Any:
-        """What a reference or a harmless expression comes to, any other part as it is; None where it needs code."""
+        """The value of a reference or a harmless expression, any other part unchanged; None where it needs code."""
         self._planned = 0
         try:
             return self._plan(part, "", ()) if isinstance(part, str) else part
@@ -138,7 +139,7 @@ class Configuration:
             return None
 
     def mappings(self, key: str) -> Iterator[Mapping[str, Any]]:
-        """Every mapping of a section, as written, with all that the section refers to; disabled ones left out."""
+        """Every mapping of a section and of what it refers to, as written, without the disabled ones."""
         waiting: list[Any] = [f"@{key}"]
         followed: set[str] = set()
         seen: set[int] = set()
@@ -153,7 +154,7 @@ class Configuration:
                 if reference is not None and reference not in followed:
                     followed.add(reference)
                     waiting.append(self._find(reference))
-            elif isinstance(part, Mapping) and not _true(self.value(part.get("_disabled_"))):
+            elif isinstance(part, Mapping) and not _is_true(self.value(part.get("_disabled_"))):
                 yield part
                 waiting.extend(part.values())
             elif isinstance(part, list):
@@ -184,7 +185,7 @@ class Configuration:
 
     def _plan(self, part: Any, at: str, trail: tuple[str, ...]) -> Any:
         self._planned += 1
-        if self._planned > LARGEST:
+        if self._planned > MOST_PARTS:
             raise self._too_many()
         if isinstance(part, str):
             try:
@@ -202,10 +203,10 @@ class Configuration:
             if "_target_" in part:
                 return self._component(part, at, trail)
             plans = {name: self._plan(value, f"{at}::{name}", trail) for name, value in part.items()}
-            return {name: plan for name, plan in plans.items() if plan is not _LEFT}
+            return {name: plan for name, plan in plans.items() if plan is not _OMITTED}
         if isinstance(part, list):
             listed = [self._plan(value, f"{at}::{number}", trail) for number, value in enumerate(part)]
-            return [plan for plan in listed if plan is not _LEFT]
+            return [plan for plan in listed if plan is not _OMITTED]
         return part
 
     def _evaluate(self, text: str, part: str, at: str, trail: tuple[str, ...]) -> Any:
@@ -218,7 +219,7 @@ class Configuration:
                 f"The configuration of the bundle {self._bundle} does not compute ({at}: {_short(part)}: {error})."
             ) from error
 
-    def _component(self, part: Mapping[str, Any], at: str, trail: tuple[str, ...]) -> _Component | _Left:
+    def _component(self, part: Mapping[str, Any], at: str, trail: tuple[str, ...]) -> _Component | _Omitted:
         kind = _class_named(part["_target_"])
         if kind is None:
             target = _short(part["_target_"])
@@ -229,17 +230,17 @@ class Configuration:
         if part.get("_mode_", "default") != "default" or "_debug_" in part:
             raise InputError(self._refusal(f"call {part['_target_']} ({at}) in another way than to build it"), TRUST)
         # Reading steps are left out before their arguments count: a reader may be any callable, named by a string.
-        if issubclass(kind, READING):
-            return _LEFT
+        if issubclass(kind, READING_STEPS):
+            return _OMITTED
         if issubclass(kind, SlidingWindowInferer):
-            part = {name: value for name, value in part.items() if name not in _PLACEMENT}
+            part = {name: value for name, value in part.items() if name not in _IGNORED_INFERER_ARGUMENTS}
         arguments = {name: self._plan(value, f"{at}::{name}", trail) for name, value in part.items()}
-        if _true(arguments.get("_disabled_")):
-            return _LEFT
+        if _is_true(arguments.get("_disabled_")):
+            return _OMITTED
         special = ("_target_", "_mode_", "_disabled_", "_requires_", "_desc_")
-        arguments = {n: plan for n, plan in arguments.items() if n not in special and plan is not _LEFT}
+        arguments = {n: plan for n, plan in arguments.items() if n not in special and plan is not _OMITTED}
         known = inspect.signature(kind).parameters
-        for name in _REMOVED.get(kind.__name__, ()):
+        for name in _REMOVED_ARGUMENTS.get(kind.__name__, ()):
             if name not in known:
                 arguments.pop(name, None)
         if "pretrained" in known:  # the weights are the bundle's: nothing is downloaded
@@ -247,20 +248,20 @@ class Configuration:
         return _Component(at, kind, arguments)
 
     def _make(self, plan: Any) -> Any:
-        self._made += 1
-        if self._made > LARGEST:
+        self._built_parts += 1
+        if self._built_parts > MOST_PARTS:
             raise self._too_many()
         if isinstance(plan, _Component):
             if plan not in self._built:
                 arguments = {name: self._make(value) for name, value in plan.arguments.items()}
-                with redirect_stdout(sys.stderr):  # some print as they are made: stdout is for results
+                with redirect_stdout(sys.stderr):  # some classes print when they are built: stdout is for results
                     self._built[plan] = plan.kind(**arguments)
             return self._built[plan]
         if isinstance(plan, dict):
             return {name: self._make(value) for name, value in plan.items()}
         if isinstance(plan, (list, tuple)):
             return type(plan)(self._make(value) for value in plan)
-        return None if plan is _LEFT else plan
+        return None if plan is _OMITTED else plan
 
     def _too_many(self) -> InputError:
         return InputError(f"The configuration of the bundle {self._bundle} unfolds into too many parts.")
@@ -276,19 +277,19 @@ def _load_nothing(path: str) -> Any:
     raise CodeError
 
 
-def _short(given: Any) -> str:
-    """The beginning of a text, on one line; of anything else, however large, as little."""
-    text = " ".join((given[:1000] if isinstance(given, str) else reprlib.repr(given)).split())
+def _short(value: Any) -> str:
+    """The beginning of a text, or of any value's repr, on one line."""
+    text = " ".join((value[:1000] if isinstance(value, str) else reprlib.repr(value)).split())
     return text if len(text) <= 60 else text[:60] + "…"
 
 
 def _reference(text: str) -> str | None:
-    """What a string refers to; None where it is only a string. A part of a string is no reference."""
+    """The name that a string refers to; None where the whole string is not a reference."""
     text = ReferenceResolver.normalize_id(text)
     return text[1:] if ReferenceResolver.id_matcher.fullmatch(text) else None
 
 
-def _true(flag: Any) -> bool:
+def _is_true(flag: Any) -> bool:
     return flag.strip().lower() == "true" if isinstance(flag, str) else bool(flag)
 
 
@@ -299,20 +300,20 @@ def _class_named(name: Any) -> type | None:
     path, _, last = name.rpartition(".")
     if path and not any(path == root or path.startswith(f"{root}.") for root in _REACHABLE):
         return None
-    for module in (path,) if path else _SHORT:
+    for module in (path,) if path else _SEARCHED_PACKAGES:
         # vars, not getattr: a module may have a __getattr__ that imports. Only modules are walked, so that no path
         # leads through one module's import of another ("monai.networks.nets.torch.load").
-        found = vars(sys.modules[module]).get(last) if module in sys.modules else None
-        if isinstance(found, type) and _allowed(found):
-            return found
+        candidate = vars(sys.modules[module]).get(last) if module in sys.modules else None
+        if isinstance(candidate, type) and _allowed(candidate):
+            return candidate
     return None
 
 
 def _allowed(kind: type) -> bool:
-    if issubclass(kind, READING):
+    if issubclass(kind, READING_STEPS):
         return True  # never made
-    home = kind.__module__
-    if not home.startswith(_HOMES) or home.startswith(_REFUSED_MODULES):
+    module = kind.__module__
+    if not module.startswith(_DEFINING_PACKAGES) or module.startswith(_REFUSED_MODULES):
         return False
     if any(word in kind.__name__ for word in _REFUSED_WORDS):
         return False

@@ -2,8 +2,8 @@
 
 What follows a ``$`` is read as a syntax tree. A tree of literals, references, arithmetic, comparisons, choices,
 indexing and the few calls that the configurations of MONAI's Model Zoo are full of is computed here, node by node.
-Every other tree is code, and refused as a whole before any part of it is computed: there are no attributes, no
-methods, no names but those listed below. Numbers, texts and lists stay small, so that no expression takes long.
+Every other tree is code, and is refused before any part of it is computed: no attributes, methods or names are allowed
+except those listed below. Numbers, texts and lists stay small, so that no expression takes long.
 
 References
 ----------
@@ -68,35 +68,35 @@ _Thunk = Callable[[], Any]
 
 
 class CodeError(Exception):
-    """An expression that is more than harmless."""
+    """An expression that is refused as code."""
 
 
 class ExpressionError(Exception):
-    """A harmless expression that comes to nothing, such as a division by zero."""
+    """A harmless expression that fails, such as a division by zero."""
 
 
 def evaluate(text: str, find: Callable[[str], Any], load: Callable[[str], Any]) -> Any:
     """Compute a harmless expression.
 
-    Values that are no plain data, such as networks yet to be built, are passed on as they are: ``.to(device)`` of one
-    is itself, and every ``torch.device`` is the CPU, because where a network runs is not the bundle's to say.
+    Values that are no plain data, such as networks yet to be built, are passed on unchanged: ``.to(device)`` returns
+    the value itself, and every ``torch.device`` is the CPU, because the bundle does not decide where a network runs.
 
     Parameters
     ----------
     text
         The expression, without the ``$``.
     find
-        The value of a reference, by its name ``a::b``. All of the expression's are asked for.
+        Function from the name of a reference, ``a::b``, to its value. It is called for each reference of the text.
     load
-        The content of a file, for ``torch.load``.
+        Function from a path to the content of the file, for ``torch.load``.
 
     Raises
     ------
     CodeError
-        It is more than harmless. Where the form of the expression tells, nothing was asked for; where only a value
-        does, as its size, what was computed was harmless.
+        The expression is not harmless. If its form shows that, ``find`` and ``load`` were not called; if only a value
+        does, such as its size, everything computed so far was harmless.
     ExpressionError
-        It comes to nothing.
+        The expression fails.
     """
     text = ReferenceResolver.normalize_id(text).strip()
     if len(text) > LONGEST or _MARK in text:
@@ -111,26 +111,26 @@ def evaluate(text: str, find: Callable[[str], Any], load: Callable[[str], Any]) 
         tree = ast.parse(marked, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # statements and decorators among them
         raise CodeError from error
-    # Twice: what is refused by its form alone asks for nothing.
-    _Reading(dict.fromkeys(names.values()), load).thunk(tree)
+    # Compiled twice: an expression that is refused by its form alone never calls find or load.
+    _Compiler(dict.fromkeys(names.values()), load).thunk(tree)
     values = {marker: find(name) for name, marker in names.items()}
     try:
-        value = _Reading(values, load).thunk(tree)()
+        value = _Compiler(values, load).thunk(tree)()
     except InputError:  # of a file
         raise
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise ExpressionError(" ".join(str(error).split()) or type(error).__name__) from error
-    _counted(value)
+    _refuse_large(value)
     return value
 
 
-class _Reading:
-    """Turns a tree into something to call, all of it before any of it is called.
+class _Compiler:
+    """Compiles a tree into a function without arguments, completely before any part is called.
 
     Parameters
     ----------
     values
-        What each reference stands for, by the name that took its place in the text.
+        The value of each reference, by the name that replaced it in the text.
     load
         As for `evaluate`.
     """
@@ -140,7 +140,7 @@ class _Reading:
         self._load = load
 
     def thunk(self, node: ast.AST | None, depth: int = 0) -> _Thunk:
-        """What computes a node."""
+        """The function that computes a node."""
         if depth > DEEPEST:
             raise CodeError
 
@@ -149,7 +149,7 @@ class _Reading:
 
         match node:
             case ast.Constant(value=value) if isinstance(value, _SCALARS) and _MARK not in str(value):
-                _bounded(value)
+                _small_value(value)
                 return lambda: value
             case ast.Name(id=name) if name in self._values:
                 return lambda: self._values[name]
@@ -171,9 +171,9 @@ class _Reading:
                 signed, apply = inner(operand), _SIGNS[type(sign)]
                 return lambda: apply(_number(signed()))
             case ast.BoolOp(op=sign, values=operands):
-                return _chosen(isinstance(sign, ast.Or), [inner(o) for o in operands])
+                return _boolean_operation(isinstance(sign, ast.Or), [inner(o) for o in operands])
             case ast.Compare(left=left, ops=signs, comparators=others) if all(type(s) in _COMPARISONS for s in signs):
-                return _compared([_COMPARISONS[type(s)] for s in signs], [inner(o) for o in (left, *others)])
+                return _comparison([_COMPARISONS[type(s)] for s in signs], [inner(o) for o in (left, *others)])
             case ast.IfExp(test=test, body=body, orelse=other):
                 condition, then, otherwise = inner(test), inner(body), inner(other)
                 return lambda: then() if _truth(condition()) else otherwise()
@@ -185,12 +185,12 @@ class _Reading:
                 return lambda: _container(of())[_scalar(at())]
             case ast.JoinedStr(values=parts) if not any(isinstance(n, ast.Call) for n in ast.walk(node)):
                 written = [self._formatted(part, depth + 1) for part in parts]
-                return lambda: _bounded("".join(part() for part in written))
+                return lambda: _small_value("".join(part() for part in written))
             case ast.Attribute() if (dotted := _dotted(node) or "") in _TYPES:
                 return lambda: _TYPES[dotted]
             case ast.Call(func=function, args=arguments, keywords=keywords):
-                given = {k.arg: inner(k.value) for k in keywords}
-                return self._call(function, [inner(a) for a in arguments], given, depth + 1)
+                keyword_arguments = {k.arg: inner(k.value) for k in keywords}
+                return self._call(function, [inner(a) for a in arguments], keyword_arguments, depth + 1)
         raise CodeError
 
     def _formatted(self, part: ast.AST, depth: int) -> _Thunk:
@@ -209,31 +209,33 @@ class _Reading:
         value, convert = self.thunk(part.value, depth), conversions[part.conversion]
         return lambda: format(convert(_plain(value())), spec)
 
-    def _call(self, function: ast.AST, given: list[_Thunk], named: Mapping[str | None, _Thunk], depth: int) -> _Thunk:
-        """One of the few calls that are harmless."""
-        name, count = _dotted(function), len(given)
+    def _call(
+        self, function: ast.AST, arguments: list[_Thunk], named: Mapping[str | None, _Thunk], depth: int
+    ) -> _Thunk:
+        """One of the few harmless calls."""
+        name, count = _dotted(function), len(arguments)
         if name == "torch.load" and count == 1 and set(named) <= {"map_location", "weights_only"}:
-            return lambda: self._load(_text(given[0]()))
+            return lambda: self._load(_text(arguments[0]()))
         if named:
             raise CodeError
         if name == "torch.cuda.is_available" and count == 0:
             return torch.cuda.is_available
         if name == "torch.device" and count == 1:
-            return lambda: (_text(given[0]()), torch.device("cpu"))[1]
+            return lambda: (_text(arguments[0]()), torch.device("cpu"))[1]
         if name == "torch.from_numpy" and count == 1:
-            return lambda: torch.from_numpy(_array(given[0]()))
+            return lambda: torch.from_numpy(_array(arguments[0]()))
         if name in _FUNCTIONS:
             called = _FUNCTIONS[name]
-            return lambda: _bounded(called(*(_plain(g()) for g in given)))
+            return lambda: _small_value(called(*(_plain(g()) for g in arguments)))
         match function:
             case ast.Attribute(value=owner, attr="to") if count == 1:
                 whole = self.thunk(owner, depth)
-                return lambda: _moved(whole(), given[0]())
+                return lambda: _on_device(whole(), arguments[0]())
         raise CodeError
 
 
 def _dotted(node: ast.AST) -> str | None:
-    """``a.b.c`` as a text, where a node is no more than that."""
+    """``a.b.c`` as a text, where a node is just that; otherwise None."""
     match node:
         case ast.Name(id=name):
             return name
@@ -253,17 +255,17 @@ def _arithmetic(sign: type, left: _Thunk, right: _Thunk) -> _Thunk:
         repeated = sign is ast.Mult and isinstance(a, (str, list, tuple)) and isinstance(b, int)
         if not (numbers or joined or repeated):  # "%99999999d" % 1 among them
             raise CodeError
-        # How large it gets is seen before it is computed.
+        # The size of the result is checked before it is computed.
         if repeated and len(a) * b > LARGEST:
             raise CodeError
         if sign is ast.Pow and isinstance(a, int) and isinstance(b, int) and a.bit_length() * b > WIDEST:
             raise CodeError
-        return _bounded(_ARITHMETIC[sign](a, b))
+        return _small_value(_ARITHMETIC[sign](a, b))
 
     return compute
 
 
-def _chosen(either: bool, operands: list[_Thunk]) -> _Thunk:
+def _boolean_operation(either: bool, operands: list[_Thunk]) -> _Thunk:
     """``or`` where ``either``, ``and`` otherwise: the value that decides, as in Python."""
 
     def compute() -> Any:
@@ -277,7 +279,7 @@ def _chosen(either: bool, operands: list[_Thunk]) -> _Thunk:
     return compute
 
 
-def _compared(signs: list[Callable[[Any, Any], Any]], operands: list[_Thunk]) -> _Thunk:
+def _comparison(signs: list[Callable[[Any, Any], Any]], operands: list[_Thunk]) -> _Thunk:
     def compute() -> bool:
         left = _plain(operands[0]())
         for sign, operand in zip(signs, operands[1:], strict=True):
@@ -290,22 +292,22 @@ def _compared(signs: list[Callable[[Any, Any], Any]], operands: list[_Thunk]) ->
     return compute
 
 
-# What a value must be. A text where a number is wanted is the bundle's mistake; what is no plain data may do anything.
+# Checks of values. A text in place of a number is a mistake of the bundle (TypeError); anything but plain data is code.
 
 
-def _counted(value: Any, left: int = LARGEST) -> int:
-    """How much may be added to a value; what is shared counts each time, as that is how it is unfolded."""
+def _refuse_large(value: Any, left: int = LARGEST) -> int:
+    """Refuse a value with too many parts, and return how many more are allowed. Shared parts count each time."""
     left -= len(value) if isinstance(value, str) else 1
     if isinstance(value, (list, tuple, dict)):
         for item in (*value, *value.values()) if isinstance(value, dict) else value:
-            left = _counted(item, left)
+            left = _refuse_large(item, left)
     if left < 0:
         raise CodeError
     return left
 
 
-def _bounded(value: Any) -> Any:
-    """A new value, if it is small and plain."""
+def _small_value(value: Any) -> Any:
+    """The value, if it is small and plain."""
     if isinstance(value, int) and value.bit_length() > WIDEST:
         raise CodeError
     if isinstance(value, (str, list, tuple)):
@@ -317,8 +319,8 @@ def _bounded(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Data through and through, on which any operator is harmless."""
-    _counted(value)
+    """The value, if it is plain data at all depths, on which any operator is harmless."""
+    _refuse_large(value)
 
     def check(part: Any) -> None:
         if isinstance(part, (list, tuple, dict)):
@@ -336,26 +338,26 @@ def _truth(value: Any) -> bool:
 
 
 def _scalar(value: Any) -> Any:
-    return _wanted(value, *_SCALARS)
+    return _require(value, *_SCALARS)
 
 
 def _number(value: Any) -> Any:
-    return _wanted(value, bool, int, float)
+    return _require(value, bool, int, float)
 
 
 def _text(value: Any) -> str:
-    return str(_wanted(value, str))
+    return str(_require(value, str))
 
 
 def _sequence(value: Any) -> Any:
-    return _wanted(value, str, list, tuple)
+    return _require(value, str, list, tuple)
 
 
 def _container(value: Any) -> Any:
-    return _wanted(value, str, list, tuple, dict)
+    return _require(value, str, list, tuple, dict)
 
 
-def _wanted(value: Any, *kinds: type) -> Any:
+def _require(value: Any, *kinds: type) -> Any:
     if not isinstance(value, kinds):
         if not isinstance(value, (*_SCALARS, list, tuple, dict)):
             raise CodeError
@@ -369,8 +371,8 @@ def _array(value: Any) -> NDArray[Any]:
     return value
 
 
-def _moved(value: Any, where: Any) -> Any:
-    """A network, moved to a device: it is moved later."""
-    if isinstance(value, (*_SCALARS, list, tuple, dict)) or not isinstance(where, (str, torch.device)):
+def _on_device(value: Any, device: Any) -> Any:
+    """A network whose device is set by an expression: unchanged, as it is moved later."""
+    if isinstance(value, (*_SCALARS, list, tuple, dict)) or not isinstance(device, (str, torch.device)):
         raise CodeError
     return value

@@ -1,8 +1,8 @@
 """TorchScript files: programs in PyTorch's own language, read before they are run.
 
 TorchScript cannot start processes or import modules, but it can read and write files, and does so as soon as it is
-loaded if its author wants it to. The text of the program lies in the archive, and is read before PyTorch sees it: its
-words are those of Python, and PyTorch's functions may be called in it, but not handed around under other names.
+loaded if its author wants it to. The text of the program is in the archive and is checked before PyTorch loads it. It
+has the syntax of Python. PyTorch's functions may be called in it, but not assigned to other names.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ LARGEST_PROGRAM = 64 << 20
 """Bytes of program text: that of a large network has some hundred kilobytes."""
 
 _FILES = ("save", "load", "from_file")
-"""What reads and writes files, whatever it is reached through."""
+"""Functions that read or write files, by whatever path they are reached."""
 
 _NAMESPACES = ("prim", "aten", "quantized", "torchvision", "profiler")
-"""Operators of PyTorch itself: what those do that other packages register cannot be known here."""
+"""Operators of PyTorch itself. What operators of other packages do cannot be known here."""
 
 
 def is_torchscript(path: Path) -> bool:
@@ -89,7 +89,7 @@ def _refuse_files(path: Path) -> None:
 def _programs(path: Path) -> Iterator[str]:
     """The texts of the program, as PyTorch's own reader gives them: it may see another archive than zipfile does."""
 
-    def odd(why: str) -> InputError:
+    def unusual_layout(why: str) -> InputError:
         return InputError(
             f"The TorchScript file {path} is not laid out as PyTorch does it ({why}); if you trust it, {TRUST}.",
             TRUST,
@@ -97,38 +97,38 @@ def _programs(path: Path) -> Iterator[str]:
 
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":  # the list of another archive could stand before
-            raise odd("it does not begin as a zip file")
+            raise unusual_layout("it does not begin as a zip file")
     with zipfile.ZipFile(path) as archive:
         members = {member.filename: member for member in archive.infolist()}
         if len({name.lower() for name in members}) < len(archive.infolist()):  # PyTorch takes either for the other
-            raise odd("two of its files differ in capitals alone")
+            raise unusual_layout("two of its files differ in capitals alone")
         top = next(iter(members), "").split("/")[0]
         reader = torch._C.PyTorchFileReader(str(path))
         if sorted(members) != sorted(f"{top}/{name}" for name in reader.get_all_records()):
-            raise odd("it has files that PyTorch does not see, or the other way round")
+            raise unusual_layout("it has files that PyTorch does not see, or the other way round")
         for name, member in members.items():
             if name.lower() == f"{top}/model.json".lower():  # the first layout, in which any file can be a program
-                raise odd("it is of the first version of TorchScript")
+                raise unusual_layout("it is of the first version of TorchScript")
             if "/code/" not in name.lower() or not name.lower().endswith(".py"):
                 continue
             parts = name.split("/")
             if not name.startswith(f"{top}/code/") or not name.endswith(".py") or {"", ".", ".."} & set(parts):
-                raise odd(f"a program is called {name[:100]!r}")
+                raise unusual_layout(f"a program is called {name[:100]!r}")
             if member.file_size > LARGEST_PROGRAM:
                 raise InputError(f"The TorchScript file {path} holds a program of {member.file_size >> 20} MB.")
             program = archive.read(member)
             if program != reader.get_record(name[len(top) + 1 :]):
-                raise odd(f"{name[:100]!r} has two contents")
+                raise unusual_layout(f"{name[:100]!r} has two contents")
             yield program.decode("ascii")  # PyTorch writes other letters as escapes
 
 
 def _refused_call(program: str) -> str:
-    """The first thing in a program that is no computation, as a message names it; empty where there is none.
+    """The first call in a program that is no computation, as messages name it; empty where there is none.
 
     Raises
     ------
     tokenize.TokenError, SyntaxError, ValueError
-        Python would read another text in it than PyTorch.
+        Python would read the program differently than PyTorch.
     """
     # Where the two end a line at other letters, or take other text for strings, one of them would not see a call.
     if not all(letter == "\n" or " " <= letter <= "~" for letter in program):
@@ -168,7 +168,7 @@ def _refused_call(program: str) -> str:
 
 
 def _refused_name(chain: list[str], called: bool) -> str:
-    """What is wrong with ``torch.a.b`` or ``ops.a.b``, split at the dots; empty where nothing is."""
+    """The part of ``torch.a.b`` or ``ops.a.b``, split at the dots, that is refused; empty where none is."""
     for at, name in enumerate(chain):
         following = chain[at + 1 : at + 2]
         if at and name in _FILES:

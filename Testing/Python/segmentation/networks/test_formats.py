@@ -18,12 +18,12 @@ from XAICLIPLib.segmentation.networks import formats
 CPU = torch.device("cpu")
 
 
-def recognised(path: Path) -> list[str]:
+def recognise_format(path: Path) -> list[str]:
     return [kind.name for kind in formats.formats() if kind.recognises(path)]
 
 
 def test_the_shipped_network_is_a_bundle_and_nothing_else() -> None:
-    assert recognised(resource_path("models", "abdomen-ct")) == ["bundle"]
+    assert recognise_format(resource_path("models", "abdomen-ct")) == ["bundle"]
 
 
 def test_a_described_network_loads_by_its_path(tmp_path: Path) -> None:
@@ -36,7 +36,7 @@ def test_a_described_network_loads_by_its_path(tmp_path: Path) -> None:
     }
     (tmp_path / "net.yaml").write_text(yaml.safe_dump(content))
     for path in (tmp_path, tmp_path / "net.pt", tmp_path / "net.yaml"):
-        assert recognised(path) == ["network"]
+        assert recognise_format(path) == ["network"]
         assert catalogue.load_segmenter(path, CPU).name == tmp_path.name
 
 

@@ -30,7 +30,7 @@ from XAICLIPLib.scoring.scorer import Scorer
 from XAICLIPLib.scoring.scores import target_score
 from XAICLIPLib.scoring.target import Target
 from XAICLIPLib.segmentation.networks import sam
-from XAICLIPLib.segmentation.networks.sam import BOX_MARGIN_MM, HUB, NOTHING, SamSegmenter, corners, is_sam
+from XAICLIPLib.segmentation.networks.sam import BACKGROUND_LOGIT, BOX_MARGIN_MM, HUB, SamSegmenter, box_corners, is_sam
 from XAICLIPLib.segmentation.prediction import predict
 from XAICLIPLib.segmentation.segmenter import Promptable
 from XAICLIPLib.segmentation.sliding_window import Tiling, predict_logits
@@ -141,7 +141,7 @@ def test_drawing_is_that_of_transformers(folder: Path, tiny: SamSegmenter, shape
     library = transformers()
     grey = torch.rand(2, *shape, generator=torch.Generator().manual_seed(1))
     boxes = torch.tensor([[3.0, 4.0, 15.0, 12.0], [5.0, 0.0, shape[1] - 1.0, 9.0]])
-    found = tiny.draw(grey, boxes)
+    found = tiny.segment_boxes(grey, boxes)
 
     official, own = library.SamModel.from_pretrained(folder).eval(), library.SamProcessor(processor(library))
     images = [(255 * image).expand(3, -1, -1).numpy() for image in grey]
@@ -168,10 +168,10 @@ def test_each_slice_is_drawn_in_the_box_of_the_region_there(tiny: SamSegmenter) 
     grey = prediction.prepared.tensor[0]
     for n in range(grey.shape[2]):
         inside = z.start <= n < z.stop
-        expected = tiny.draw(grey[None, ..., n].transpose(1, 2), torch.tensor([box]).float())[0].T
+        expected = tiny.segment_boxes(grey[None, ..., n].transpose(1, 2), torch.tensor([box]).float())[0].T
         logits = prediction.logits[0, ..., n]
         torch.testing.assert_close(
-            logits, expected if inside else torch.full_like(expected, NOTHING), atol=1e-5, rtol=0
+            logits, expected if inside else torch.full_like(expected, BACKGROUND_LOGIT), atol=1e-5, rtol=0
         )
     assert dict(segmenter.labels) == {0: "liver"}
     assert values(prediction.label_map(image))[z].any()
@@ -240,7 +240,7 @@ def test_explaining_passes_the_modality_on(tiny: SamSegmenter) -> None:
 def test_corners_are_the_first_and_last_pixels_of_each_box() -> None:
     held = torch.zeros(3, 10, 12)
     held[0, 2:7, 3:11] = held[1, 9, 0] = held[2] = 1
-    assert corners(held).tolist() == [[3, 2, 10, 6], [0, 9, 0, 9], [0, 0, 11, 9]]
+    assert box_corners(held).tolist() == [[3, 2, 10, 6], [0, 9, 0, 9], [0, 0, 11, 9]]
 
 
 # --- scoring
@@ -317,7 +317,7 @@ def test_a_slice_without_a_box_can_be_differentiated(tiny: SamSegmenter) -> None
     patches = torch.rand(2, 2, 8, 9, 1) * torch.tensor([1.0, 0.0])[None, :, None, None, None]
     patches.requires_grad_()
     logits = segmenter.logits(patches)
-    assert logits.shape == (2, 1, 8, 9, 1) and logits.unique().tolist() == [NOTHING]
+    assert logits.shape == (2, 1, 8, 9, 1) and logits.unique().tolist() == [BACKGROUND_LOGIT]
     logits.sum().backward()
     assert patches.grad is not None and not patches.grad.any()
 
@@ -483,7 +483,7 @@ def test_a_pickle_of_tensors_is_read_and_one_of_code_is_not(folder: Path, tiny: 
     torch.save(tiny.network.state_dict(), path / "pytorch_model.bin")
     found = SamSegmenter(path, CPU)
     grey, boxes = torch.rand(1, 20, 20), torch.tensor([[2.0, 2.0, 9.0, 9.0]])
-    assert torch.equal(found.draw(grey, boxes), tiny.draw(grey, boxes))
+    assert torch.equal(found.segment_boxes(grey, boxes), tiny.segment_boxes(grey, boxes))
     marker = tmp_path / "ran"
     (path / "pytorch_model.bin").write_bytes(pickle.dumps(Touch(str(marker))))
     with pytest.raises(InputError, match="does not load"):
