@@ -138,7 +138,8 @@ def _package_error(entry: Entry, package: str) -> InputError:
     more = ", then `totalseg_download_weights -t total_fast`," if entry.format == "totalsegmentator" else ""
     command = installing(package)
     return InputError(
-        f"The model {entry.name} comes with a Python package: run `{command}`{more} where XAI-CLIP is installed.", command
+        f"The model {entry.name} comes with a Python package: run `{command}`{more} where XAI-CLIP is installed.",
+        command,
     )
 
 
