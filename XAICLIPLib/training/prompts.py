@@ -216,7 +216,7 @@ def _learn(
         if step % interval and step != steps:
             continue
         state = {name: value.detach().cpu().clone() for name, value in learned.items()}
-        overlaps = region_overlaps(plain.with_contexts(LearnedPrompts(state, modality)), cases, structures, modality)
+        overlaps = region_overlaps(plain.with_prompts(LearnedPrompts(state, modality)), cases, structures, modality)
         score = mean_dice(overlaps)
         tell(f"step {step} of {steps}: loss {float(loss.detach()):.4f}, mean Dice {score:.3f} on the validation scans")
         waited = 0 if best is None or score > best[0] else waited + 1
@@ -289,7 +289,7 @@ def region_overlaps(
     """Overlap of each structure's region with its label, on the grid of the slices."""
     values: dict[str, list[tuple[float, float]]] = {}
     for number, structure in enumerate(structures):
-        classes, sought = localizer.class_embeddings(structure, modality)
+        classes, is_prompt = localizer.class_embeddings(structure, modality)
         for view, masks in cases:
             truth = masks[number]
             if truth.any():
