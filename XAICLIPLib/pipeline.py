@@ -21,8 +21,8 @@ from torch import Tensor
 
 from XAICLIPLib import imaging
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.evaluation import answering, assessment, reliability, suitability
-from XAICLIPLib.evaluation.flags import Flag, ordered
+from XAICLIPLib.evaluation import assessment, network_response, reliability, suitability
+from XAICLIPLib.evaluation.reliability_flag import ReliabilityFlag, in_reading_order
 from XAICLIPLib.explainers import methods
 from XAICLIPLib.explainers.base import Estimate, Method
 from XAICLIPLib.explainers.setting import Setting
@@ -203,13 +203,13 @@ def explain(
             precision=question.precision,
             shared=target_case.shared,
         )
-        answering_flags = answering.checks(setting.scorer)
+        response_flags = network_response.response_flags(setting.scorer)
         last, complete = run_explainer(question, setting, target_case, scan, run, on_estimate)
     return measured(
         models,
         scan,
         question,
-        replace(target_case, suitability=[*target_case.suitability, *answering_flags]),
+        replace(target_case, suitability=[*target_case.suitability, *response_flags]),
         search_area,
         setting,
         last,
@@ -469,7 +469,7 @@ class TargetCase:
     target: Target
     labels: tuple[int, ...]
     mask: sitk.Image
-    suitability: list[Flag]
+    suitability: list[ReliabilityFlag]
     shared: Mapping[int, tuple[int, ...]]
 
     def on_scan(self, values: Tensor, scan: Scan, interpolation: Literal["linear", "nearest"] = "linear") -> sitk.Image:
@@ -496,7 +496,7 @@ def segment(models: Models, scan: Scan, question: Question, device: torch.device
         target,
         labels,
         mask,
-        suitability.checks(scan.volume, scan.kind, segmenter, prediction.prepared),
+        suitability.suitability_flags(scan.volume, scan.kind, segmenter, prediction.prepared),
         prediction.shared,
     )
 
@@ -595,9 +595,9 @@ def measured(
     bounded = question.score != "logit margin"
     run.warnings += question.method.cautions(setting.spacing_mm)
     run.warnings += cautions(name, words, case.mask, region, scorer.full_score, bounded)
-    checked = check_map(question, setting, last, values, run) if check and complete else assessment.Checked()
+    checked = check_map(question, setting, last, values, run) if check and complete else assessment.Assessment()
     evidence = replace(evidence, faithfulness=checked.faithfulness, stability=checked.stability)
-    flags = ordered([*case.suitability, *reliability.checks(evidence)])
+    flags = in_reading_order([*case.suitability, *reliability.reliability_flags(evidence)])
     run.warnings[:0] = [flag.sentence for flag in flags if flag.raised]
     if not complete:
         run.warnings.append(
@@ -644,10 +644,10 @@ def measured(
     )
 
 
-def check_map(question: Question, setting: Setting, last: Estimate, values: Tensor, run: Run) -> assessment.Checked:
+def check_map(question: Question, setting: Setting, last: Estimate, values: Tensor, run: Run) -> assessment.Assessment:
     """Test the map on the network that it explains."""
     with run.timed("check"):
-        checked = assessment.check(
+        checked = assessment.assess_map(
             question.method,
             setting,
             last,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from XAICLIPLib.evaluation.controls import controls, random_map, smooth_noise
 from XAICLIPLib.evaluation.curves import DIRECTIONS, faithfulness, removal_curves
-from XAICLIPLib.evaluation.infidelity import Hidden, hide_cubes, infidelity
+from XAICLIPLib.evaluation.infidelity import HiddenCubes, hide_cubes, infidelity
 from XAICLIPLib.evaluation.metrics import gini, outside_share, overlap, pointing_game, relevance_mass, relevance_rank
 from XAICLIPLib.explainers.occlusion import occlusion
 from XAICLIPLib.imaging.boxes import Box
@@ -132,7 +132,7 @@ LOW_IS_GOOD = {"deletion, Dice", "deletion, probability", "infidelity", "effect 
 NOTHING_KNOWN = ("random voxels", "random", "smooth noise", "centre", "edges")
 
 
-def measured(case: Case, saliency: Tensor, hidden: Hidden) -> dict[str, float]:
+def measured(case: Case, saliency: Tensor, hidden: HiddenCubes) -> dict[str, float]:
     """What every metric of a single map says of it."""
     curves = removal_curves(case.scorer(), saliency, SPACING)
     overlapping = overlap(saliency, case.organ, case.region, SPACING)

@@ -124,7 +124,7 @@ def measure_scan(scan: str, path: Path, options: Any) -> None:
                     setting.scorer,
                     values,
                     setting.spacing_mm,
-                    where=fields[domain],
+                    removable=fields[domain],
                     count=POINTS,
                     grain_mm=GRAIN_MM,
                     scores=("soft dice",),

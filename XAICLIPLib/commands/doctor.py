@@ -28,7 +28,7 @@ EXTRAS = {
 
 
 @dataclass(frozen=True)
-class Check:
+class Diagnosis:
     """One thing that was looked at.
 
     Attributes
@@ -53,33 +53,35 @@ class Check:
     here: bool = True
 
 
-def examine() -> list[Check]:
+def examine() -> list[Diagnosis]:
     """Look at Python, the packages, the device and the models."""
     checks = [
-        Check("xaiclip", __version__),
-        Check("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+        Diagnosis("xaiclip", __version__),
+        Diagnosis("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
     ]
     checks += [package(name, module, oldest) for name, (module, oldest) in REQUIREMENTS.items()]
     for name, purpose in EXTRAS.items():
         there = find_spec(name) is not None
         remedy = f"pip install {name}, needed {purpose}"
-        checks.append(Check(name, installed(name) or "installed" if there else "not installed", there, remedy, True))
+        checks.append(
+            Diagnosis(name, installed(name) or "installed" if there else "not installed", there, remedy, True)
+        )
     if all(check.ok for check in checks if check.name in ("torch", "numpy")):
         checks.append(device())
     if all(check.ok for check in checks if check.name in REQUIREMENTS):
         checks += models()
     else:
-        checks.append(Check("models", "not looked at", False, "mend the packages first"))
+        checks.append(Diagnosis("models", "not looked at", False, "mend the packages first"))
     return checks
 
 
-def package(name: str, module: str, oldest: str) -> Check:
+def package(name: str, module: str, oldest: str) -> Diagnosis:
     """Whether a package is installed, recent enough, and can be imported."""
     version = installed(name)
     if not version:
-        return Check(name, "not installed", False, f'pip install "{name}>={oldest}"')
+        return Diagnosis(name, "not installed", False, f'pip install "{name}>={oldest}"')
     if _numbers(version) < _numbers(oldest):
-        return Check(name, f"{version}, too old", False, f'pip install --upgrade "{name}>={oldest}"')
+        return Diagnosis(name, f"{version}, too old", False, f'pip install --upgrade "{name}>={oldest}"')
     try:
         if module:
             importlib.import_module(module)
@@ -93,11 +95,11 @@ def package(name: str, module: str, oldest: str) -> Check:
             remedy = f"install {error.name.partition('.')[0]}, which it needs"
         elif not module:
             remedy = "pip install --force-reinstall torch torchvision, both of one release"
-        return Check(name, f"{version} does not import ({first_line(error)})", False, remedy)
-    return Check(name, version)
+        return Diagnosis(name, f"{version} does not import ({first_line(error)})", False, remedy)
+    return Diagnosis(name, version)
 
 
-def device() -> Check:
+def device() -> Diagnosis:
     """What networks would run on; a CPU is good enough, so that it is a note."""
     import torch
 
@@ -109,19 +111,19 @@ def device() -> Check:
         if shutil.which("nvidia-smi"):
             remedy += "; here is an NVIDIA driver, but this PyTorch cannot use the GPU: see https://pytorch.org"
         found = f"CPU, {torch.get_num_threads()} threads on {os.cpu_count()} cores; no GPU that PyTorch can use"
-        return Check("device", found, False, remedy, optional=True)
+        return Diagnosis("device", found, False, remedy, optional=True)
     try:
         float(torch.ones(8, device=chosen).sum())
         if chosen.type != "cuda":
-            return Check("device", f"{chosen.type}, Apple's GPU")
+            return Diagnosis("device", f"{chosen.type}, Apple's GPU")
         properties = torch.cuda.get_device_properties(chosen)
-        return Check("device", f"cuda, {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+        return Diagnosis("device", f"cuda, {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
     except RuntimeError as error:
         remedy = "install a PyTorch that was built for this GPU and driver (https://pytorch.org), or use --device cpu"
-        return Check("device", f"{chosen.type} is there but does not work ({first_line(error)})", False, remedy)
+        return Diagnosis("device", f"{chosen.type} is there but does not work ({first_line(error)})", False, remedy)
 
 
-def models() -> list[Check]:
+def models() -> list[Diagnosis]:
     """Whether the models that are here are what they should be, and where the others come from."""
     from XAICLIPLib.models import catalogue
 
@@ -129,20 +131,20 @@ def models() -> list[Check]:
         entries = catalogue.entries()
     except InputError as error:  # the user's own catalogue
         entries = catalogue.shipped_entries()
-        checks = [Check("catalogue", str(error), False)]
+        checks = [Diagnosis("catalogue", str(error), False)]
     else:
         checks = []
     for entry in entries:
         what = "segmentation network" if entry.kind == "segmenter" else "localizer"
         try:
             if entry.source != "shipped" and not entry.installed:
-                checks.append(Check(entry.name, f"{what}, not downloaded (from {entry.origin})", here=False))
+                checks.append(Diagnosis(entry.name, f"{what}, not downloaded (from {entry.origin})", here=False))
                 continue
             entry.check()
             unchanged = "complete and unchanged" if entry.checksums else f"from {entry.origin}"
-            checks.append(Check(entry.name, f"{what}, {unchanged}"))
+            checks.append(Diagnosis(entry.name, f"{what}, {unchanged}"))
         except InputError as error:  # says the way out
-            checks.append(Check(entry.name, str(error), False, optional=entry.source != "shipped"))
+            checks.append(Diagnosis(entry.name, str(error), False, optional=entry.source != "shipped"))
     return checks
 
 

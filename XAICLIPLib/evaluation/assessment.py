@@ -38,7 +38,7 @@ PERTURBATIONS = ORDERS * (2 * POINTS - 1)
 
 
 @dataclass(frozen=True)
-class Checked:
+class Assessment:
     """What a check found; None where it was cancelled before.
 
     Attributes
@@ -108,7 +108,7 @@ def _outside(method: Method, setting: Setting, last: Estimate, saliency: Tensor)
     return outside_share(saliency, reference, setting.spacing_mm, method.reach_mm)
 
 
-def check(
+def assess_map(
     method: Method,
     setting: Setting,
     last: Estimate,
@@ -116,7 +116,7 @@ def check(
     seed: int,
     advance: Callable[[int, int], None],
     cancelled: Callable[[], bool],
-) -> Checked:
+) -> Assessment:
     """Test a map on the network that it explains.
 
     Parameters
@@ -134,7 +134,7 @@ def check(
     try:
         curves = _curves(setting, last, saliency, seed, lambda done: advance(done, total), cancelled)
     except Cancelled:
-        return Checked()
+        return Assessment()
     known = setting.scorer.volume
     channels = len(setting.volume)
 
@@ -153,9 +153,9 @@ def check(
 
     low, high = np.percentile(setting.volume.cpu().numpy().ravel()[::7], (0.5, 99.5))
     try:
-        return Checked(curves, stability(again, known, radius=RADIUS * float(high - low or 1), samples=1, seed=seed))
+        return Assessment(curves, stability(again, known, radius=RADIUS * float(high - low or 1), samples=1, seed=seed))
     except Cancelled:
-        return Checked(curves)
+        return Assessment(curves)
 
 
 def _curves(
@@ -168,11 +168,11 @@ def _curves(
 ) -> Faithfulness:
     """Curves over the voxels that were tried: elsewhere the map says nothing, and the controls should not either."""
     spacing, shape = setting.spacing_mm, tuple(saliency.shape)
-    where = last.probed().cpu() & setting.changeable.cpu()
-    where = where if bool(where.any()) else setting.changeable.cpu()
+    tried = last.probed().cpu() & setting.changeable.cpu()
+    tried = tried if bool(tried.any()) else setting.changeable.cpu()
     controls = {
         **outline_maps(setting.scorer.target.reference, spacing),
-        "centre": centre_map(where, spacing),
+        "centre": centre_map(tried, spacing),
         "edges": edge_map(setting.volume, spacing),
     }
     orders = {"map": saliency, "random": random_map(shape, spacing, seed), **controls}
@@ -182,7 +182,7 @@ def _curves(
         if cancelled():
             raise Cancelled("The check was cancelled.")
         curves[name] = removal_curves(
-            setting.scorer, order, spacing, where=where, count=POINTS, seed=seed, grain_mm=GRAIN_MM
+            setting.scorer, order, spacing, removable=tried, count=POINTS, seed=seed, grain_mm=GRAIN_MM
         )
     return Faithfulness(curves["map"], (curves["random"],), {name: curves[name] for name in controls})
 

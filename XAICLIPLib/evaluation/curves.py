@@ -151,7 +151,7 @@ def faithfulness(
     spacing_mm: Spacing,
     *,
     controls: Mapping[str, Tensor] | None = None,
-    where: Tensor | None = None,
+    removable: Tensor | None = None,
     count: int = STEPS,
     steps: Steps = "geometric",
     first_mm3: float = FIRST_MM3,
@@ -165,7 +165,7 @@ def faithfulness(
 
     Parameters
     ----------
-    scorer, saliency, spacing_mm, where, count, steps, first_mm3, seed, grain_mm
+    scorer, saliency, spacing_mm, removable, count, steps, first_mm3, seed, grain_mm
         As in `removal_curves`.
     controls
         Maps that know nothing of the network, by name: see `XAICLIPLib.evaluation.controls`.
@@ -180,7 +180,7 @@ def faithfulness(
             scorer,
             order,
             spacing_mm,
-            where=where,
+            removable=removable,
             count=count,
             steps=steps,
             first_mm3=first_mm3,
@@ -198,7 +198,7 @@ def removal_curves(
     saliency: Tensor,
     spacing_mm: Spacing,
     *,
-    where: Tensor | None = None,
+    removable: Tensor | None = None,
     count: int = STEPS,
     steps: Steps = "geometric",
     first_mm3: float = FIRST_MM3,
@@ -220,7 +220,7 @@ def removal_curves(
         map whose target happens to lie at one end of the array.
     spacing_mm
         Voxel size along X, Y and Z.
-    where
+    removable
         (X, Y, Z) bool: the voxels that are removed at all, such as those of the body; by default all. Maps can be
         compared only with the same ones.
     count
@@ -246,7 +246,7 @@ def removal_curves(
     """
     shape = tuple(scorer.volume.shape[1:])
     cubes = cube_numbers(shape, spacing_mm, grain_mm) if grain_mm else None
-    ranks, order = removal_order(saliency, shape, where, seed, cubes)
+    ranks, order = removal_order(saliency, shape, removable, seed, cubes)
     voxel_mm3 = math.prod(spacing_mm)
     amounts = step_sizes(len(order), count, steps, round(first_mm3 / voxel_mm3))
     if cubes is not None:
@@ -258,10 +258,10 @@ def removal_curves(
 
     def perturbations() -> Iterator[Perturbation]:
         for amount, (removed, kept) in zip(amounts, known, strict=True):
-            yield Perturbation(removed, _Between(on_device, 0, amount))
+            yield Perturbation(removed, _RankRange(on_device, 0, amount))
             if amount < everything:
                 assert kept is not None
-                yield Perturbation(kept, _Between(on_device, amount, everything))
+                yield Perturbation(kept, _RankRange(on_device, amount, everything))
 
     lost = dict(pair for batch in scorer.lost_by(perturbations(), scores) for pair in batch)
     full = np.array([scorer.full_score_by(kind) for kind in scores])
@@ -304,7 +304,7 @@ def whole_cubes(cubes: NDArray[np.int64], amounts: Sequence[int]) -> list[int]:
 def removal_order(
     saliency: Tensor,
     shape: tuple[int, ...],
-    where: Tensor | None = None,
+    removable: Tensor | None = None,
     seed: int = 0,
     cubes: NDArray[np.int64] | None = None,
 ) -> tuple[Tensor, NDArray[np.int64]]:
@@ -325,7 +325,7 @@ def removal_order(
             f"{' × '.join(map(str, shape))}: give the map on the grid that it was computed on."
         )
     values = saliency.detach().cpu().numpy().ravel()
-    allowed = np.arange(values.size) if where is None else np.flatnonzero(where.cpu().numpy())
+    allowed = np.arange(values.size) if removable is None else np.flatnonzero(removable.cpu().numpy())
     if not len(allowed):
         raise InputError("No voxel may be removed, so there is no curve: give a mask that is not empty.")
     shuffled = np.random.default_rng(seed).permutation(allowed)
@@ -359,7 +359,7 @@ def step_sizes(total: int, count: int, steps: Steps, first: int = 1) -> list[int
 
 
 @dataclass(frozen=True, eq=False)
-class _Between:
+class _RankRange:
     """A pattern (see `XAICLIPLib.scoring.perturbation.Pattern`): the voxels whose rank lies in a range."""
 
     ranks: Tensor

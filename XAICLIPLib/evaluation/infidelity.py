@@ -29,7 +29,7 @@ DRAWS = 64
 
 
 @dataclass(frozen=True)
-class Hidden:
+class HiddenCubes:
     """Cubes, and what the target's score loses without each; the same serve every map of this target.
 
     Attributes
@@ -71,9 +71,9 @@ def hide_cubes(
     *,
     edge_mm: float,
     samples: int = SAMPLES,
-    where: Tensor | None = None,
+    centres: Tensor | None = None,
     seed: int = 0,
-) -> Hidden:
+) -> HiddenCubes:
     """Hide cubes, one after another, at random places that are spread evenly: independent ones miss small evidence.
 
     Parameters
@@ -86,8 +86,8 @@ def hide_cubes(
         Of a cube.
     samples
         How many cubes, at least 2.
-    where
-        (X, Y, Z) bool: where their centres lie, by default everywhere. At the volume's border cubes are cut.
+    centres
+        (X, Y, Z) bool: voxels where the centre of a cube may lie; all by default. Cubes are cut at the border.
     seed
         Of the places.
 
@@ -99,7 +99,7 @@ def hide_cubes(
     shape = tuple(scorer.volume.shape[1:])
     if samples < 2:
         raise InputError(f"samples is {samples}: give at least 2.")
-    allowed = np.ones(shape, bool) if where is None else where.cpu().numpy().astype(bool)
+    allowed = np.ones(shape, bool) if centres is None else centres.cpu().numpy().astype(bool)
     if not allowed.any():
         raise InputError("No cube may be hidden anywhere: give a mask that is not empty.")
     edges = [max(1, round(edge_mm / s)) for s in spacing_mm]
@@ -108,10 +108,10 @@ def hide_cubes(
         for centre in _spread(allowed, samples, seed)
     )
     lost = dict(pair for batch in scorer.lost(Perturbation(box) for box in boxes) for pair in batch)
-    return Hidden(shape, boxes, tuple(lost[n] for n in range(samples)))
+    return HiddenCubes(shape, boxes, tuple(lost[n] for n in range(samples)))
 
 
-def infidelity(saliency: Tensor, hidden: Hidden) -> Infidelity:
+def infidelity(saliency: Tensor, hidden: HiddenCubes) -> Infidelity:
     """Compare what each hidden cube costs with the sum of a map over it.
 
     Parameters

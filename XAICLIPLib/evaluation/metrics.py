@@ -61,7 +61,7 @@ class Pointing:
 
 
 @dataclass(frozen=True)
-class Agreed:
+class MaskOverlap:
     """Overlap of two masks, each number from 0 to 1."""
 
     dice: float
@@ -81,8 +81,8 @@ class Overlap:
         ``smooth noise``, each times the region and treated exactly as the map.
     """
 
-    saliency: Agreed
-    controls: Mapping[str, Agreed]
+    saliency: MaskOverlap
+    controls: Mapping[str, MaskOverlap]
 
     @property
     def lead(self) -> float:
@@ -268,17 +268,17 @@ def overlap(
         "smooth noise": smooth.numpy(),
     }
 
-    def agreed(array: NDArray[np.floating]) -> Agreed:
+    def overlap_of(array: NDArray[np.floating]) -> MaskOverlap:
         positive = np.where(allowed, np.maximum(array, 0), 0)
         highest = positive.max()
         marked = (positive >= threshold * highest) & allowed & (positive > 0)
         shared, total = float((marked & inside).sum()), float(marked.sum() + inside.sum())
-        return Agreed(2 * shared / total, shared / (total - shared))
+        return MaskOverlap(2 * shared / total, shared / (total - shared))
 
-    return Overlap(agreed(values), {name: agreed(array) for name, array in nothing.items()})
+    return Overlap(overlap_of(values), {name: overlap_of(array) for name, array in nothing.items()})
 
 
-def gini(saliency: ArrayLike | Tensor, where: ArrayLike | Tensor | None = None) -> float:
+def gini(saliency: ArrayLike | Tensor, mask: ArrayLike | Tensor | None = None) -> float:
     """Sparseness: the Gini index of the absolute values, from 0 (all the same) to 1 (a single voxel).
 
     Neither is good in itself: a map of one random voxel has the highest. 0 for a map without values.
@@ -287,7 +287,7 @@ def gini(saliency: ArrayLike | Tensor, where: ArrayLike | Tensor | None = None) 
     ----------
     saliency
         (X, Y, Z).
-    where
+    mask
         (X, Y, Z) bool: the voxels that are compared, by default all. The zeros around a probed region raise the index.
 
     Raises
@@ -300,8 +300,8 @@ def gini(saliency: ArrayLike | Tensor, where: ArrayLike | Tensor | None = None) 
     P. Chalasani et al. "Concise Explanations of Neural Networks using Adversarial Training", ICML 2020.
     """
     values = _finite(saliency)
-    if where is not None:
-        values = values[_pair(saliency, where)[1]]
+    if mask is not None:
+        values = values[_pair(saliency, mask)[1]]
     effect = np.sort(np.abs(values).ravel())
     total, n = float(effect.sum()), effect.size
     if not total:

@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.evaluation.controls import OUTLINE
 from XAICLIPLib.evaluation.curves import DIRECTIONS, Faithfulness
-from XAICLIPLib.evaluation.flags import Flag, FlagName, ordered
 from XAICLIPLib.evaluation.metrics import Share
+from XAICLIPLib.evaluation.reliability_flag import FlagName, ReliabilityFlag, in_reading_order
 from XAICLIPLib.evaluation.stability import Stability
 from XAICLIPLib.localization.region import Agreement
 
@@ -55,7 +55,7 @@ learned from; resampling cannot give it back."""
 
 
 @dataclass(frozen=True)
-class Declared:
+class DeclaredInputs:
     """What a network says that it was made for, as far as it says so.
 
     Attributes
@@ -89,7 +89,7 @@ class Evidence:
     stability
         Under noise in the input.
     body_intensities
-        Of the scan's voxels in the body, (n,) or a sample of them, in the units of `Declared.intensities`.
+        Of the scan's voxels in the body, (n,) or a sample of them, in the units of `DeclaredInputs.intensities`.
     spacing_mm
         Of the scan.
     declared
@@ -107,11 +107,11 @@ class Evidence:
     stability: Stability | None = None
     body_intensities: ArrayLike | None = None
     spacing_mm: tuple[float, float, float] | None = None
-    declared: Declared | None = None
+    declared: DeclaredInputs | None = None
     margin_mm: float = 0.0
 
 
-def checks(evidence: Evidence) -> tuple[Flag, ...]:
+def reliability_flags(evidence: Evidence) -> tuple[ReliabilityFlag, ...]:
     """All checks that could be made, passed or not, in the order in which a reader should know them.
 
     Raises
@@ -129,19 +129,19 @@ def checks(evidence: Evidence) -> tuple[Flag, ...]:
         unstable,
         leans_outside,
     )
-    return tuple(ordered(flag for check in made if (flag := check(evidence)) is not None))
+    return tuple(in_reading_order(flag for check in made if (flag := check(evidence)) is not None))
 
 
-def flags(evidence: Evidence) -> tuple[Flag, ...]:
-    """Only the checks that fail; see `checks`."""
-    return tuple(flag for flag in checks(evidence) if flag.raised)
+def raised_flags(evidence: Evidence) -> tuple[ReliabilityFlag, ...]:
+    """Only the checks that fail; see `reliability_flags`."""
+    return tuple(flag for flag in reliability_flags(evidence) if flag.raised)
 
 
-def _flag(name: FlagName, value: float, threshold: float, raised: bool, bad: str, good: str) -> Flag:
-    return Flag(name, bad if raised else good, value, threshold, raised)
+def _flag(name: FlagName, value: float, threshold: float, raised: bool, bad: str, good: str) -> ReliabilityFlag:
+    return ReliabilityFlag(name, bad if raised else good, value, threshold, raised)
 
 
-def region_disagrees(evidence: Evidence) -> Flag | None:
+def region_disagrees(evidence: Evidence) -> ReliabilityFlag | None:
     """Whether most of the prediction lies outside the region."""
     if evidence.agreement is None:
         return None
@@ -157,7 +157,7 @@ def region_disagrees(evidence: Evidence) -> Flag | None:
     )
 
 
-def leans_outside(evidence: Evidence) -> Flag | None:
+def leans_outside(evidence: Evidence) -> ReliabilityFlag | None:
     """Whether more of the effect lies outside the organ than in it."""
     if evidence.outside is None:
         return None
@@ -175,7 +175,7 @@ def leans_outside(evidence: Evidence) -> Flag | None:
     )
 
 
-def not_converged(evidence: Evidence) -> Flag | None:
+def not_converged(evidence: Evidence) -> ReliabilityFlag | None:
     """Whether chance makes up too much of the map."""
     if evidence.saliency is None or evidence.standard_error is None:
         return None
@@ -196,7 +196,7 @@ def not_converged(evidence: Evidence) -> Flag | None:
     )
 
 
-def like_the_null(evidence: Evidence) -> Flag | None:
+def like_the_null(evidence: Evidence) -> ReliabilityFlag | None:
     """Whether removing tissue in the map's order does hardly better than in the order of noise or of edges.
 
     The value is the mean lead in deletion and insertion, by soft Dice.
@@ -216,7 +216,7 @@ def like_the_null(evidence: Evidence) -> Flag | None:
     )
 
 
-def no_more_than_the_outline(evidence: Evidence) -> Flag | None:
+def no_more_than_the_outline(evidence: Evidence) -> ReliabilityFlag | None:
     """Whether the map leads what everybody sees already: what the network draws, its depth, its border, the region.
 
     The value is the mean lead in deletion and insertion, by soft Dice. Where region and prediction disagree the map was
@@ -256,7 +256,7 @@ def _mean_lead(evidence: Evidence, outline: bool) -> float | None:
     return float(np.mean(leads)) if names and leads else None
 
 
-def unstable(evidence: Evidence) -> Flag | None:
+def unstable(evidence: Evidence) -> ReliabilityFlag | None:
     """Whether noise that no reader would see changes the map."""
     if evidence.stability is None:
         return None
@@ -265,7 +265,7 @@ def unstable(evidence: Evidence) -> Flag | None:
     return _flag("unstable", change, NOISE, change > NOISE, f"{little}: details of it mean nothing.", f"{little}.")
 
 
-def unfamiliar_intensities(evidence: Evidence) -> Flag | None:
+def unfamiliar_intensities(evidence: Evidence) -> ReliabilityFlag | None:
     """Whether most of the body is darker or brighter than what the network declares."""
     if evidence.declared is None or evidence.declared.intensities is None or evidence.body_intensities is None:
         return None
@@ -285,7 +285,7 @@ def unfamiliar_intensities(evidence: Evidence) -> Flag | None:
     )
 
 
-def unfamiliar_spacing(evidence: Evidence) -> Flag | None:
+def unfamiliar_spacing(evidence: Evidence) -> ReliabilityFlag | None:
     """Whether voxels are far finer or coarser than what the network declares."""
     if evidence.declared is None or evidence.declared.spacing_mm is None or evidence.spacing_mm is None:
         return None

@@ -8,7 +8,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from XAICLIPLib import imaging
-from XAICLIPLib.evaluation.flags import Flag
+from XAICLIPLib.evaluation.reliability_flag import ReliabilityFlag
 from XAICLIPLib.imaging.modality import KnownModality
 from XAICLIPLib.segmentation.segmenter import Prepared, Segmenter
 from XAICLIPLib.segmentation.sliding_window import SlidingWindow
@@ -23,7 +23,9 @@ MOSTLY_PADDING = 0.5
 """Share of the network's window that the scan fills along an axis, below which the network sees mostly padding."""
 
 
-def checks(volume: sitk.Image, modality: KnownModality, segmenter: Segmenter, prepared: Prepared) -> list[Flag]:
+def suitability_flags(
+    volume: sitk.Image, modality: KnownModality, segmenter: Segmenter, prepared: Prepared
+) -> list[ReliabilityFlag]:
     """All that can be told of whether a network was made for a volume like this one.
 
     Parameters
@@ -35,10 +37,10 @@ def checks(volume: sitk.Image, modality: KnownModality, segmenter: Segmenter, pr
     segmenter, prepared
         The network, and the volume as it sees it.
     """
-    found = []
-    wanted = modalities(segmenter.modality)
-    if modality.code and wanted:
-        other = modality.code not in wanted
+    flags = []
+    network_modalities = modalities(segmenter.modality)
+    if modality.code and network_modalities:
+        other = modality.code not in network_modalities
         says = {
             "user": f"you say that this volume is {modality.code}",
             "header": f"this volume is {modality.code}, as its file says",
@@ -46,12 +48,12 @@ def checks(volume: sitk.Image, modality: KnownModality, segmenter: Segmenter, pr
         }
         sentence = f"The network {segmenter.name} is for {segmenter.modality}, and {says[modality.source]}"
         sentence += ": do not rely on its segmentation." if other else "."
-        found.append(Flag("unfamiliar modality", sentence, float(other), 0.0, other))
-    if wanted == {"CT"} and modality.code in (None, "CT"):
-        found.append(_units(volume, segmenter.name))
-    found.append(_spacing(volume, segmenter, prepared))
+        flags.append(ReliabilityFlag("unfamiliar modality", sentence, float(other), 0.0, other))
+    if network_modalities == {"CT"} and modality.code in (None, "CT"):
+        flags.append(_units(volume, segmenter.name))
+    flags.append(_spacing(volume, segmenter, prepared))
     padding = _padding(segmenter, prepared)
-    return [*found, padding] if padding else found
+    return [*flags, padding] if padding else flags
 
 
 def modalities(words: str | None) -> set[str]:
@@ -60,7 +62,7 @@ def modalities(words: str | None) -> set[str]:
     return {name for name, pattern in signs.items() if re.search(pattern, words or "", re.IGNORECASE)}
 
 
-def _units(volume: sitk.Image, network: str) -> Flag:
+def _units(volume: sitk.Image, network: str) -> ReliabilityFlag:
     """Whether the values of a CT are Hounsfield units: the value is the lowest of them."""
     values = sitk.GetArrayViewFromImage(volume)
     low, high = (float(v) for v in np.percentile(values[::2, ::2, ::2], (0.5, 99.5)))
@@ -79,10 +81,10 @@ def _units(volume: sitk.Image, network: str) -> Flag:
             f"{run}, and the network {network} expects Hounsfield units, of which air is −1000: do not rely on its "
             "segmentation."
         )
-    return Flag("unfamiliar intensities", sentence, low, AIR_HU, low > AIR_HU)
+    return ReliabilityFlag("unfamiliar intensities", sentence, low, AIR_HU, low > AIR_HU)
 
 
-def _spacing(volume: sitk.Image, segmenter: Segmenter, prepared: Prepared) -> Flag:
+def _spacing(volume: sitk.Image, segmenter: Segmenter, prepared: Prepared) -> ReliabilityFlag:
     """Whether a scan is much coarser than the network's grid: the value is how many times, along the worst axis."""
     affine = imaging.ras_affine(volume)
     # Along each axis of the network's grid, how far apart the scan's voxels are.
@@ -98,10 +100,10 @@ def _spacing(volume: sitk.Image, segmenter: Segmenter, prepared: Prepared) -> Fl
     if factor <= COARSE:
         sentence = f"The scan is fine enough for the network {segmenter.name}, which works at "
         sentence += f"{prepared.spacing_mm[worst]:.1f} mm."
-    return Flag("unfamiliar spacing", sentence, factor, COARSE, factor > COARSE)
+    return ReliabilityFlag("unfamiliar spacing", sentence, factor, COARSE, factor > COARSE)
 
 
-def _padding(segmenter: Segmenter, prepared: Prepared) -> Flag | None:
+def _padding(segmenter: Segmenter, prepared: Prepared) -> ReliabilityFlag | None:
     """Whether the network's window is mostly padding: the value is the share that the scan fills of its worst axis."""
     window = segmenter.window
     if not isinstance(window, SlidingWindow):
@@ -117,4 +119,4 @@ def _padding(segmenter: Segmenter, prepared: Prepared) -> Flag | None:
             f"The scan is {own:.0f} mm long along one axis, and the network {segmenter.name} looks at {whole:.0f} mm "
             "at once: most of what it sees there is padding."
         )
-    return Flag("mostly padding", sentence, min(share, 1.0), MOSTLY_PADDING, share < MOSTLY_PADDING)
+    return ReliabilityFlag("mostly padding", sentence, min(share, 1.0), MOSTLY_PADDING, share < MOSTLY_PADDING)

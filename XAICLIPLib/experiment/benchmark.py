@@ -24,7 +24,7 @@ from XAICLIPLib import anatomy
 from XAICLIPLib.errors import Cancelled, InputError
 from XAICLIPLib.experiment.datasets.case import Case
 from XAICLIPLib.experiment.datasets.published import Dataset
-from XAICLIPLib.experiment.measured import REGIONS, Measured, RegionName
+from XAICLIPLib.experiment.map_measurements import REGIONS, MapMeasurements, RegionName
 from XAICLIPLib.experiment.results import Results
 from XAICLIPLib.experiment.trial import Scan, Trial
 from XAICLIPLib.explainers import methods
@@ -163,7 +163,7 @@ class Outcome:
         False where it was interrupted.
     """
 
-    rows: tuple[Measured, ...]
+    rows: tuple[MapMeasurements, ...]
     problems: tuple[str, ...]
     left_out: tuple[str, ...]
     computed: int
@@ -252,7 +252,7 @@ class _Run:
         self.problems: list[str] = []
         self.left_out: list[str] = []
 
-    def known(self, number: int) -> Iterator[Measured]:
+    def known(self, number: int) -> Iterator[MapMeasurements]:
         for key in self._keys():
             if (row := self.results.read(number, *key)) is not None:
                 yield row

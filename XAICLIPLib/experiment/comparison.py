@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from XAICLIPLib.experiment.measured import Measured, RegionName
+from XAICLIPLib.experiment.map_measurements import MapMeasurements, RegionName
 
 Array = NDArray[np.float64]
-Quantity = Callable[[Measured], float]
+Quantity = Callable[[MapMeasurements], float]
 
 LEVEL = 0.95
 
@@ -98,7 +98,7 @@ class Gains:
     outside_chance: float
 
 
-def gains(rows: Sequence[Measured], method: str) -> Gains | None:
+def gains(rows: Sequence[MapMeasurements], method: str) -> Gains | None:
     """Compare the guided with the unguided maps of a method, over what has both; None where nothing has."""
     both = paired_rows(rows, method)
     if not both:
@@ -126,16 +126,16 @@ def gains(rows: Sequence[Measured], method: str) -> Gains | None:
     )
 
 
-def paired_rows(rows: Sequence[Measured], method: str) -> list[tuple[Measured, Measured]]:
+def paired_rows(rows: Sequence[MapMeasurements], method: str) -> list[tuple[MapMeasurements, MapMeasurements]]:
     """The guided and the unguided map of each case and structure that has both."""
-    found: dict[RegionName, dict[tuple[int, str], Measured]] = {"guided": {}, "whole": {}}
+    found: dict[RegionName, dict[tuple[int, str], MapMeasurements]] = {"guided": {}, "whole": {}}
     for row in rows:
         if row.method == method:
             found[row.region][row.case, row.structure] = row
     return [(row, found["whole"][key]) for key, row in sorted(found["guided"].items()) if key in found["whole"]]
 
 
-def mean_over_cases(rows: Sequence[Measured], quantity: Quantity) -> float:
+def mean_over_cases(rows: Sequence[MapMeasurements], quantity: Quantity) -> float:
     """Mean over the cases of the mean over each case's maps."""
     return float(np.mean([np.mean([quantity(row) for row in rows if row.case == case]) for case in _cases(rows)]))
 
@@ -198,7 +198,9 @@ def _half_width(values: Array) -> float | None:
     return float(student.ppf((1 + LEVEL) / 2, count - 1)) * spread / math.sqrt(count)
 
 
-def _by_case(both: Sequence[tuple[Measured, Measured]], guided: Quantity, unguided: Quantity) -> tuple[Array, Array]:
+def _by_case(
+    both: Sequence[tuple[MapMeasurements, MapMeasurements]], guided: Quantity, unguided: Quantity
+) -> tuple[Array, Array]:
     """Means over each case's structures, of the guided and of the unguided maps: (n,) and (n,)."""
     cases = _cases([row for row, _ in both])
     first = [np.mean([guided(row) for row, _ in both if row.case == case]) for case in cases]
@@ -206,5 +208,5 @@ def _by_case(both: Sequence[tuple[Measured, Measured]], guided: Quantity, unguid
     return np.array(first, np.float64), np.array(second, np.float64)
 
 
-def _cases(rows: Sequence[Measured]) -> list[int]:
+def _cases(rows: Sequence[MapMeasurements]) -> list[int]:
     return sorted({row.case for row in rows})

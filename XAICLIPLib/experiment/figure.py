@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from XAICLIPLib.experiment.comparison import mean_over_cases
-from XAICLIPLib.experiment.measured import REGIONS, Measured
+from XAICLIPLib.experiment.map_measurements import REGIONS, MapMeasurements
 from XAICLIPLib.system.files import atomic_file
 
 COLOURS = {"guided": "#2166ac", "whole": "#b35806"}
@@ -24,7 +24,7 @@ MARKS = "osD^vP"
 """Of the methods."""
 
 
-def save_figure(rows: Sequence[Measured], methods: Sequence[str], path: Path) -> None:
+def save_figure(rows: Sequence[MapMeasurements], methods: Sequence[str], path: Path) -> None:
     """Draw all maps of an experiment; each point of a box is one structure of one case.
 
     Raises
@@ -53,10 +53,10 @@ def save_figure(rows: Sequence[Measured], methods: Sequence[str], path: Path) ->
 
 def _boxes(
     axes: Axes,
-    rows: Sequence[Measured],
+    rows: Sequence[MapMeasurements],
     methods: Sequence[str],
-    quantity: Callable[[Measured], float],
-    control: Callable[[Measured], float] | None = None,
+    quantity: Callable[[MapMeasurements], float],
+    control: Callable[[MapMeasurements], float] | None = None,
 ) -> None:
     for number, method in enumerate(methods):
         for shift, region in zip((-0.2, 0.2), REGIONS, strict=True):
@@ -81,7 +81,7 @@ def _boxes(
     axes.grid(axis="y", alpha=0.3)
 
 
-def _pareto(axes: Axes, rows: Sequence[Measured], methods: Sequence[str]) -> None:
+def _pareto(axes: Axes, rows: Sequence[MapMeasurements], methods: Sequence[str]) -> None:
     """Mean faithfulness against mean time; the line joins what nothing beats in both."""
     points = []
     for number, method in enumerate(methods):

@@ -13,7 +13,7 @@ from typing import Any
 
 from XAICLIPLib.experiment.benchmark import Outcome, Plan, parameters_of
 from XAICLIPLib.experiment.comparison import Gains, Interval, gains, mean_over_cases
-from XAICLIPLib.experiment.measured import COLUMNS, REGIONS, Measured
+from XAICLIPLib.experiment.map_measurements import COLUMNS, REGIONS, MapMeasurements
 from XAICLIPLib.system.displaytext import for_csv
 from XAICLIPLib.system.files import atomic_file
 
@@ -33,7 +33,7 @@ SEEN_OUTSIDE = {
 REGION_WORDS = {"guided": "guided", "whole": "unguided"}
 
 
-def write_csv(rows: Sequence[Measured], path: Path) -> None:
+def write_csv(rows: Sequence[MapMeasurements], path: Path) -> None:
     """All maps, one a line."""
     with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -151,7 +151,7 @@ def _about_occlusion(found: Gains) -> str:
     return "" if found.method == "occlusion" else " (the paper's number is of occlusion)"
 
 
-def _alone(rows: Sequence[Measured], plan: Plan) -> list[str]:
+def _alone(rows: Sequence[MapMeasurements], plan: Plan) -> list[str]:
     """Of each kind of map, whether it tells more than a random order and a null map."""
     said = []
     for method, region, some in _groups(rows, plan):
@@ -174,7 +174,7 @@ def _alone(rows: Sequence[Measured], plan: Plan) -> list[str]:
 @dataclass(frozen=True)
 class _Column:
     head: str
-    of: Callable[[Measured], float]
+    of: Callable[[MapMeasurements], float]
     form: str
 
 
@@ -200,7 +200,7 @@ _COLUMNS = (
 )
 
 
-def means_table(rows: Sequence[Measured], plan: Plan) -> str:
+def means_table(rows: Sequence[MapMeasurements], plan: Plan) -> str:
     """One line for each method and region: means over the cases of the mean over each one's structures."""
     lines = [
         [method, REGION_WORDS[region], str(len(some)), *(format(mean_over_cases(some, c.of), c.form) for c in _COLUMNS)]
@@ -247,7 +247,7 @@ def _how_gains() -> str:
     )
 
 
-def _groups(rows: Sequence[Measured], plan: Plan) -> list[tuple[str, str, list[Measured]]]:
+def _groups(rows: Sequence[MapMeasurements], plan: Plan) -> list[tuple[str, str, list[MapMeasurements]]]:
     keys = [(method, region) for method in plan.methods for region in REGIONS]
     groups = [(m, r, [row for row in rows if (row.method, row.region) == (m, r)]) for m, r in keys]
     return [group for group in groups if group[2]]

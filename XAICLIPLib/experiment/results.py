@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.experiment.measured import Measured, from_text, to_text
+from XAICLIPLib.experiment.map_measurements import MapMeasurements, from_text, to_text
 from XAICLIPLib.system.files import atomic_file, ensure_writable_folder
 
 
@@ -61,7 +61,7 @@ class Results:
         name = re.sub(r"[\W_]+", "-", structure.lower())
         return self.folder / "measured" / f"{case:04d}_{name}_{method}_{region}.json"
 
-    def read(self, case: int, structure: str, method: str, region: str) -> Measured | None:
+    def read(self, case: int, structure: str, method: str, region: str) -> MapMeasurements | None:
         """What is there; None where it was not measured yet.
 
         Raises
@@ -82,7 +82,7 @@ class Results:
             raise InputError(f"{path} is of other settings: delete it, and it is measured again.")
         return row
 
-    def write(self, row: Measured) -> None:
+    def write(self, row: MapMeasurements) -> None:
         """Keep a row."""
         _write(self.path(row.case, row.structure, row.method, row.region), to_text(row, self.checksum))
 

@@ -25,7 +25,7 @@ from XAICLIPLib.evaluation.controls import Spacing, random_map
 from XAICLIPLib.evaluation.curves import Curves, removal_curves
 from XAICLIPLib.evaluation.metrics import outside_share, overlap, pointing_game, relevance_mass
 from XAICLIPLib.experiment.datasets.case import Case
-from XAICLIPLib.experiment.measured import Measured, RegionName
+from XAICLIPLib.experiment.map_measurements import MapMeasurements, RegionName
 from XAICLIPLib.explainers.lime import Lime
 from XAICLIPLib.explainers.pieces.supervoxels import supervoxels
 from XAICLIPLib.explainers.setting import Setting
@@ -100,7 +100,7 @@ class Scan:
 
 
 @dataclass(frozen=True)
-class Found:
+class FixedLocalizer:
     """A localizer that has found already. Satisfies `Localizer`: so that a prompt is looked for once in a scan."""
 
     name: str
@@ -142,7 +142,7 @@ class Trial:
     scan: Scan
     structure: str
     organ: NDArray[np.bool_]
-    found: Found
+    found: FixedLocalizer
     region: Region
     scorer: Scorer
     changeable: Tensor
@@ -186,7 +186,7 @@ class Trial:
         )
         if scan.find_s is None:
             scan.find_s = time.perf_counter() - begun
-        found = Found(guide.name, guide.threshold, dict(guide.provenance), probability)
+        found = FixedLocalizer(guide.name, guide.threshold, dict(guide.provenance), probability)
         region = guided_region(volume, probability, drawn, structure, threshold=guide.threshold)
         # Of the curves: they remove voxels anywhere in the body.
         setting = Setting.of(prediction, prediction.decision(), target, volume, baseline=baseline, score=SCORE)
@@ -206,7 +206,7 @@ class Trial:
 
     def measure(
         self, explanation: Explanation, method: str, region: RegionName, cancelled: Callable[[], bool]
-    ) -> Measured:
+    ) -> MapMeasurements:
         """Measure a map of this structure.
 
         Raises
@@ -227,7 +227,7 @@ class Trial:
         if region == "guided":
             assert self.scan.find_s is not None
             total += self.scan.find_s
-        return Measured(
+        return MapMeasurements(
             case=self.scan.number,
             structure=self.structure,
             method=method,
@@ -279,7 +279,7 @@ class Trial:
             self.scorer,
             order,
             self.scan.prediction.prepared.spacing_mm,
-            where=self.changeable,
+            removable=self.changeable,
             count=self.points,
             seed=self.seed,
             scores=(SCORE,),

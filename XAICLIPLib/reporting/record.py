@@ -14,7 +14,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.evaluation.flags import FLAGS, Flag
+from XAICLIPLib.evaluation.reliability_flag import FLAG_NAMES, ReliabilityFlag
 from XAICLIPLib.explainers.methods import METHODS
 from XAICLIPLib.localization.region import Region
 from XAICLIPLib.system import json_values
@@ -41,7 +41,7 @@ def build(
     timings: Mapping[str, float],
     warnings: list[str],
     complete: bool,
-    reliability: Sequence[Flag] = (),
+    reliability: Sequence[ReliabilityFlag] = (),
     faithfulness: Mapping[str, Any] | None = None,
     stability: Mapping[str, Any] | None = None,
     further_images: Mapping[str, sitk.Image] | None = None,
@@ -170,7 +170,7 @@ def _check_record(kept: dict[str, Any]) -> None:
         json_values.text(key), json_values.number(0)(value)
     for flag in json_values.objects(kept.setdefault("reliability", [])):
         json_values.text(flag["sentence"]), json_values.flag(flag["raised"])
-        json_values.choice(*FLAGS)(flag["name"])
+        json_values.choice(*FLAG_NAMES)(flag["name"])
     for row in json_values.objects(kept["measurements"].get("structures") or []):
         (
             json_values.text(row["structure"]),

@@ -17,13 +17,13 @@ from typing import Any
 import SimpleITK as sitk
 
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.evaluation.flags import FlagName
+from XAICLIPLib.evaluation.reliability_flag import FlagName
 from XAICLIPLib.explainers.methods import METHODS
 from XAICLIPLib.imaging.channels import Volume
-from XAICLIPLib.reporting import charts, saved_record
+from XAICLIPLib.reporting import charts, saved_explanation
 from XAICLIPLib.reporting.document import Document, Picture, Section, Table, html, write_pdf
 from XAICLIPLib.reporting.figure import save_figure
-from XAICLIPLib.reporting.saved_record import Saved
+from XAICLIPLib.reporting.saved_explanation import SavedExplanation
 from XAICLIPLib.system.files import atomic_file
 
 NOTICE = "Research software, not a medical device: not for diagnosis."
@@ -86,8 +86,8 @@ def save_report(
     first = Path(output) if output is not None else Path(folder) / "report.html"
     if first.suffix.lower() not in (".html", ".pdf"):
         raise InputError(f"{first} is neither an .html nor a .pdf file: name one of these.")
-    found = saved_record.read(folder)
-    scan = None if volume is None else saved_record.scan_of(found, volume, series)
+    found = saved_explanation.read(folder)
+    scan = None if volume is None else saved_explanation.scan_of(found, volume, series)
     document = document_of(found, scan)
     paths = {first.suffix.lower()[1:]: first} | ({"pdf": first.with_suffix(".pdf")} if pdf else {})
     for kind, path in paths.items():
@@ -102,7 +102,7 @@ def save_report(
     return paths
 
 
-def document_of(found: Saved, scan: sitk.Image | None) -> Document:
+def document_of(found: SavedExplanation, scan: sitk.Image | None) -> Document:
     """All that the report says.
 
     Parameters
@@ -229,7 +229,7 @@ def _summary(record: Mapping[str, Any]) -> Section:
     return Section("What was explained", said, table=Table(rows))
 
 
-def _planes(found: Saved, scan: sitk.Image | None) -> Section | None:
+def _planes(found: SavedExplanation, scan: sitk.Image | None) -> Section | None:
     record, name = found.record, found.record["target"]["name"]
     png = found.figure
     if png is None and scan is None:
@@ -263,7 +263,7 @@ def _planes(found: Saved, scan: sitk.Image | None) -> Section | None:
     )
 
 
-def _slices(found: Saved, scan: sitk.Image | None) -> Section:
+def _slices(found: SavedExplanation, scan: sitk.Image | None) -> Section:
     title = "Slices with the largest effect"
     if scan is None:
         return Section(
@@ -445,7 +445,7 @@ def _provenance(record: Mapping[str, Any]) -> Section:
     )
 
 
-def _checksums(found: Saved) -> Section:
+def _checksums(found: SavedExplanation) -> Section:
     return Section("Files of the explanation (SHA-256)", table=Table(list(found.checksums.items())))
 
 

@@ -39,7 +39,7 @@ from XAICLIPLib.system.packages import packages_quiet
 from XAICLIPLib.worker import protocol
 from XAICLIPLib.worker.failures import failure
 from XAICLIPLib.worker.protocol import Describe, Download, Explain, Localize, ProtocolError, Remove, Report
-from XAICLIPLib.worker.service import Answers
+from XAICLIPLib.worker.service import RequestHandler
 
 GRACE_S = 5.0
 """After the end of stdin, how long a computation may take to hear of it."""
@@ -159,7 +159,7 @@ class Worker:
         self.folder = folder
         self._requests, self._replies = requests, replies
         self._parent = parent
-        self._answers, self._verbose = Answers(folder, self._send), verbose
+        self._handler, self._verbose = RequestHandler(folder, self._send), verbose
         self._jobs: queue.SimpleQueue[Job | protocol.Hello | None] = queue.SimpleQueue()
         self._running: Job | None = None
         self._claim, self._writing = threading.Lock(), threading.Lock()
@@ -174,7 +174,7 @@ class Worker:
             if isinstance(job, Job):
                 self._compute(job)
             elif not self._ending.is_set():
-                self._tell_devices(job)
+                self._send_devices(job)
         if self._goodbye is not None:
             self._send(self._goodbye)
         self._ended.set()
@@ -231,7 +231,7 @@ class Worker:
                     f"The worker speaks version {protocol.PROTOCOL} of the protocol and was asked for version "
                     f"{request.protocol}: install the same version of XAI-CLIP on both sides."
                 )
-            self._send(self._answers.greeting(request.id))
+            self._send(self._handler.greeting(request.id))
             self._jobs.put(request)
         elif isinstance(request, (Localize, Explain, Report, Describe, Download, Remove)):
             self._accept(Job(request))
@@ -273,7 +273,7 @@ class Worker:
     def _compute(self, job: Job) -> None:
         reply: protocol.Reply
         try:
-            reply = self._answers.compute(
+            reply = self._handler.compute(
                 job.request,
                 cancelled=lambda: job.cancelled.is_set() or self._ending.is_set(),
                 abandoned=self._ending.is_set,
@@ -284,10 +284,10 @@ class Worker:
             self._running = None  # before the reply: the client may ask the next thing at once
         self._send(reply)
 
-    def _tell_devices(self, request: protocol.Hello) -> None:
+    def _send_devices(self, request: protocol.Hello) -> None:
         reply: protocol.Reply
         try:
-            reply = self._answers.devices(request.id)
+            reply = self._handler.devices(request.id)
         except Exception as error:
             reply = failure(error, request, self._verbose)
         self._send(reply)

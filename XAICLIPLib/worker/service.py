@@ -54,7 +54,7 @@ KEPT_MODELS = 2
 """Of each kind: more could fill a GPU."""
 
 
-class Answers:
+class RequestHandler:
     """The replies to all that is asked, and what is kept between requests.
 
     Parameters
@@ -68,7 +68,7 @@ class Answers:
     def __init__(self, folder: Path, send: Callable[[Reply], None]) -> None:
         self.folder = folder
         self._send = send
-        self._models = Models()
+        self._models = ModelCache()
         self._estimates: list[Path] = []
         self._numbered = 0
         self._devices: dict[str, str] = {"cpu": "CPU"}
@@ -79,7 +79,7 @@ class Answers:
         from XAICLIPLib.models import catalogue
 
         listed = {
-            kind: tuple(_described(entry, number == 0) for number, entry in enumerate(entries))
+            kind: tuple(_entry_summary(entry, number == 0) for number, entry in enumerate(entries))
             for kind in ("segmenter", "localizer")
             for entries in ([entry for entry in catalogue.entries() if entry.kind == kind],)
         }
@@ -169,7 +169,7 @@ class Answers:
             request.prompt,
             localizer=self._models.localizer(request.localizer, device),
             device=str(device),
-            on_progress=Teller(request.id, self._send),
+            on_progress=ProgressReporter(request.id, self._send),
             cancelled=cancelled,
             **_given(request, "threshold", "margin_mm", "modality"),
         )
@@ -188,7 +188,7 @@ class Answers:
         from XAICLIPLib.pipeline import explain
 
         device = _ready(request.device)
-        teller = Teller(request.id, self._send)
+        reporter = ProgressReporter(request.id, self._send)
         places: dict[str, Any] = {name: _place(value) for name, value in _given(request, "region", "target").items()}
         if places.get("region", "guided") == "guided":
             places["localizer"] = self._models.localizer(request.localizer, device)
@@ -198,8 +198,8 @@ class Answers:
             request.prompt,
             model=self._models.segmenter(request.model, device, bool(request.trust)),
             device=str(device),
-            on_progress=teller,
-            on_estimate=(lambda saliency: self._tell_estimate(saliency, teller)) if request.estimates else None,
+            on_progress=reporter,
+            on_estimate=(lambda saliency: self._send_estimate(saliency, reporter)) if request.estimates else None,
             cancelled=cancelled,
             **places,
             **_given(request, *options, "seed", "trust", "check"),
@@ -237,8 +237,8 @@ class Answers:
         from XAICLIPLib.models import acquisition, catalogue
 
         entry = catalogue.find(request.name)
-        tally = Tally(entry, Teller(request.id, self._send))
-        place = acquisition.download(entry, tally, cancelled)
+        progress = DownloadProgress(entry, ProgressReporter(request.id, self._send))
+        place = acquisition.download(entry, progress, cancelled)
         return protocol.Downloaded(id=request.id, name=entry.name, path=None if place is None else str(place))
 
     def _remove(self, request: Remove) -> protocol.Removed:
@@ -249,14 +249,14 @@ class Answers:
         installed = any(other.name == entry.name and other.installed for other in catalogue.entries())
         return protocol.Removed(id=request.id, name=entry.name, installed=installed)
 
-    def _tell_estimate(self, saliency: sitk.Image, teller: Teller) -> None:
+    def _send_estimate(self, saliency: sitk.Image, reporter: ProgressReporter) -> None:
         from XAICLIPLib import imaging
 
         self._numbered += 1  # never the same name twice: the client may still be reading
         path = self.folder / f"estimate-{self._numbered}.nrrd"
         self._estimates.append(imaging.write_volume(saliency, path, compress=False))
-        done, total = teller.of("explain")
-        self._send(protocol.Estimate(id=teller.id, files={"saliency": str(path)}, done=done, total=total))
+        done, total = reporter.progress_of("explain")
+        self._send(protocol.Estimate(id=reporter.id, files={"saliency": str(path)}, done=done, total=total))
         while len(self._estimates) > KEPT_ESTIMATES:
             with suppress(OSError):  # the client has it open, where that keeps it
                 self._estimates.pop(0).unlink(missing_ok=True)
@@ -265,7 +265,7 @@ class Answers:
         return Path(tempfile.mkdtemp(prefix=prefix, dir=self.folder))
 
 
-class Teller:
+class ProgressReporter:
     """Tells the client how far a request is, at most every `PROGRESS_EVERY_S`, but of each stage the first and last."""
 
     def __init__(self, id: int, send: Callable[[Reply], None]) -> None:
@@ -287,16 +287,16 @@ class Teller:
             self._told = now
             self._send(protocol.Progress(id=self.id, stage=stage, done=done, total=total, seconds_left=seconds_left))
 
-    def of(self, stage: str) -> tuple[int, int]:
+    def progress_of(self, stage: str) -> tuple[int, int]:
         """What is done and in all of a stage."""
         return self._reached.get(stage, (0, 0))
 
 
-class Tally:
+class DownloadProgress:
     """Adds up the files of a download: to be called with a file's name, its bytes that are here, and all of them."""
 
-    def __init__(self, entry: Entry, teller: Teller) -> None:
-        self._teller = teller
+    def __init__(self, entry: Entry, reporter: ProgressReporter) -> None:
+        self._reporter = reporter
         self._size = 0 if entry.size_mb is None else round(entry.size_mb * 1e6)
         self._files = {name: (0, remote.size) for name, remote in entry.remotes.items()}
         self._began: tuple[float, int] | None = None
@@ -308,7 +308,7 @@ class Tally:
         sizes = [size for _, size in self._files.values()]
         everything = self._size if None in sizes else sum(size or 0 for size in sizes)
         everything = max(everything, here) if everything else 0
-        self._teller.tell("download", here, everything, self._seconds_left(here, everything))
+        self._reporter.tell("download", here, everything, self._seconds_left(here, everything))
 
     def _seconds_left(self, here: int, everything: int) -> float | None:
         """By the pace since the first byte that came now; what came in an earlier attempt took no time."""
@@ -321,7 +321,7 @@ class Tally:
         return (everything - here) * (now - began) / (here - before)
 
 
-class Models:
+class ModelCache:
     """The models loaded last, so that the next request need not load them again."""
 
     def __init__(self) -> None:
@@ -368,7 +368,7 @@ def _stamp(kind: str, name: str | None) -> tuple[Any, ...]:
 # --- what is told -------------------------------------------------------------------------------------------------
 
 
-def _described(entry: Entry, default: bool) -> dict[str, Any]:
+def _entry_summary(entry: Entry, default: bool) -> dict[str, Any]:
     keys = ("name", "format", "title", "modality", "licence", "citation", "installed")
     told: dict[str, Any] = {
         **{key: getattr(entry, key) for key in keys},

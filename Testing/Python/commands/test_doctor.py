@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from XAICLIPLib.commands import doctor, main
-from XAICLIPLib.commands.doctor import Check
+from XAICLIPLib.commands.doctor import Diagnosis
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.models import catalogue
 from XAICLIPLib.system.packages import REQUIREMENTS
@@ -42,7 +42,7 @@ def test_a_complete_installation_without_a_gpu_passes(
     assert not re.search("^NO", text, re.MULTILINE)
     assert "All that is needed is here." in text
     assert main.main(["doctor", "--json"]) == 0
-    checks = [Check(**check) for check in json.loads(capsys.readouterr().out)]
+    checks = [Diagnosis(**check) for check in json.loads(capsys.readouterr().out)]
     names = [check.name for check in checks]
     assert len(set(names)) == len(names)
     assert set(REQUIREMENTS) | {"xaiclip", "Python", "device"} | {entry.name for entry in catalogue.entries()} <= set(

@@ -11,9 +11,9 @@ import torch
 
 from Testing.Python.test_explanation import Finder, Network, scan
 from XAICLIPLib.evaluation import assessment
-from XAICLIPLib.evaluation.assessment import PERTURBATIONS, Checked, check, faithfulness_record
+from XAICLIPLib.evaluation.assessment import PERTURBATIONS, Assessment, assess_map, faithfulness_record
 from XAICLIPLib.evaluation.controls import random_map
-from XAICLIPLib.evaluation.reliability import checks
+from XAICLIPLib.evaluation.reliability import reliability_flags
 from XAICLIPLib.explanation import Explanation
 from XAICLIPLib.pipeline import explain
 from XAICLIPLib.progress import Progress, Stage
@@ -32,15 +32,15 @@ def flags(result: Explanation) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def known() -> dict[str, Any]:
-    """What `check` was given for a map of structures, taken at the door."""
+    """What `assess_map` was given for a map of structures, taken at the door."""
     taken: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
 
-        def take(*arguments: Any) -> Checked:
+        def take(*arguments: Any) -> Assessment:
             taken["arguments"] = arguments
-            return check(*arguments)
+            return assess_map(*arguments)
 
-        patch.setattr(assessment, "check", take)
+        patch.setattr(assessment, "assess_map", take)
         taken["result"] = run(method="structures")
     return taken
 
@@ -55,9 +55,11 @@ def test_a_true_map_leads_the_controls_and_does_not_tremble(known: dict[str, Any
 def test_a_map_of_nothing_is_found_out(known: dict[str, Any]) -> None:
     method, ground, last, saliency, seed, advance, cancelled = known["arguments"]
     noise = random_map(tuple(saliency.shape), ground.spacing_mm, seed=99)
-    tested = check(method, ground, last, noise, seed, advance, cancelled)
+    tested = assess_map(method, ground, last, noise, seed, advance, cancelled)
     evidence = assessment.evidence_of("liver", method, ground, last, saliency, None)
-    (flag,) = (f for f in checks(replace(evidence, faithfulness=tested.faithfulness)) if f.name == "like the null")
+    (flag,) = (
+        f for f in reliability_flags(replace(evidence, faithfulness=tested.faithfulness)) if f.name == "like the null"
+    )
     assert flag.raised and "do not read it" in flag.sentence
 
 
@@ -141,7 +143,7 @@ def test_the_noise_is_of_the_scans_own_range(known: dict[str, Any], monkeypatch:
         given["radius"] = radius
 
     monkeypatch.setattr(assessment, "stability", note)
-    check(*known["arguments"])
+    assess_map(*known["arguments"])
     values = known["arguments"][1].volume.numpy()
     low, high = np.percentile(values, (0.5, 99.5))
     assert given["radius"] == pytest.approx(0.02 * (high - low), rel=0.05)

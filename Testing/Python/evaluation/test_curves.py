@@ -53,19 +53,19 @@ def scores_by_hand(case: Case, removed: Tensor) -> tuple[float, float]:
 
 @pytest.mark.parametrize("steps", ["geometric", "equal"])
 def test_curves_are_those_of_full_inference(case: Case, saliency: Tensor, steps: Steps) -> None:
-    where = torch.zeros(SHAPE, dtype=torch.bool)
-    where[2:20, 1:19, 3:16] = True
-    found = removal_curves(case.scorer(), saliency, SPACING, where=where, count=5, steps=steps)
-    order = torch.argsort(saliency[where], descending=True)
+    removable = torch.zeros(SHAPE, dtype=torch.bool)
+    removable[2:20, 1:19, 3:16] = True
+    found = removal_curves(case.scorer(), saliency, SPACING, removable=removable, count=5, steps=steps)
+    order = torch.argsort(saliency[removable], descending=True)
     ranks = torch.full(SHAPE, 10**6)
-    ranks[where] = torch.argsort(order)
+    ranks[removable] = torch.argsort(order)
     for number, volume in enumerate(found.deletion["soft dice"].volumes_mm3):
         amount = round(volume / VOXEL_MM3)
-        for curve, removed in ((found.deletion, ranks < amount), (found.insertion, where & (ranks >= amount))):
+        for curve, removed in ((found.deletion, ranks < amount), (found.insertion, removable & (ranks >= amount))):
             dice, mean = scores_by_hand(case, removed)
             assert curve["soft dice"].scores[number] == pytest.approx(dice, abs=1e-5)
             assert curve["mean probability"].scores[number] == pytest.approx(mean, abs=1e-5)
-    assert found.deletion["soft dice"].volumes_mm3[-1] == pytest.approx(float(where.sum()) * VOXEL_MM3)
+    assert found.deletion["soft dice"].volumes_mm3[-1] == pytest.approx(float(removable.sum()) * VOXEL_MM3)
     spread = np.ptp(found.deletion["soft dice"].scores)
     assert spread > 0.05, "the curve moves"
 
@@ -81,7 +81,7 @@ def test_both_scores_cost_what_one_does_and_patches_that_nothing_touches_cost_no
     corner = torch.zeros(SHAPE, dtype=torch.bool)
     corner[:2, :2, :2] = True
     near = case.scorer()
-    removal_curves(near, saliency, SPACING, count=4, where=corner)
+    removal_curves(near, saliency, SPACING, count=4, removable=corner)
     assert near.forwards < both.forwards / 2
 
 
@@ -171,7 +171,7 @@ def test_unusable_input_is_named(case: Case, saliency: Tensor) -> None:
     with pytest.raises(InputError, match="not finite"):
         removal_curves(scorer, torch.full(SHAPE, math.nan), SPACING)
     with pytest.raises(InputError, match="No voxel may be removed"):
-        removal_curves(scorer, saliency, SPACING, where=torch.zeros(SHAPE, dtype=torch.bool))
+        removal_curves(scorer, saliency, SPACING, removable=torch.zeros(SHAPE, dtype=torch.bool))
     with pytest.raises(InputError, match="at least 2"):
         removal_curves(scorer, saliency, SPACING, count=1)
     with pytest.raises(InputError, match="random_orders"):

@@ -20,7 +20,7 @@ def test_infidelity_is_that_of_captum(seed: int) -> None:
     case = planted_case("one pole of the organ")
     saliency = case.occluded()
     everything = tuple(slice(0, n) for n in SHAPE)
-    hidden = hide_cubes(case.scorer(), SPACING, edge_mm=21, samples=SAMPLES, where=case.region, seed=seed)
+    hidden = hide_cubes(case.scorer(), SPACING, edge_mm=21, samples=SAMPLES, centres=case.region, seed=seed)
 
     def forward(kept: Tensor) -> Tensor:
         scorer = case.scorer()
@@ -63,7 +63,7 @@ def test_cubes_lie_where_they_may_and_are_cut_at_the_border() -> None:
     case = planted_case("beside the organ")
     corner = torch.zeros(SHAPE, dtype=torch.bool)
     corner[-1, 0, 0] = True
-    hidden = hide_cubes(case.scorer(), SPACING, edge_mm=15, samples=2, where=corner)
+    hidden = hide_cubes(case.scorer(), SPACING, edge_mm=15, samples=2, centres=corner)
     assert hidden.boxes == ((slice(29, 32), slice(0, 3), slice(0, 3)),) * 2
     nothing = infidelity(torch.ones(SHAPE), hidden)
     assert (nothing.mean_squared_error, nothing.relative) == (0, None), "hiding air there costs nothing"
@@ -86,4 +86,4 @@ def test_unusable_input_is_named() -> None:
     with pytest.raises(InputError, match="at least 2"):
         hide_cubes(scorer, SPACING, edge_mm=9, samples=1)
     with pytest.raises(InputError, match="not empty"):
-        hide_cubes(scorer, SPACING, edge_mm=9, where=torch.zeros(SHAPE, dtype=torch.bool))
+        hide_cubes(scorer, SPACING, edge_mm=9, centres=torch.zeros(SHAPE, dtype=torch.bool))

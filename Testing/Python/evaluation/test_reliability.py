@@ -12,9 +12,9 @@ import torch
 
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.evaluation.curves import Curve, Curves, Faithfulness
-from XAICLIPLib.evaluation.flags import FLAGS, FlagName
 from XAICLIPLib.evaluation.metrics import Share
-from XAICLIPLib.evaluation.reliability import NOISE, Declared, Evidence, checks, flags
+from XAICLIPLib.evaluation.reliability import NOISE, DeclaredInputs, Evidence, raised_flags, reliability_flags
+from XAICLIPLib.evaluation.reliability_flag import FLAG_NAMES, FlagName
 from XAICLIPLib.evaluation.stability import Stability
 from XAICLIPLib.localization.region import Agreement
 
@@ -41,7 +41,7 @@ GOOD = Evidence(
     Stability(0.2, 0.1, 0.95, 4),
     np.linspace(-150, 240, 100),
     (0.8, 0.8, 3.0),
-    Declared((-175.0, 250.0), ((0.6, 0.6, 1.0), (1.0, 1.0, 5.0))),
+    DeclaredInputs((-175.0, 250.0), ((0.6, 0.6, 1.0), (1.0, 1.0, 5.0))),
 )
 
 BAD: dict[FlagName, tuple[dict[str, Any], float]] = {
@@ -57,13 +57,13 @@ BAD: dict[FlagName, tuple[dict[str, Any], float]] = {
 
 
 def test_a_good_map_raises_no_flag() -> None:
-    assert flags(GOOD) == ()
+    assert raised_flags(GOOD) == ()
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_each_flag_is_raised_alone_with_its_number(name: FlagName) -> None:
     changed, number = BAD[name]
-    (flag,) = flags(dataclasses.replace(GOOD, **changed))
+    (flag,) = raised_flags(dataclasses.replace(GOOD, **changed))
     assert flag.name == name
     assert flag.value == pytest.approx(number, rel=0.02)
     assert flag.sentence.endswith((".", "?"))
@@ -72,30 +72,30 @@ def test_each_flag_is_raised_alone_with_its_number(name: FlagName) -> None:
 
 
 def test_what_is_not_known_is_not_flagged() -> None:
-    assert flags(Evidence("liver")) == ()
+    assert raised_flags(Evidence("liver")) == ()
     unknown = dataclasses.replace(GOOD, declared=None, spacing_mm=(40.0, 40.0, 40.0), body_intensities=[1e6])
-    assert flags(unknown) == ()
-    assert flags(dataclasses.replace(unknown, declared=Declared())) == ()
+    assert raised_flags(unknown) == ()
+    assert raised_flags(dataclasses.replace(unknown, declared=DeclaredInputs())) == ()
 
 
 def test_all_flags_come_in_one_order() -> None:
     worst = dataclasses.replace(GOOD, **{key: value for changed, _ in BAD.values() for key, value in changed.items()})
     # Where the region lies elsewhere the map is not compared with the outline.
-    assert {flag.name for flag in flags(worst)} == set(BAD) - {"no more than the outline"}
-    assert flags(worst)[0].name == "unfamiliar intensities"
+    assert {flag.name for flag in raised_flags(worst)} == set(BAD) - {"no more than the outline"}
+    assert raised_flags(worst)[0].name == "unfamiliar intensities"
 
 
 def test_spacing_is_compared_by_size_and_not_by_axis() -> None:
-    assert flags(dataclasses.replace(GOOD, spacing_mm=(3.0, 0.8, 0.8))) == ()
-    (finer,) = flags(dataclasses.replace(GOOD, spacing_mm=(0.2, 0.2, 0.2)))
+    assert raised_flags(dataclasses.replace(GOOD, spacing_mm=(3.0, 0.8, 0.8))) == ()
+    (finer,) = raised_flags(dataclasses.replace(GOOD, spacing_mm=(0.2, 0.2, 0.2)))
     assert "finer" in finer.sentence
     assert finer.value == pytest.approx(5)
 
 
 def test_an_empty_map_with_noise_has_not_converged_and_one_without_noise_has() -> None:
-    (flag,) = flags(dataclasses.replace(GOOD, saliency=np.zeros(3)))
+    (flag,) = raised_flags(dataclasses.replace(GOOD, saliency=np.zeros(3)))
     assert flag.name == "not converged"
-    assert flags(dataclasses.replace(GOOD, saliency=np.zeros(3), standard_error=np.zeros(3))) == ()
+    assert raised_flags(dataclasses.replace(GOOD, saliency=np.zeros(3), standard_error=np.zeros(3))) == ()
 
 
 def test_noise_threshold_is_the_correlation_that_its_reason_says() -> None:
@@ -109,23 +109,23 @@ def test_noise_threshold_is_the_correlation_that_its_reason_says() -> None:
 
 def test_maps_of_different_shapes_are_refused() -> None:
     with pytest.raises(InputError, match="different shapes"):
-        flags(dataclasses.replace(GOOD, standard_error=np.zeros(4)))
+        raised_flags(dataclasses.replace(GOOD, standard_error=np.zeros(4)))
 
 
 def test_a_check_that_passes_says_so_with_its_number() -> None:
-    made = checks(GOOD)
+    made = reliability_flags(GOOD)
     assert {flag.name for flag in made} == set(BAD)
     assert not any(flag.raised for flag in made)
-    assert [flag.name for flag in made] == sorted((flag.name for flag in made), key=FLAGS.index)
+    assert [flag.name for flag in made] == sorted((flag.name for flag in made), key=FLAG_NAMES.index)
     said = next(flag for flag in made if flag.name == "region disagrees")
     assert (said.value, said.threshold) == (0.97, 0.5) and "97%" in said.sentence
-    assert checks(Evidence("liver")) == ()
+    assert reliability_flags(Evidence("liver")) == ()
 
 
 def test_the_outline_is_told_by_how_much_it_is_ahead_or_behind() -> None:
     def sentence(own: float, outline: float, **changed: Any) -> tuple[str, bool]:
         evidence = dataclasses.replace(GOOD, faithfulness=compared(own, 0.6, outline), **changed)
-        (flag,) = [f for f in checks(evidence) if f.name == "no more than the outline"]
+        (flag,) = [f for f in reliability_flags(evidence) if f.name == "no more than the outline"]
         return flag.sentence, flag.raised
 
     behind, raised = sentence(0.37, 0.3)
@@ -135,9 +135,11 @@ def test_the_outline_is_told_by_how_much_it_is_ahead_or_behind() -> None:
     ahead, raised = sentence(0.3, 0.37)
     assert not raised and "leads the best order made of the outline by 10%" in ahead
     apart = dataclasses.replace(GOOD, agreement=Agreement(0.0, 0.1, 80.0))
-    assert {"no more than the outline", "region disagrees"} & {f.name for f in checks(apart)} == {"region disagrees"}
+    assert {"no more than the outline", "region disagrees"} & {f.name for f in reliability_flags(apart)} == {
+        "region disagrees"
+    }
 
 
 def test_a_map_that_leads_noise_and_not_the_outline_fails_that_check_alone() -> None:
     evidence = dataclasses.replace(GOOD, faithfulness=compared(0.3, 0.6, outline=0.25))
-    assert [flag.name for flag in flags(evidence)] == ["no more than the outline"]
+    assert [flag.name for flag in raised_flags(evidence)] == ["no more than the outline"]

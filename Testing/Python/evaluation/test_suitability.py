@@ -11,7 +11,7 @@ import SimpleITK as sitk
 import torch
 
 from XAICLIPLib import imaging
-from XAICLIPLib.evaluation.suitability import checks, modalities
+from XAICLIPLib.evaluation.suitability import modalities, suitability_flags
 from XAICLIPLib.imaging.modality import KnownModality
 from XAICLIPLib.imaging.phantom import torso_phantom
 from XAICLIPLib.segmentation.segmenter import Prepared
@@ -31,7 +31,9 @@ def told(
     )
     segmenter.window = changed.get("window")
     return [
-        flag.sentence for flag in checks(volume, KnownModality(modality, source), segmenter, prepared) if flag.raised
+        flag.sentence
+        for flag in suitability_flags(volume, KnownModality(modality, source), segmenter, prepared)
+        if flag.raised
     ]
 
 

@@ -22,7 +22,7 @@ from XAICLIPLib.experiment import benchmark as module
 from XAICLIPLib.experiment import results
 from XAICLIPLib.experiment.benchmark import Outcome, Plan, benchmark, parameters_of
 from XAICLIPLib.experiment.datasets.published import read_dataset
-from XAICLIPLib.experiment.measured import Measured
+from XAICLIPLib.experiment.map_measurements import MapMeasurements
 from XAICLIPLib.experiment.report import report
 from XAICLIPLib.experiment.results import Results
 from XAICLIPLib.pipeline import explain
@@ -82,7 +82,7 @@ def done(original: Done, tmp_path: Path, folder: Path) -> Done:
     return Done(folder, Path(shutil.copytree(original.output, tmp_path / "out")), original.outcome)
 
 
-def by_key(outcome: Outcome) -> dict[tuple[int, str, str, str], Measured]:
+def by_key(outcome: Outcome) -> dict[tuple[int, str, str, str], MapMeasurements]:
     return {(row.case, row.structure, row.method, row.region): row for row in outcome.rows}
 
 
@@ -153,9 +153,9 @@ def test_curves_are_of_the_same_scorer_and_the_same_voxels_for_every_map(
 
     seen: list[tuple[int, int]] = []
 
-    def recorded(scorer: Any, order: Any, spacing: Any, *, where: Any, **rest: Any) -> Any:
-        seen.append((id(scorer), id(where)))
-        return removal_curves(scorer, order, spacing, where=where, **rest)
+    def recorded(scorer: Any, order: Any, spacing: Any, *, removable: Any, **rest: Any) -> Any:
+        seen.append((id(scorer), id(removable)))
+        return removal_curves(scorer, order, spacing, removable=removable, **rest)
 
     monkeypatch.setattr(trial, "removal_curves", recorded)
     run(folder, tmp_path / "out", Plan(("liver",), ("occlusion",), ("Doe_John",), 24.0, 12.0, points=3))
@@ -257,7 +257,7 @@ def test_a_result_of_other_settings_is_not_taken_for_one_of_these(done: Done) ->
 
 
 def test_results_are_written_whole_or_not_at_all(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def dies(row: Measured, settings: str) -> str:
+    def dies(row: MapMeasurements, settings: str) -> str:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(results, "to_text", dies)

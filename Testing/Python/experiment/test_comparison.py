@@ -18,9 +18,9 @@ from XAICLIPLib.experiment.comparison import (
     paired_rows,
     relative_change,
 )
-from XAICLIPLib.experiment.measured import Measured
+from XAICLIPLib.experiment.map_measurements import MapMeasurements
 
-EMPTY = Measured(
+EMPTY = MapMeasurements(
     case=1,
     structure="liver",
     method="occlusion",
@@ -50,7 +50,7 @@ EMPTY = Measured(
 )
 
 
-def row(case: int, region: str, structure: str = "liver", **numbers: Any) -> Measured:
+def row(case: int, region: str, structure: str = "liver", **numbers: Any) -> MapMeasurements:
     return replace(EMPTY, case=case, region=region, structure=structure, **numbers)
 
 

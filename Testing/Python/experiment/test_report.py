@@ -12,7 +12,7 @@ import pytest
 from Testing.Python.experiment.test_comparison import EMPTY, row
 from XAICLIPLib.experiment.benchmark import Outcome, Plan
 from XAICLIPLib.experiment.comparison import Gains, gains
-from XAICLIPLib.experiment.measured import COLUMNS, Measured
+from XAICLIPLib.experiment.map_measurements import COLUMNS, MapMeasurements
 from XAICLIPLib.experiment.report import gains_table, means_table, report, sentences, write_csv, write_report
 
 PLAN = Plan(("liver",), ("occlusion",))
@@ -26,11 +26,11 @@ SETTINGS = {
 }
 
 
-def outcome(rows: Sequence[Measured], **changes: object) -> Outcome:
+def outcome(rows: Sequence[MapMeasurements], **changes: object) -> Outcome:
     return replace(Outcome(tuple(rows), (), (), len(rows), SETTINGS, True), **changes)  # type: ignore[arg-type]
 
 
-def pairs(guided: dict[str, float], whole: dict[str, float], cases: int = 4) -> list[Measured]:
+def pairs(guided: dict[str, float], whole: dict[str, float], cases: int = 4) -> list[MapMeasurements]:
     """The same pair of maps for each case, with a little spread."""
     return [
         row(case, region, **{k: v * (1 + 0.01 * case) for k, v in numbers.items()})

@@ -303,7 +303,7 @@ def test_a_target_that_was_given_is_read_back(tmp_path: Path) -> None:
     mask[6:9, 6:9, 6:9] = 1
     explained(image, target=mask, region="whole").save(tmp_path)
     assert np.array_equal(
-        sitk.GetArrayFromImage(report.saved_record.read(tmp_path).target), sitk.GetArrayFromImage(mask)
+        sitk.GetArrayFromImage(report.saved_explanation.read(tmp_path).target), sitk.GetArrayFromImage(mask)
     )
 
 
@@ -364,9 +364,9 @@ def test_the_command_writes_both_kinds_and_says_where(
 
 def test_the_worker_writes_a_report(checked: Path, tmp_path: Path) -> None:
     from XAICLIPLib.worker import protocol
-    from XAICLIPLib.worker.service import Answers
+    from XAICLIPLib.worker.service import RequestHandler
 
     request = protocol.Report(id=3, folder=str(checked), output=str(tmp_path / "r.html"))
-    reply = Answers(tmp_path, lambda _reply: None).compute(request, lambda: False, lambda: False)
+    reply = RequestHandler(tmp_path, lambda _reply: None).compute(request, lambda: False, lambda: False)
     assert isinstance(reply, protocol.Reported) and set(reply.files) == {"html"}
     assert all(Path(path).is_file() for path in reply.files.values())

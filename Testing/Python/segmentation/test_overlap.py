@@ -17,7 +17,7 @@ from torch import Tensor
 
 from XAICLIPLib.explanation import Explanation
 from XAICLIPLib.pipeline import explain
-from XAICLIPLib.reporting import saved_record
+from XAICLIPLib.reporting import saved_explanation
 from XAICLIPLib.segmentation.overlap import combined_label_map, values_containing
 from XAICLIPLib.segmentation.segmenter import Activation
 
@@ -81,7 +81,7 @@ def test_the_label_map_keeps_every_class_and_the_record_says_where(tmp_path: Pat
     assert np.array_equal(np.isin(drawn, record["target"]["label"]), values(head()) >= 200), (
         "as Slicer's segment is made"
     )
-    assert np.array_equal(values(saved_record.read(tmp_path).target) == 1, values(head()) >= 200), (
+    assert np.array_equal(values(saved_explanation.read(tmp_path).target) == 1, values(head()) >= 200), (
         "as the report reads it"
     )
 

@@ -417,7 +417,7 @@ def test_a_region_that_is_not_found_is_told(worker: Client, slab: Slab) -> None:
 
 NOISE = """
     import ctypes, os, sys
-    from XAICLIPLib.worker.service import Answers
+    from XAICLIPLib.worker.service import RequestHandler
     from XAICLIPLib.errors import InputError
 
     def compute(self, request, cancelled, abandoned):
@@ -430,7 +430,7 @@ NOISE = """
         print("read:", repr(sys.stdin.read()), os.read(0, 10))
         raise InputError("enough")
 
-    Answers.compute = compute
+    RequestHandler.compute = compute
     from XAICLIPLib.worker.process import main
     sys.exit(main())
 """
@@ -456,13 +456,13 @@ def test_stdout_holds_replies_alone_whatever_prints_and_stdin_requests_alone_wha
 HANG = """
     import sys, time
     from XAICLIPLib.worker import protocol
-    from XAICLIPLib.worker.service import Answers
+    from XAICLIPLib.worker.service import RequestHandler
 
     def compute(self, request, cancelled, abandoned):
         self._send(protocol.Progress(id=request.id, stage="segment", done=0, total=1))
         time.sleep(1000)  # hears nothing, as native code
 
-    Answers.compute = compute
+    RequestHandler.compute = compute
     from XAICLIPLib.worker.process import main
     sys.exit(main())
 """

@@ -24,7 +24,7 @@ from XAICLIPLib.models.entry import Entry, Remote
 from XAICLIPLib.progress import Progress
 from XAICLIPLib.worker import protocol
 from XAICLIPLib.worker.protocol import Box, Explain, Mask, NamedStructure, Reply
-from XAICLIPLib.worker.service import KEPT_ESTIMATES, KEPT_MODELS, Answers, Models, Tally, Teller, _described
+from XAICLIPLib.worker.service import KEPT_ESTIMATES, KEPT_MODELS, RequestHandler, ModelCache, DownloadProgress, ProgressReporter, _entry_summary
 
 REAL_EXPLAIN = pipeline.explain
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
@@ -45,7 +45,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
 
 def test_a_model_is_loaded_once_for_each_name_device_and_trust(loads: list[tuple[Any, ...]]) -> None:
-    models = Models()
+    models = ModelCache()
     assert models.segmenter("a", CPU, False) is models.segmenter("a", CPU, False)
     assert models.localizer(None, CPU) is models.localizer(None, CPU)
     assert loads == [("a", CPU, False), (None, CPU)]
@@ -54,7 +54,7 @@ def test_a_model_is_loaded_once_for_each_name_device_and_trust(loads: list[tuple
 
 
 def test_the_models_used_last_are_kept_and_localizers_push_out_no_segmenter(loads: list[tuple[Any, ...]]) -> None:
-    models = Models()
+    models = ModelCache()
     names = [f"m{n}" for n in range(KEPT_MODELS)]
     for name in names:
         models.segmenter(name, CPU, False)
@@ -74,7 +74,7 @@ def test_a_model_whose_files_changed_is_loaded_again(loads: list[tuple[Any, ...]
     weights = tmp_path / "models" / "model.pt"
     weights.parent.mkdir()
     weights.write_bytes(b"old")
-    models = Models()
+    models = ModelCache()
     for load in (
         lambda: models.segmenter(str(tmp_path), CPU, False),
         lambda: models.localizer(f"local-dir:{tmp_path}", CPU),
@@ -94,7 +94,7 @@ def test_a_model_that_does_not_load_is_tried_again(monkeypatch: pytest.MonkeyPat
         return number
 
     monkeypatch.setattr(catalogue, "load_localizer", load)
-    models = Models()
+    models = ModelCache()
     with pytest.raises(MemoryError):
         models.localizer(None, CPU)
     assert models.localizer(None, CPU) == 1  # type: ignore[comparison-overlap]
@@ -130,7 +130,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, loads: list[tuple[Any, ...]]) -> list
 
 
 def ask(folder: Path, request: Explain, abandoned: bool = False) -> Any:
-    return Answers(folder, lambda reply: None).compute(request, lambda: False, lambda: abandoned)
+    return RequestHandler(folder, lambda reply: None).compute(request, lambda: False, lambda: abandoned)
 
 
 def test_what_a_request_leaves_out_is_for_the_library_to_choose(asked: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -219,18 +219,18 @@ def test_progress_is_told_ten_times_a_second_and_the_first_and_last_of_each_stag
     told: list[Any] = []
     now = itertools.count(0, 1 / 32)  # exact, and the fourth is late enough
     monkeypatch.setattr(time, "monotonic", lambda: next(now))
-    teller = Teller(5, told.append)
+    reporter = ProgressReporter(5, told.append)
     for stage in ("segment", "explain"):
         for done in range(1, 102):
-            teller(Progress(stage, done, 101, 1.0))  # type: ignore[arg-type]
+            reporter(Progress(stage, done, 101, 1.0))  # type: ignore[arg-type]
     assert {message.id for message in told} == {5}
     for stage in ("segment", "explain"):
         done = [message.done for message in told if message.stage == stage]
         assert done[0] == 1
         assert done[-1] == 101
         assert 25 <= len(done) <= 27
-    assert teller.of("explain") == (101, 101)
-    assert teller.of("localize") == (0, 0)
+    assert reporter.progress_of("explain") == (101, 101)
+    assert reporter.progress_of("localize") == (0, 0)
 
 
 def remote_entry(sizes: dict[str, int | None], size_mb: float | None = None) -> Entry:
@@ -242,9 +242,9 @@ def test_the_files_of_a_download_are_added_up(monkeypatch: pytest.MonkeyPatch) -
     told: list[Any] = []
     now = itertools.count()
     monkeypatch.setattr(time, "monotonic", lambda: float(next(now)))
-    tally = Tally(remote_entry({"a": 100, "b": 300}), Teller(1, told.append))
+    progress = DownloadProgress(remote_entry({"a": 100, "b": 300}), ProgressReporter(1, told.append))
     for file, done in (("a", 0), ("a", 100), ("b", 100), ("b", 300)):
-        tally(file, done, None if file == "a" and not done else {"a": 100, "b": 300}[file])
+        progress(file, done, None if file == "a" and not done else {"a": 100, "b": 300}[file])
     assert [(message.stage, message.done, message.total) for message in told[1:]] == [
         ("download", 100, 400),
         ("download", 200, 400),
@@ -258,25 +258,25 @@ def test_a_size_that_nobody_knows_is_0_and_does_not_flood_the_client(monkeypatch
     told: list[Any] = []
     now = itertools.count(0, 1 / 1024)
     monkeypatch.setattr(time, "monotonic", lambda: next(now))
-    tally = Tally(remote_entry({"a": None}), Teller(1, told.append))
+    progress = DownloadProgress(remote_entry({"a": None}), ProgressReporter(1, told.append))
     for done in range(1000):
-        tally("a", done, None)
+        progress("a", done, None)
     assert len(told) < 40
     assert {(message.total, message.seconds_left) for message in told} == {(0, None)}
-    rounded = Tally(remote_entry({"a": None}, size_mb=0.001), Teller(1, told.append))
+    rounded = DownloadProgress(remote_entry({"a": None}, size_mb=0.001), ProgressReporter(1, told.append))
     rounded("a", 1002, None)
     assert (told[-1].done, told[-1].total) == (1002, 1002)
 
 
 def test_the_greeting_tells_what_a_panel_shows_of_a_model(tmp_path: Path) -> None:
-    greeting = Answers(tmp_path, lambda reply: None).greeting(1)
+    greeting = RequestHandler(tmp_path, lambda reply: None).greeting(1)
     models = {model["name"]: model for model in greeting.segmenters}
     assert models["brats-mri"]["inputs"] == ["T1c", "T1", "T2", "FLAIR"]
     assert models["abdomen-ct"]["inputs"] == ["image"]
     assert {"format", "citation", "size_mb", "installed", "source"} <= set(models["abdomen-ct"])
     assert greeting.regions == protocol.REGIONS == pipeline.REGIONS
     mine = Entry("m", "segmenter", "auto", "mine", "any", (), "unknown", tmp_path)
-    assert "inputs" not in _described(mine, False), "a path of the user may lead to any network"
+    assert "inputs" not in _entry_summary(mine, False), "a path of the user may lead to any network"
 
 
 def test_an_estimate_is_whole_when_it_is_told_and_only_the_newest_stay(tmp_path: Path) -> None:
@@ -286,9 +286,11 @@ def test_an_estimate_is_whole_when_it_is_told_and_only_the_newest_stay(tmp_path:
         path = Path(message.files["saliency"])  # type: ignore[attr-defined]
         read.append((path, float(sitk.GetArrayFromImage(sitk.ReadImage(str(path))).max())))
 
-    answers = Answers(tmp_path, send)
+    handler = RequestHandler(tmp_path, send)
     for number in range(4):
-        answers._tell_estimate(sitk.GetImageFromArray(np.full((4, 4, 4), number, np.float32)), Teller(1, send))
+        handler._send_estimate(
+            sitk.GetImageFromArray(np.full((4, 4, 4), number, np.float32)), ProgressReporter(1, send)
+        )
     assert [value for _, value in read] == [0, 1, 2, 3]
     assert len({path for path, _ in read}) == 4, "a name is never used twice"
     assert sorted(tmp_path.iterdir()) == sorted(path for path, _ in read[-KEPT_ESTIMATES:])
@@ -296,9 +298,9 @@ def test_an_estimate_is_whole_when_it_is_told_and_only_the_newest_stay(tmp_path:
 
 def test_an_estimate_that_the_client_has_deleted_is_no_mistake(tmp_path: Path) -> None:
     send: Callable[[Any], None] = lambda message: Path(message.files["saliency"]).unlink()  # noqa: E731
-    answers = Answers(tmp_path, send)
+    handler = RequestHandler(tmp_path, send)
     for _ in range(4):
-        answers._tell_estimate(sitk.Image(4, 4, 4, sitk.sitkFloat32), Teller(1, send))
+        handler._send_estimate(sitk.Image(4, 4, 4, sitk.sitkFloat32), ProgressReporter(1, send))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -20,12 +20,12 @@ FlagName = Literal[
     "unstable",
     "leans outside",
 ]
-FLAGS: tuple[FlagName, ...] = get_args(FlagName)
+FLAG_NAMES: tuple[FlagName, ...] = get_args(FlagName)
 """In the order in which a reader should know them."""
 
 
 @dataclass(frozen=True)
-class Flag:
+class ReliabilityFlag:
     """A check that was made.
 
     Attributes
@@ -47,6 +47,6 @@ class Flag:
     raised: bool
 
 
-def ordered(flags: Iterable[Flag]) -> list[Flag]:
+def in_reading_order(flags: Iterable[ReliabilityFlag]) -> list[ReliabilityFlag]:
     """Flags in the order in which a reader should know them."""
-    return sorted(flags, key=lambda flag: FLAGS.index(flag.name))
+    return sorted(flags, key=lambda flag: FLAG_NAMES.index(flag.name))

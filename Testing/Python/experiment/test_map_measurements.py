@@ -9,7 +9,7 @@ import pytest
 
 from Testing.Python.experiment.test_comparison import EMPTY
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.experiment.measured import COLUMNS, from_text, to_text
+from XAICLIPLib.experiment.map_measurements import COLUMNS, from_text, to_text
 
 
 def test_a_row_is_read_back_as_it_was() -> None:

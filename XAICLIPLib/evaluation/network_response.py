@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from XAICLIPLib.evaluation.flags import Flag
+from XAICLIPLib.evaluation.reliability_flag import ReliabilityFlag
 from XAICLIPLib.scoring.scorer import Scorer
 
 CHANCE = 0.01
@@ -19,13 +19,13 @@ UNMOVED = 1e-6
 """Below this an answer has not changed but for rounding."""
 
 
-def checks(scorer: Scorer) -> list[Flag]:
+def response_flags(scorer: Scorer) -> list[ReliabilityFlag]:
     """Show the network the patch with most of the target twice, once together with another, and once without it."""
     once, again, hidden = scorer.answers()
     name = scorer.target.name
     chance = _change(once, again)
-    made = [
-        Flag(
+    flags = [
+        ReliabilityFlag(
             "answers by chance",
             f"Shown the same scan twice, the network gives two answers, which differ by {chance:.0%}: dropout or batch "
             "statistics were left on, as in training, and this map is partly chance. Set the network to evaluation."
@@ -38,8 +38,8 @@ def checks(scorer: Scorer) -> list[Flag]:
     ]
     if hidden is not None:
         change = _change(once, hidden)
-        made.append(
-            Flag(
+        flags.append(
+            ReliabilityFlag(
                 "answers the same",
                 f"The network's answer is the same with all of the {name} hidden: it does not look at the scan there, "
                 "and this map explains nothing."
@@ -50,7 +50,7 @@ def checks(scorer: Scorer) -> list[Flag]:
                 change <= UNMOVED,
             )
         )
-    return made
+    return flags
 
 
 def _change(before: Tensor, after: Tensor) -> float:

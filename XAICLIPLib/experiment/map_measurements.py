@@ -15,7 +15,7 @@ REGIONS: tuple[RegionName, ...] = get_args(RegionName)
 
 
 @dataclass(frozen=True)
-class Measured:
+class MapMeasurements:
     """What one explanation cost, and what its map is worth. Nothing in it names a patient.
 
     Attributes
@@ -99,16 +99,16 @@ class Measured:
         return self.random_insertion - self.random_deletion
 
 
-COLUMNS = tuple(f.name for f in fields(Measured))
+COLUMNS = tuple(f.name for f in fields(MapMeasurements))
 """Of the table, in order."""
 
 
-def to_text(row: Measured, settings: str) -> str:
+def to_text(row: MapMeasurements, settings: str) -> str:
     """A row as JSON, with the checksum of the settings under which it was measured."""
     return json.dumps({"settings_sha256": settings, **asdict(row)}, indent=1, allow_nan=False) + "\n"
 
 
-def from_text(text: str, name: str) -> tuple[Measured, str]:
+def from_text(text: str, name: str) -> tuple[MapMeasurements, str]:
     """A row and the checksum of its settings.
 
     Raises
@@ -123,9 +123,9 @@ def from_text(text: str, name: str) -> tuple[Measured, str]:
         raise InputError(f"{name} is damaged: delete it, and it is measured again.") from error
 
 
-def _checked(found: Mapping[str, Any]) -> Measured:
+def _checked(found: Mapping[str, Any]) -> MapMeasurements:
     """A row of the types that it has; raises where one is missing or another."""
-    hints = get_type_hints(Measured)
+    hints = get_type_hints(MapMeasurements)
     values: dict[str, Any] = {}
     for column in COLUMNS:
         value = found[column]
@@ -135,4 +135,4 @@ def _checked(found: Mapping[str, Any]) -> Measured:
         values[column] = float(value) if hints[column] is float else value
     if values["region"] not in REGIONS:
         raise ValueError(values["region"])
-    return Measured(**values)
+    return MapMeasurements(**values)

@@ -19,7 +19,7 @@ from XAICLIPLib.system.checksums import sha256
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedExplanation:
     """An explanation that was saved.
 
     Attributes
@@ -44,7 +44,7 @@ class Saved:
     checksums: Mapping[str, str]
 
 
-def read(folder: str | Path) -> Saved:
+def read(folder: str | Path) -> SavedExplanation:
     """Read an explanation from the folder it was saved in.
 
     Raises
@@ -73,10 +73,10 @@ def read(folder: str | Path) -> Saved:
         checksums = {name: sha256(folder / name) for name in FILES if (folder / name).is_file()}
     except OSError as error:
         raise InputError(f"{folder} cannot be read ({error.strerror or error}): check its files.") from error
-    return Saved(kept, saliency, target, region, figure, checksums)
+    return SavedExplanation(kept, saliency, target, region, figure, checksums)
 
 
-def scan_of(saved: Saved, volume: Volume, series: int | str | None = None) -> sitk.Image:
+def scan_of(saved: SavedExplanation, volume: Volume, series: int | str | None = None) -> sitk.Image:
     """The scan that an explanation was made of, recognised by its voxels.
 
     Raises
