@@ -1,1 +1,1 @@
-"""Whether to believe a map: metrics, their controls, and the flags that tell a reader. Imports explainers."""
+"""Whether to believe a map: metrics, control maps to compare with, and reliability flags. Imports explainers."""

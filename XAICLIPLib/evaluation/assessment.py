@@ -1,7 +1,8 @@
-"""Whether to believe the map that was just made: what is known of it for nothing, and what a check finds out.
+"""Whether to believe the map that was just computed.
 
-The check takes `PERTURBATIONS` perturbations of the whole region for the deletion and insertion curves, and one more
-explanation, of the scan with a little noise in it.
+`evidence_of` collects what is known without running the network again. `assess_map` tests the map on the network: it
+takes `PERTURBATIONS` perturbations of the whole region for the deletion and insertion curves, and one more explanation,
+of the scan with a little noise added.
 """
 
 from __future__ import annotations
@@ -25,29 +26,29 @@ from XAICLIPLib.explainers.setting import Setting
 from XAICLIPLib.localization.region import Agreement
 
 POINTS = 5
-"""Of each curve: from a thousandth of the region to all of it, each step removes 5.6 times what the one before did."""
+"""Points of each curve: from a thousandth of the region to all of it, each step 5.6 times as large as the last."""
 
 ORDERS = 7
-"""The map, chance, and maps that know nothing of the network: what it draws (mask, depth and border), the middle of the
-region, and edges of the scan."""
+"""Removal orders that are compared: the map's, a random one, and those of five control maps, made without the network:
+the target's mask, depth and border, the middle of the region, and the edges of the scan."""
 
 SURE = 2.0
-"""Standard errors beyond which a value counts as an effect."""
+"""A value counts as an effect if it is more than this many standard errors from 0."""
 
 PERTURBATIONS = ORDERS * (2 * POINTS - 1)
 
 
 @dataclass(frozen=True)
 class Assessment:
-    """What a check found; None where it was cancelled before.
+    """The results of testing a map on its network. A test that was cancelled has None.
 
     Attributes
     ----------
     faithfulness
-        Curves of the map beside those of chance and of maps that know nothing, over the voxels that were tried; cubes
-        of 12 mm are removed as wholes, so that no map wins by scatter.
+        Deletion and insertion curves of the map, of a random order and of control maps, over the probed voxels. Whole
+        cubes of 12 mm are removed, so that no map wins because its values are scattered.
     stability
-        Under noise in the input, from one noisy explanation.
+        Change of the map under noise in the input, from one noisy explanation.
     """
 
     faithfulness: Faithfulness | None = None
@@ -57,18 +58,18 @@ class Assessment:
 def evidence_of(
     name: str, method: Method, setting: Setting, last: Estimate, saliency: Tensor, agreement: Agreement | None
 ) -> Evidence:
-    """What is known of a map without asking the network again.
+    """Collect what is known of a map without running the network again.
 
     Parameters
     ----------
     name
         Of the structure.
     method, setting, last
-        What made the map, from what, and its last estimate.
+        The method that computed the map, its inputs, and its last estimate.
     saliency
         (X, Y, Z), on the segmenter's grid.
     agreement
-        Of a region that was found and the prediction; None where the region was given.
+        Overlap of the localizer's region with the prediction; None where the user gave the region.
     """
     probed = last.probed().cpu()
     errors = last.standard_error()
@@ -84,16 +85,16 @@ def evidence_of(
 
 
 def _outside(method: Method, setting: Setting, last: Estimate, saliency: Tensor) -> Share | None:
-    """Share of the effect outside the target; of structures by what each costs, not by how large each is."""
+    """Share of the effect outside the target. Whole structures count by the score lost, not by their volume."""
     rows = last.findings().get("structures")
     if rows is not None:
-        # What overlaps the target cannot be removed without a part of it, and says nothing of what lies outside.
+        # A structure that overlaps the target cannot be removed without a part of the target: it is left out.
         parts = setting.parts
-        held = {part for number in setting.target_numbers for part in parts.get(number, (number,))}
-        own = {setting.names.get(number) for number in setting.target_numbers}
-        across = {setting.names.get(number) for number, shared in parts.items() if held & set(shared)} - own
-        rows = [row for row in rows if row["structure"] not in across]
-        others = [row["share"] for row in rows if row["structure"] not in own]
+        target_parts = {part for number in setting.target_numbers for part in parts.get(number, (number,))}
+        targets = {setting.names.get(number) for number in setting.target_numbers}
+        overlapping = {setting.names.get(n) for n, shared in parts.items() if target_parts & set(shared)} - targets
+        rows = [row for row in rows if row["structure"] not in overlapping]
+        others = [row["share"] for row in rows if row["structure"] not in targets]
         total = sum(row["share"] for row in rows)
         known = len(rows) > len(others) and total > 0
         return Share(float(sum(others)) / total, len(others) / len(rows)) if known else None
@@ -101,7 +102,7 @@ def _outside(method: Method, setting: Setting, last: Estimate, saliency: Tensor)
     if not bool((saliency != 0).any()) or not bool(reference.any()):
         return None
     errors = last.standard_error()
-    if errors is not None:  # noise is everywhere, and most places lie outside
+    if errors is not None:  # noise is everywhere, and most voxels lie outside the target
         saliency = torch.where(saliency.abs() > SURE * errors.cpu(), saliency, 0.0)
         if not bool((saliency != 0).any()):
             return None
@@ -122,38 +123,39 @@ def assess_map(
     Parameters
     ----------
     method, setting, last, seed
-        What made the map, from what, its last estimate, and the seed of all that is random.
+        The method that computed the map, its inputs, its last estimate, and the seed of all that is random.
     saliency
         (X, Y, Z), on the segmenter's grid.
     advance
-        Told how many perturbations are done, of how many.
+        Called with the number of perturbations done and the total.
     cancelled
-        True ends with what is known.
+        Asked between perturbations; True ends the test with the results so far.
     """
     total = PERTURBATIONS + last.planned
     try:
         curves = _curves(setting, last, saliency, seed, lambda done: advance(done, total), cancelled)
     except Cancelled:
         return Assessment()
-    known = setting.scorer.volume
+    original = setting.scorer.volume
     channels = len(setting.volume)
 
-    def again(volume: Tensor) -> Tensor:
-        if volume is known:
+    def explain_again(volume: Tensor) -> Tensor:
+        if volume is original:
             return saliency
-        noisy = torch.cat([volume[:channels], known[channels:]])  # a prompt's channels are no scan
-        there = replace(setting, scorer=replace(setting.scorer, volume=noisy), volume=noisy[:channels])
-        found: Estimate | None = None
-        for found in method.estimates(there, seed):
-            advance(PERTURBATIONS + min(found.done, last.planned), total)
+        noisy = torch.cat([volume[:channels], original[channels:]])  # the channels of a prompt get no noise
+        noisy_setting = replace(setting, scorer=replace(setting.scorer, volume=noisy), volume=noisy[:channels])
+        estimate: Estimate | None = None
+        for estimate in method.estimates(noisy_setting, seed):
+            advance(PERTURBATIONS + min(estimate.done, last.planned), total)
             if cancelled():
                 raise Cancelled("The check was cancelled.")
-        assert found is not None
-        return found.measured()
+        assert estimate is not None
+        return estimate.measured()
 
     low, high = np.percentile(setting.volume.cpu().numpy().ravel()[::7], (0.5, 99.5))
     try:
-        return Assessment(curves, stability(again, known, radius=RADIUS * float(high - low or 1), samples=1, seed=seed))
+        radius = RADIUS * float(high - low or 1)
+        return Assessment(curves, stability(explain_again, original, radius=radius, samples=1, seed=seed))
     except Cancelled:
         return Assessment(curves)
 
@@ -166,7 +168,7 @@ def _curves(
     advance: Callable[[int], None],
     cancelled: Callable[[], bool],
 ) -> Faithfulness:
-    """Curves over the voxels that were tried: elsewhere the map says nothing, and the controls should not either."""
+    """Curves over the probed voxels. The map says nothing elsewhere, so the controls are compared there alone too."""
     spacing, shape = setting.spacing_mm, tuple(saliency.shape)
     tried = last.probed().cpu() & setting.changeable.cpu()
     tried = tried if bool(tried.any()) else setting.changeable.cpu()
@@ -188,7 +190,7 @@ def _curves(
 
 
 def faithfulness_record(faithfulness: Faithfulness | None) -> dict[str, Any] | None:
-    """The curves for the record, by soft Dice: volumes in mm³, scores, areas, and how far the map leads."""
+    """The curves for the record, by soft Dice: volumes in mm³, scores, areas, and the map's lead over the controls."""
     if faithfulness is None:
         return None
     first = faithfulness.saliency.deletion["soft dice"]
@@ -198,16 +200,16 @@ def faithfulness_record(faithfulness: Faithfulness | None) -> dict[str, Any] | N
         "volumes_mm3": list(first.volumes_mm3),
         "map": _curves_record(faithfulness.saliency),
         "controls": {name: _curves_record(curves) for name, curves in named.items()},
-        "lead": {way: faithfulness.lead(way) for way in DIRECTIONS},
-        "lead_over_outline": {way: faithfulness.lead(way, controls=OUTLINE) for way in DIRECTIONS},
+        "lead": {direction: faithfulness.lead(direction) for direction in DIRECTIONS},
+        "lead_over_outline": {direction: faithfulness.lead(direction, controls=OUTLINE) for direction in DIRECTIONS},
     }
 
 
 def _curves_record(curves: Curves) -> dict[str, Any]:
-    both = {way: curves.of(way)["soft dice"] for way in DIRECTIONS}
-    return {way: {"scores": list(curve.scores), "area": curve.area} for way, curve in both.items()}
+    both = {direction: curves.of(direction)["soft dice"] for direction in DIRECTIONS}
+    return {direction: {"scores": list(curve.scores), "area": curve.area} for direction, curve in both.items()}
 
 
-def stability_record(found: Stability | None) -> dict[str, Any] | None:
+def stability_record(result: Stability | None) -> dict[str, Any] | None:
     """The stability for the record."""
-    return None if found is None else asdict(found)
+    return None if result is None else asdict(result)

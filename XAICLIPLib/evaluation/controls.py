@@ -1,6 +1,6 @@
-"""Saliency maps that know nothing of the network: what a metric must not mistake for an explanation.
+"""Control maps: saliency maps made without the network, which a metric must not mistake for explanations.
 
-A metric that ranks one of these beside a real map says nothing about the network.
+A metric that ranks one of them as high as a real map says nothing about the network.
 
 References
 ----------
@@ -23,18 +23,19 @@ Control = Literal["random", "smooth noise", "centre", "edges"]
 CONTROLS: tuple[Control, ...] = get_args(Control)
 
 OUTLINE = ("mask", "depth", "border", "centre")
-"""Controls made of outlines: of what the network draws (see `outline_maps`), and of the region (``centre``).
+"""Controls made of outlines: of the network's drawing (see `outline_maps`), and of the region (``centre``).
 
-To hide an organ removes it, and the whole score with it: a map that leads noise may still say no more than these."""
+Hiding the organ itself loses the whole score. A map that does better than noise may therefore still say no more than
+these outlines do."""
 
 GRAIN_MM = 12.0
-"""Edge of the cubes that the random order removes, and how smooth the noise is.
+"""Edge of the cubes that the random order removes, and the scale of the smooth noise.
 
-Single voxels at random are another kind of perturbation, salt noise, which ruins a network long before a hole of the
-same volume does: no fair control."""
+Removing random single voxels would be no fair control: it makes salt noise, which ruins a network's output long before
+a hole of the same volume does."""
 
 EDGE_MM = 2.0
-"""Standard deviation at which edges are looked for: about a voxel of a CT."""
+"""Standard deviation of the Gaussian of the edge detector: about a voxel of a CT."""
 
 Spacing = tuple[float, float, float]
 
@@ -49,7 +50,7 @@ def random_map(shape: tuple[int, ...], spacing_mm: Spacing, seed: int = 0, grain
     spacing_mm
         Voxel size along X, Y and Z.
     seed
-        Of the values, and of where the grid of cubes begins.
+        Of the values, and of the offset of the grid of cubes.
     grain_mm
         Edge of a cube; 0 gives each voxel a value of its own.
 
@@ -62,14 +63,14 @@ def random_map(shape: tuple[int, ...], spacing_mm: Spacing, seed: int = 0, grain
     edges = [max(1, round(grain_mm / s)) for s in spacing_mm]
     cells = generator.random([n // e + 2 for n, e in zip(shape, edges, strict=True)], np.float32)
     starts = [int(generator.integers(e)) for e in edges]
-    where = np.ix_(*[(np.arange(n) + a) // e for n, a, e in zip(shape, starts, edges, strict=True)])
-    return torch.from_numpy(np.ascontiguousarray(cells[where]))
+    cell_of_voxel = np.ix_(*[(np.arange(n) + a) // e for n, a, e in zip(shape, starts, edges, strict=True)])
+    return torch.from_numpy(np.ascontiguousarray(cells[cell_of_voxel]))
 
 
 def smooth_noise(shape: tuple[int, ...], spacing_mm: Spacing, seed: int = 0, grain_mm: float = GRAIN_MM) -> Tensor:
     """White noise in [0, 1] blurred by a Gaussian of standard deviation ``grain_mm`` / 2: (X, Y, Z), float32.
 
-    It is not stretched to [0, 1] again: a map of positive values that vary little is what makes overlap metrics fail.
+    It is not rescaled to [0, 1]: positive values that vary little are what overlap metrics fail on.
     """
     noise = np.random.default_rng(seed).random(shape, np.float32)
     blurred: NDArray[np.float32] = gaussian_filter(noise, [grain_mm / 2 / s for s in spacing_mm])
@@ -79,7 +80,7 @@ def smooth_noise(shape: tuple[int, ...], spacing_mm: Spacing, seed: int = 0, gra
 def centre_map(mask: Tensor, spacing_mm: Spacing) -> Tensor:
     """How deep each voxel lies in a mask, in mm; negative outside: (X, Y, Z), float32.
 
-    "It is in the middle of the region" looks like an explanation, and uses nothing but the region.
+    A map that is high in the middle of the region looks like an explanation, but uses nothing but the region.
 
     Raises
     ------
@@ -95,18 +96,18 @@ def centre_map(mask: Tensor, spacing_mm: Spacing) -> Tensor:
 
 
 def _to_border(inside: NDArray[np.bool_], spacing_mm: Spacing) -> NDArray[np.float64]:
-    """Distance to the end of the volume, where all of it is inside."""
+    """Distance to the border of the volume, for a mask that fills the volume."""
     padded: NDArray[np.float64] = distance_transform_edt(np.pad(inside, 1), sampling=spacing_mm)
     return padded[1:-1, 1:-1, 1:-1]
 
 
 def outline_maps(target: Tensor, spacing_mm: Spacing) -> dict[str, Tensor]:
-    """Maps made of the outline that everybody sees already, by name; see `OUTLINE`.
+    """Maps made of nothing but the outline of the network's drawing, by name; see `OUTLINE`.
 
     Parameters
     ----------
     target
-        (X, Y, Z) bool: what the network draws.
+        (X, Y, Z) bool: the network's drawing.
     spacing_mm
         Voxel size along X, Y and Z.
 
@@ -131,7 +132,7 @@ def edge_map(volume: Tensor, spacing_mm: Spacing, sigma_mm: float = EDGE_MM) -> 
 
 
 def controls(volume: Tensor, region: Tensor, spacing_mm: Spacing, seed: int = 0) -> dict[Control, Tensor]:
-    """All maps that know nothing of the network, by name.
+    """All control maps, by name.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
-"""Deletion and insertion: how fast a target is lost, or found again, when voxels go in the order of a saliency map.
+"""Deletion and insertion: how fast a target is lost, or restored, when a saliency map gives the order of hiding voxels.
 
-The only metrics here that ask the network and need no mask: a map cannot be made to look good on them by drawing the
-region into it. They ask about the baseline as well, though: what is hidden by air is not what is hidden by blur.
+These metrics run the network and need no mask: cutting a map to the region cannot improve them. They depend on the
+baseline, though: hiding by air and hiding by blur give different curves.
 
 References
 ----------
@@ -37,13 +37,13 @@ SCORES: tuple[Score, ...] = ("soft dice", "mean probability")
 STEPS = 16
 
 FIRST_MM3 = 500.0
-"""The first of geometric steps: a cube of 8 mm, a part even of an adrenal gland."""
+"""Volume of the first of geometric steps: a cube of 8 mm, smaller even than an adrenal gland."""
 
 RANDOM_ORDERS = 3
-"""How many random orders the control is the mean of."""
+"""Number of random orders whose mean estimates chance."""
 
 SPAN = 0.02
-"""Where random and ideal order lie closer together than this, the score does not tell orders apart."""
+"""If the areas of the random and the ideal order differ by less than this, the score cannot tell orders apart."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ class Curve:
     direction
         Deletion: low is good. Insertion: high is good.
     volumes_mm3
-        What was removed or restored at each point, ascending. Equal steps begin with 0.
+        Volume removed or restored at each point, ascending. Equal steps begin with 0.
     scores
         At each point, in [0, 1] for Dice and probability.
     ideal
-        The curve's area if the order were perfect: all is lost, or found, with the first step.
+        The curve's area for a perfect order: the score is lost, or restored, completely at the first step.
     steps
         How the volumes were chosen.
     """
@@ -74,15 +74,15 @@ class Curve:
     def area(self) -> float:
         """Mean height of the curve, over the axis on which its steps are equal: volume, or logarithm of volume.
 
-        An organ is a hundredth of a body. Over the volume itself almost all of the area lies where the organ has long
-        been removed by any order; over its logarithm each doubling counts the same.
+        An organ is a hundredth of a body. Over the volume itself, almost all of the area lies where any order has
+        already removed the organ; over the logarithm, each doubling of the volume counts the same.
         """
         return _area(self.volumes_mm3, self.scores, self.steps)
 
 
 @dataclass(frozen=True)
 class Curves:
-    """What removing and restoring voxels in one order does, by score."""
+    """The deletion and insertion curves of one removal order, by score."""
 
     deletion: Mapping[Score, Curve]
     insertion: Mapping[Score, Curve]
@@ -92,13 +92,13 @@ class Curves:
         return self.deletion if direction == "deletion" else self.insertion
 
     def gap(self, score: Score = "soft dice") -> float:
-        """Area of insertion less area of deletion, from -1 to 1; high is good, 0 is an order that tells nothing."""
+        """Area of insertion minus area of deletion, from -1 to 1; high is good, 0 is an order without information."""
         return self.insertion[score].area - self.deletion[score].area
 
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """The curves of a map beside those of random orders and of maps that know nothing of the network.
+    """The curves of a map, of random orders and of control maps.
 
     Attributes
     ----------
@@ -107,7 +107,7 @@ class Faithfulness:
     random
         Of random orders of cubes, one `Curves` for each.
     controls
-        Of other maps, by name.
+        Of the control maps, by name.
     """
 
     saliency: Curves
@@ -119,14 +119,14 @@ class Faithfulness:
     ) -> float | None:
         """How far the map (or a control) gets from the random order, 0, to the ideal one, 1; high is good.
 
-        Negative where it does worse than chance. The ideal order loses, or finds, everything at the first step; no
-        real order does, because evidence has a volume: compare values, do not wait for a 1. None where random and
-        ideal order can't be told apart (`SPAN`).
+        Negative for a map that does worse than chance. The ideal order loses, or restores, the whole score at the
+        first step. No real order does, because evidence has a volume: compare values, and do not expect a 1. None if
+        the random and the ideal order cannot be told apart (`SPAN`).
         """
         curve = (self.saliency if control is None else self.controls[control]).of(direction)[score]
         chance = float(np.mean([c.of(direction)[score].area for c in self.random]))
         span = curve.ideal - chance
-        # Deletion's ideal lies below chance and insertion's above; the other way round there is nothing to be found.
+        # The ideal lies below chance for deletion and above it for insertion; otherwise the score is no use here.
         if (span if direction == "insertion" else -span) < SPAN:
             return None
         return (curve.area - chance) / span
@@ -134,15 +134,15 @@ class Faithfulness:
     def lead(
         self, direction: Direction, score: Score = "soft dice", controls: Collection[str] | None = None
     ) -> float | None:
-        """The map's normalized area less that of the best control; at or below 0 the map is as good as none.
+        """The map's normalized area minus that of the best control; at or below 0 the map is of no use.
 
-        ``controls`` names those that count; by default all do.
+        Chance counts as a control with area 0. ``controls`` names those to compare with; by default all.
         """
-        own = self.normalized_area(direction, score)
+        area = self.normalized_area(direction, score)
         names = [name for name in self.controls if controls is None or name in controls]
         others = [self.normalized_area(direction, score, name) for name in names]
         known = [value for value in others if value is not None]
-        return None if own is None or len(known) < len(others) else own - max([0.0, *known])
+        return None if area is None or len(known) < len(others) else area - max([0.0, *known])
 
 
 def faithfulness(
@@ -159,7 +159,7 @@ def faithfulness(
     seed: int = 0,
     grain_mm: float = 0.0,
 ) -> Faithfulness:
-    """Deletion and insertion curves of a map, of random orders, and of other maps.
+    """Deletion and insertion curves of a map, of random orders, and of control maps.
 
     It takes ``2 * count * (1 + random_orders + len(controls))`` perturbations.
 
@@ -168,9 +168,9 @@ def faithfulness(
     scorer, saliency, spacing_mm, removable, count, steps, first_mm3, seed, grain_mm
         As in `removal_curves`.
     controls
-        Maps that know nothing of the network, by name: see `XAICLIPLib.evaluation.controls`.
+        Maps made without the network, by name: see `XAICLIPLib.evaluation.controls`.
     random_orders
-        How many random orders of cubes chance is estimated from, at least 1.
+        Number of random orders of cubes that chance is estimated from, at least 1.
     """
     if random_orders < 1:
         raise InputError(f"random_orders is {random_orders}: chance needs at least 1 random order.")
@@ -216,28 +216,28 @@ def removal_curves(
     scorer
         Of the target that the map explains.
     saliency
-        (X, Y, Z), on the scorer's grid. Where values are equal, chance decides: an order by index would favour a flat
-        map whose target happens to lie at one end of the array.
+        (X, Y, Z), on the scorer's grid. Voxels of equal value are ordered at random: an order by index would favour a
+        uniform map if the target lies near the beginning of the array.
     spacing_mm
         Voxel size along X, Y and Z.
     removable
-        (X, Y, Z) bool: the voxels that are removed at all, such as those of the body; by default all. Maps can be
-        compared only with the same ones.
+        (X, Y, Z) bool: the voxels that are removed at all, such as those of the body; by default all. Compare only
+        maps with the same mask.
     count
         Points of each curve (besides 0 with equal steps), the last of which removes everything.
     steps
-        ``geometric``: each step multiplies what was removed by the same factor; ``equal``: it adds the same volume.
-        Equal steps as large as the organ do not tell its parts apart.
+        ``geometric``: each step multiplies the removed volume by the same factor; ``equal``: each step adds the same
+        volume. Equal steps as large as the organ do not tell its parts apart.
     first_mm3
-        The first of geometric steps. Areas can be compared only with the same one.
+        Volume of the first of geometric steps. Compare only areas with the same first step.
     seed
-        Of how ties are broken.
+        Of the random order of equal values.
     scores
-        By what the target is scored.
+        The scores of the target that curves are made of.
     grain_mm
         Edge of the cubes that are removed as wholes, in the order of the map's mean over each; 0 removes voxel by
-        voxel. Scattered single voxels are an adversarial pattern, salt noise, which ruins a network long before a hole
-        of the same volume does: maps of different grain can be compared only at one grain.
+        voxel. Scattered single voxels are salt noise, which ruins a network's output long before a hole of the same
+        volume does. Maps of different grain can therefore be compared only at one grain.
 
     Raises
     ------
@@ -251,13 +251,13 @@ def removal_curves(
     amounts = step_sizes(len(order), count, steps, round(first_mm3 / voxel_mm3))
     if cubes is not None:
         amounts = whole_cubes(cubes.ravel()[order], amounts)
-    known = _extents(order, ranks.shape, amounts)
+    extents = _extents(order, ranks.shape, amounts)
     everything = len(order)
     device = scorer.volume.device
-    on_device = ranks.to(device)  # the scorer's: each perturbation reads it there
+    on_device = ranks.to(device)  # the scorer's device, where each perturbation reads the ranks
 
     def perturbations() -> Iterator[Perturbation]:
-        for amount, (removed, kept) in zip(amounts, known, strict=True):
+        for amount, (removed, kept) in zip(amounts, extents, strict=True):
             yield Perturbation(removed, _RankRange(on_device, 0, amount))
             if amount < everything:
                 assert kept is not None
@@ -265,7 +265,8 @@ def removal_curves(
 
     lost = dict(pair for batch in scorer.lost_by(perturbations(), scores) for pair in batch)
     full = np.array([scorer.full_score_by(kind) for kind in scores])
-    values = np.stack([full - np.array(lost[n]) for n in range(len(lost))])  # alternating; the last removes all
+    # Deletion and insertion alternate; the last removes everything.
+    values = np.stack([full - np.array(lost[n]) for n in range(len(lost))])
     deletion, insertion, bare = values[::2], np.concatenate([values[1::2], full[None]]), values[-1]
     volumes = [amount * voxel_mm3 for amount in amounts]
     if steps == "equal":
@@ -273,12 +274,13 @@ def removal_curves(
         deletion, insertion = np.concatenate([full[None], deletion]), np.concatenate([bare[None], insertion])
 
     def curve(direction: Direction, points: NDArray[np.float64], number: int) -> Curve:
-        own = points[:, number]
-        best = np.full(len(own), bare[number] if direction == "deletion" else full[number])
+        heights = points[:, number]
+        ideal = np.full(len(heights), bare[number] if direction == "deletion" else full[number])
         if steps == "equal":
-            best[0] = own[0]  # nothing is removed yet
-        found = tuple(map(float, own))
-        return Curve(direction, tuple(volumes), found, _area(volumes, best.tolist(), steps), steps)
+            ideal[0] = heights[0]  # nothing is removed or restored yet
+        return Curve(
+            direction, tuple(volumes), tuple(map(float, heights)), _area(volumes, ideal.tolist(), steps), steps
+        )
 
     return Curves(
         {kind: curve("deletion", deletion, n) for n, kind in enumerate(scores)},
@@ -295,7 +297,7 @@ def cube_numbers(shape: tuple[int, ...], spacing_mm: Spacing, edge_mm: float) ->
 
 
 def whole_cubes(cubes: NDArray[np.int64], amounts: Sequence[int]) -> list[int]:
-    """The amounts moved on to the end of the cube that each ends in; ``cubes`` has the cube of each voxel in order."""
+    """Round each amount up to whole cubes; ``cubes`` holds the cube of each voxel, in the order of removal."""
     ends = np.append(np.flatnonzero(np.diff(cubes)) + 1, len(cubes))
     moved: list[int] = np.unique(ends[np.searchsorted(ends, amounts)]).tolist()
     return moved
@@ -308,9 +310,9 @@ def removal_order(
     seed: int = 0,
     cubes: NDArray[np.int64] | None = None,
 ) -> tuple[Tensor, NDArray[np.int64]]:
-    """In which order a map removes voxels: by falling value, ties by chance.
+    """The order in which a map removes voxels: by falling value, equal values at random.
 
-    With ``cubes`` (X, Y, Z), the cube of each voxel, cubes go as wholes, by the mean of the map over their voxels.
+    With ``cubes`` (X, Y, Z), the number of each voxel's cube, whole cubes are removed, by the map's mean over each.
 
     Returns
     -------
@@ -335,11 +337,12 @@ def removal_order(
     if cubes is not None:
         numbers = cubes.ravel()[shuffled]
         sums, sizes = np.bincount(numbers, keys.astype(np.float64)), np.bincount(numbers)
-        chance = np.random.default_rng(seed).permutation(len(sums))  # cubes of one value go one after the other
-        best = np.lexsort((chance, -sums / np.maximum(sizes, 1)))
-        place = np.empty(len(best), np.int64)
-        place[best] = np.arange(len(best))
-        keys = -place[numbers]
+        # Cubes of equal mean get different ranks, so that each is removed as a whole before the next.
+        chance = np.random.default_rng(seed).permutation(len(sums))
+        cube_order = np.lexsort((chance, -sums / np.maximum(sizes, 1)))
+        cube_rank = np.empty(len(cube_order), np.int64)
+        cube_rank[cube_order] = np.arange(len(cube_order))
+        keys = -cube_rank[numbers]
     order = shuffled[np.argsort(-keys, kind="stable")]
     ranks = np.full(values.size, -1, np.int32)
     ranks[order] = np.arange(len(order), dtype=np.int32)
@@ -347,7 +350,10 @@ def removal_order(
 
 
 def step_sizes(total: int, count: int, steps: Steps, first: int = 1) -> list[int]:
-    """Voxels removed at each point, ascending, geometric ones from the first; fewer points where voxels are few."""
+    """Number of voxels removed at each point, ascending; fewer points if there are fewer voxels than points.
+
+    Geometric steps begin with ``first`` voxels.
+    """
     if count < 2:
         raise InputError(f"A curve of {count} points tells nothing: ask for at least 2.")
     if steps == "equal":
@@ -367,12 +373,12 @@ class _RankRange:
     end: int
 
     def __call__(self, box: Box, device: torch.device) -> Tensor:
-        here = self.ranks[box]
-        return ((here >= self.first) & (here < self.end)).to(device, torch.float32)
+        ranks = self.ranks[box]
+        return ((ranks >= self.first) & (ranks < self.end)).to(device, torch.float32)
 
 
 def _extents(order: NDArray[np.int64], shape: Sequence[int], amounts: Sequence[int]) -> list[tuple[Box, Box | None]]:
-    """For each amount the boxes around the voxels up to it and from it on."""
+    """For each amount, the box around the voxels removed and the box around those that are left, if any."""
     starts = [0, *amounts[:-1]]
     axes = []
     for axis, size in enumerate(shape):

@@ -1,4 +1,4 @@
-"""Infidelity: whether a map foretells what hiding a place costs, place after place.
+"""Infidelity: how badly a map predicts the score that is lost when a cube of the scan is hidden.
 
 References
 ----------
@@ -22,15 +22,15 @@ from XAICLIPLib.scoring.perturbation import Perturbation
 from XAICLIPLib.scoring.scorer import Scorer
 
 SAMPLES = 128
-"""Cubes that are hidden. Most miss the evidence, where it is small, and tell little."""
+"""Cubes that are hidden. Where the evidence is small most cubes miss it and tell little, so many are needed."""
 
 DRAWS = 64
-"""Points drawn for each cube: enough where the mask fills a few hundredths of the box around it."""
+"""Candidate points for each cube: enough where the mask fills a few hundredths of its bounding box."""
 
 
 @dataclass(frozen=True)
 class HiddenCubes:
-    """Cubes, and what the target's score loses without each; the same serve every map of this target.
+    """Cubes, and the score that the target loses when each is hidden. They can be used for every map of this target.
 
     Attributes
     ----------
@@ -49,16 +49,16 @@ class HiddenCubes:
 
 @dataclass(frozen=True)
 class Infidelity:
-    """How badly sums of a map foretell the score lost.
+    """How badly the sums of a map over cubes predict the score lost.
 
     Attributes
     ----------
     mean_squared_error
-        Of the best multiple of the map, in the score's unit squared: that of captum with ``normalize=True`` where the
-        multiple is positive. Low is good.
+        Of the best positive multiple of the map, in the score's unit squared: what captum gives with
+        ``normalize=True`` where the best multiple is positive. Low is good.
     relative
-        The same over the mean squared loss, from 0 (the map foretells every loss) to 1 (no better than a map of
-        zeros, or the wrong way round). None where hiding costs nothing.
+        The same over the mean squared loss, from 0 (the map predicts every loss) to 1 (no better than a map of
+        zeros, or of opposite sign). None where hiding loses no score.
     """
 
     mean_squared_error: float
@@ -74,7 +74,9 @@ def hide_cubes(
     centres: Tensor | None = None,
     seed: int = 0,
 ) -> HiddenCubes:
-    """Hide cubes, one after another, at random places that are spread evenly: independent ones miss small evidence.
+    """Hide cubes, one after another, at random places that are evenly spread.
+
+    Independent random places would leave gaps, and miss small evidence.
 
     Parameters
     ----------
@@ -112,7 +114,7 @@ def hide_cubes(
 
 
 def infidelity(saliency: Tensor, hidden: HiddenCubes) -> Infidelity:
-    """Compare what each hidden cube costs with the sum of a map over it.
+    """Compare the score lost by hiding each cube with the sum of a map over it.
 
     Parameters
     ----------
@@ -128,21 +130,21 @@ def infidelity(saliency: Tensor, hidden: HiddenCubes) -> Infidelity:
     """
     if tuple(saliency.shape) != hidden.shape:
         raise InputError("The saliency does not lie on the network's grid: give the map as it was computed.")
-    foretold = [float(saliency[box].double().sum()) for box in hidden.boxes]
-    product = math.fsum(a * b for a, b in zip(foretold, hidden.lost, strict=True))
-    squared, losses = math.fsum(a * a for a in foretold), math.fsum(b * b for b in hidden.lost)
-    # A negative multiple would make of the opposite of the truth a perfect map.
+    predicted = [float(saliency[box].double().sum()) for box in hidden.boxes]
+    product = math.fsum(a * b for a, b in zip(predicted, hidden.lost, strict=True))
+    squared, losses = math.fsum(a * a for a in predicted), math.fsum(b * b for b in hidden.lost)
+    # With a negative multiple, the opposite of the true map would count as perfect.
     explained = product**2 / squared if product > 0 else 0.0
-    left = max(0.0, losses - explained)
-    return Infidelity(left / len(foretold), left / losses if losses else None)
+    unexplained = max(0.0, losses - explained)
+    return Infidelity(unexplained / len(predicted), unexplained / losses if losses else None)
 
 
 def _spread(allowed: NDArray[np.bool_], count: int, seed: int) -> list[list[int]]:
-    """Voxels of a mask by a scrambled Halton sequence; by chance where the mask is too thin to be met by one."""
+    """Evenly spread voxels of a mask, by a scrambled Halton sequence; random ones where that meets too few."""
     places = np.argwhere(allowed)
     low, size = places.min(axis=0), np.ptp(places, axis=0) + 1
     points = low + (Halton(allowed.ndim, seed=seed).random(DRAWS * count) * size).astype(int)
-    met = points[allowed[tuple(points.T)]][:count]
-    drawn = np.random.default_rng(seed).choice(places, count - len(met))
-    found: list[list[int]] = np.concatenate([met, drawn]).tolist()
-    return found
+    inside = points[allowed[tuple(points.T)]][:count]
+    random_voxels = np.random.default_rng(seed).choice(places, count - len(inside))
+    voxels: list[list[int]] = np.concatenate([inside, random_voxels]).tolist()
+    return voxels

@@ -1,8 +1,9 @@
-"""What a saliency map says by itself, and how it lies to a mask; no network is asked.
+"""Metrics of a saliency map alone, or of a map and a mask; the network is not run.
 
-A map that lies on the organ is not therefore true: the network may lean on what is beside it. Metrics that compare with
-a mask tell the truth only where the mask is the evidence (Arras et al. plant it). Each is therefore returned with what
-chance would get, and the overlap, which the region alone can win, with maps that know nothing.
+A map that lies on the organ is not therefore true: the network may rely on tissue beside it. Metrics that compare with
+a mask measure truth only if the mask is known to be the evidence (Arras et al. plant it). Each is therefore returned
+with the value expected by chance. The overlap, which can be high because of the region alone, is returned with that of
+control maps.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from XAICLIPLib.errors import InputError
 from XAICLIPLib.evaluation.controls import Spacing, centre_map, random_map, smooth_noise
 
 HALF = 0.5
-"""Threshold of the paper: what of a map, divided by its maximum, counts as marked."""
+"""Threshold of the paper: a voxel counts as marked from this share of the map's maximum."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Share:
     value
         From 0 to 1.
     chance
-        What a map gets that is the same everywhere, or random. A value says something only beside it.
+        The value of a uniform or random map. The value above says something only in comparison with it.
     """
 
     value: float
@@ -42,7 +43,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Pointing:
-    """Where the highest value lies.
+    """Whether the highest value of a map lies in a mask.
 
     Attributes
     ----------
@@ -50,7 +51,7 @@ class Pointing:
         1 where the maximum lies in the mask or within the tolerance, 0 where not; where several voxels share the
         maximum, the share of them that does. High is good.
     chance
-        What a random voxel would get.
+        The expected value for a random voxel.
     distance_mm
         From the maximum to the mask, 0 inside; the mean, where several voxels share the maximum.
     """
@@ -70,15 +71,15 @@ class MaskOverlap:
 
 @dataclass(frozen=True)
 class Overlap:
-    """How a thresholded map overlaps an organ, and how maps without any knowledge in the same region do.
+    """How a thresholded map overlaps an organ, and how control maps in the same region do.
 
     Attributes
     ----------
     saliency
-        Of the map within the region. High is called good, and is so only above the controls.
+        Of the map within the region. A high value is good only if it is higher than those of the controls.
     controls
         Of ``uniform`` (the region itself), ``centre`` (how deep a voxel lies in the region), ``white noise`` and
-        ``smooth noise``, each times the region and treated exactly as the map.
+        ``smooth noise``, each cut to the region and thresholded exactly as the map.
     """
 
     saliency: MaskOverlap
@@ -86,20 +87,20 @@ class Overlap:
 
     @property
     def lead(self) -> float:
-        """The map's Dice less the best control's, -1 to 1: at or below 0 the overlap is the region's merit."""
+        """The map's Dice less the best control's, -1 to 1. At or below 0 the overlap comes from the region alone."""
         return self.saliency.dice - max(control.dice for control in self.controls.values())
 
 
 @dataclass(frozen=True)
 class Completeness:
-    """How far Shapley-type values are from adding up to the change of the score.
+    """How far the sum of Shapley-type values is from the change of the score.
 
     Attributes
     ----------
     total
         Sum of the values.
     change
-        Score of the input less score of the baseline.
+        Score of the input minus score of the baseline.
     gap
         ``total - change``; 0 is good.
     relative
@@ -124,7 +125,7 @@ def pointing_game(
     spacing_mm
         Voxel size along X, Y and Z.
     tolerance_mm
-        How far beside the mask is still a hit.
+        A maximum within this distance of the mask is still a hit.
 
     Raises
     ------
@@ -137,16 +138,18 @@ def pointing_game(
     """
     values, inside = _pair(saliency, mask)
     distance = distance_transform_edt(~inside, sampling=spacing_mm)
-    found = distance[values == values.max()]
+    distance_of_maximum = distance[values == values.max()]
     return Pointing(
-        float((found <= tolerance_mm).mean()), float((distance <= tolerance_mm).mean()), float(found.mean())
+        float((distance_of_maximum <= tolerance_mm).mean()),
+        float((distance <= tolerance_mm).mean()),
+        float(distance_of_maximum.mean()),
     )
 
 
 def relevance_mass(saliency: ArrayLike | Tensor, mask: ArrayLike | Tensor) -> Share:
     """Share of a map's positive values that lies in a mask, 0 to 1; high is good where the mask is the evidence.
 
-    A map without a positive value has no such share: it gets what chance gets.
+    A map without a positive value has no such share: its value is that expected by chance.
 
     Parameters
     ----------
@@ -172,7 +175,7 @@ def outside_share(
 ) -> Share:
     """Share of a map's absolute values that lies outside a mask and a margin, from 0 to 1.
 
-    Neither is good: it tells how much of what the network leaned on a map restricted to the mask would hide.
+    Neither high nor low is good: it is the share of the effect that a map restricted to the mask would hide.
 
     Parameters
     ----------
@@ -181,7 +184,7 @@ def outside_share(
     spacing_mm
         Voxel size along X, Y and Z.
     margin_mm
-        Around the mask. Occlusion smears an effect over its window: half a window is a fair margin.
+        Width of the margin around the mask. Occlusion blurs an effect over its window: half a window is fair.
 
     Raises
     ------
@@ -197,7 +200,7 @@ def outside_share(
 def relevance_rank(saliency: ArrayLike | Tensor, mask: ArrayLike | Tensor) -> Share:
     """Share of the K highest values that lies in a mask of K voxels, from 0 to 1; high where the mask is the evidence.
 
-    Of equal values at the K-th place as many count as a random choice among them would find on average.
+    Where several voxels share the K-th highest value, the expected number for a random choice among them counts.
 
     Parameters
     ----------
@@ -218,8 +221,8 @@ def relevance_rank(saliency: ArrayLike | Tensor, mask: ArrayLike | Tensor) -> Sh
     last = np.partition(values.ravel(), values.size - size)[values.size - size]
     above, ties = values > last, values == last
     share_of_ties = (size - above.sum()) / ties.sum()
-    found = (above & inside).sum() + share_of_ties * (ties & inside).sum()
-    return Share(float(found / size), size / values.size)
+    hits = (above & inside).sum() + share_of_ties * (ties & inside).sum()
+    return Share(float(hits / size), size / values.size)
 
 
 def overlap(
@@ -231,11 +234,11 @@ def overlap(
     threshold: float = HALF,
     seed: int = 0,
 ) -> Overlap:
-    """Dice and IoU of a thresholded map with an organ, the XAI-CLIP paper's, beside what the region alone gets.
+    """Dice and IoU of a thresholded map with an organ, as in the XAI-CLIP paper, and the same of control maps.
 
     Within the region, negative values are set to 0 and all are divided by the maximum; outside it nothing is marked.
-    The network is not asked, so that this is no measure of truth: a map of nothing times a good region wins. For a map
-    that was computed everywhere give a region of ones.
+    The network is not run, so that this is no measure of truth: any map cut to a good region gets a high value. For a
+    map that was computed everywhere give a region of ones.
 
     Parameters
     ----------
@@ -244,7 +247,7 @@ def overlap(
     spacing_mm
         Voxel size along X, Y and Z.
     threshold
-        From which a normalised value is marked.
+        Normalised values from this one on are marked.
     seed
         Of the noise.
 
@@ -261,7 +264,7 @@ def overlap(
     _, allowed = _pair(saliency, region)
     white = random_map(values.shape, spacing_mm, seed, grain_mm=0)
     smooth = smooth_noise(values.shape, spacing_mm, seed)
-    nothing = {
+    control_maps = {
         "uniform": np.ones(values.shape),
         "centre": centre_map(torch.from_numpy(allowed), spacing_mm).numpy(),
         "white noise": white.numpy(),
@@ -275,20 +278,20 @@ def overlap(
         shared, total = float((marked & inside).sum()), float(marked.sum() + inside.sum())
         return MaskOverlap(2 * shared / total, shared / (total - shared))
 
-    return Overlap(overlap_of(values), {name: overlap_of(array) for name, array in nothing.items()})
+    return Overlap(overlap_of(values), {name: overlap_of(array) for name, array in control_maps.items()})
 
 
 def gini(saliency: ArrayLike | Tensor, mask: ArrayLike | Tensor | None = None) -> float:
     """Sparseness: the Gini index of the absolute values, from 0 (all the same) to 1 (a single voxel).
 
-    Neither is good in itself: a map of one random voxel has the highest. 0 for a map without values.
+    Neither high nor low is good in itself: a map of one random voxel has the highest. 0 for a map of zeros.
 
     Parameters
     ----------
     saliency
         (X, Y, Z).
     mask
-        (X, Y, Z) bool: the voxels that are compared, by default all. The zeros around a probed region raise the index.
+        (X, Y, Z) bool: the voxels that are used, by default all. The zeros around a probed region raise the index.
 
     Raises
     ------
@@ -310,13 +313,13 @@ def gini(saliency: ArrayLike | Tensor, mask: ArrayLike | Tensor | None = None) -
 
 
 def completeness(values: ArrayLike | Tensor, score: float, baseline_score: float) -> Completeness:
-    """Whether Shapley-type values add up to what the score loses when everything is removed.
+    """Whether Shapley-type values add up to the score lost when everything is removed.
 
     Parameters
     ----------
     values
-        One value for each piece that can be removed. Of a map that paints a piece's value on all its voxels, give each
-        piece once.
+        One value for each piece that can be removed. If a map repeats a piece's value in all its voxels, give the
+        value of each piece once.
     score, baseline_score
         Of the input, and with all pieces removed.
 

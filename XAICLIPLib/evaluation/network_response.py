@@ -1,7 +1,7 @@
-"""Whether a network answers at all: the same to the same scan, and something else to another one.
+"""Whether a network's output depends on the scan and on nothing else: both are tested before the map is computed.
 
-Dropout or batch statistics that were left on make any map a matter of chance, and a network that answers the same to
-everything has no map. Both show in three patches, before a single perturbation.
+With dropout or batch statistics left on, the output changes from run to run, and any map is partly chance. A network
+whose output is the same for every scan has no map. Three patches show both, before the first perturbation.
 """
 
 from __future__ import annotations
@@ -12,15 +12,19 @@ from XAICLIPLib.evaluation.reliability_flag import ReliabilityFlag
 from XAICLIPLib.scoring.scorer import Scorer
 
 CHANCE = 0.01
-"""Root mean square of the difference of two answers to the same patch, over that of the answer, from which chance has a
-part in it. Other algorithms for other batches differ by 1e-5, on GPUs with TF32 by 1e-3."""
+"""Relative root mean square difference of two outputs for the same patch above which the network counts as random.
+
+Different algorithms for different batch sizes cause differences of 1e-5, on GPUs with TF32 of 1e-3."""
 
 UNMOVED = 1e-6
-"""Below this an answer has not changed but for rounding."""
+"""A relative change of the output below this is rounding."""
 
 
 def response_flags(scorer: Scorer) -> list[ReliabilityFlag]:
-    """Show the network the patch with most of the target twice, once together with another, and once without it."""
+    """Compare the network's outputs for one patch: run twice, in different batches, and with the target hidden.
+
+    The patch is the one that holds most of the target.
+    """
     once, again, hidden = scorer.answers()
     name = scorer.target.name
     chance = _change(once, again)
@@ -54,6 +58,6 @@ def response_flags(scorer: Scorer) -> list[ReliabilityFlag]:
 
 
 def _change(before: Tensor, after: Tensor) -> float:
-    """Root mean square of a change of logits over that of the logits."""
+    """Root mean square of the change of the logits, divided by that of the logits."""
     scale = float(before.double().square().mean().sqrt())
     return float((after.double() - before.double()).square().mean().sqrt()) / (scale or 1.0)

@@ -1,6 +1,7 @@
-"""Reliability flags: what a reader must know before believing a map, in plain words, each with its number.
+"""Reliability checks of a map: what a reader must know before believing it, in plain words, each with its number.
 
-A flag says that a check has failed. That none is raised does not make a map true: what was not measured is not flagged.
+A raised flag says that a check has failed. If no flag is raised, the map is not therefore true: only what was measured
+can be flagged.
 """
 
 from __future__ import annotations
@@ -19,44 +20,44 @@ from XAICLIPLib.evaluation.stability import Stability
 from XAICLIPLib.localization.region import Agreement
 
 REGION_RECALL = 0.5
-"""Share of the prediction in the region below which they disagree: the region has a margin, so that even a shifted one
-holds most of the organ; where it holds less than half, the two models mean different places."""
+"""Region and prediction disagree if less than this share of the prediction lies in the region. The region has a margin,
+so that even a shifted one holds most of the organ; if it holds less than half, the two models mean different places."""
 
 OUTSIDE = 0.5
-"""Share of the effect outside the organ above which the target leans "mostly" on other tissue: more than on itself."""
+"""If more than this share of the effect lies outside the organ, the network relies more on other tissue than on it."""
 
 NOISE = 0.5
-"""Root mean square of a map's error over that of the map, from which it is too noisy.
+"""A map is too noisy if the root mean square of its error is more than this share of that of the map.
 
 Signal and error add in squares, so that a map with this ratio r correlates with the true one by sqrt(1 - r²): 0.87 at
-0.5, about what a gradient preview reaches at the cost of four forwards; a map worse than that was not worth its time.
-The same holds for the change of the map under noise in the input."""
+0.5, about what a gradient preview reaches at the cost of four forward passes; a map that is worse was not worth its
+time. The same limit is used for the change of the map under noise in the input."""
 
 ALL_NOISE = 10.0
-"""Beyond this ratio nothing of a map is left, and JSON has no infinity."""
+"""The highest ratio of noise to signal that is recorded: JSON has no infinity, and such a map is worthless anyway."""
 
 LEAD = 0.1
-"""Share of the way from random to ideal order by which a map must lead the best map that knows nothing.
+"""By how much a map must lead the best control map, on a scale on which the random order is 0 and the ideal order 1.
 
 Noise of other seeds gets areas that scatter by a standard deviation of 0.05 to 0.15 in the planted-truth study
-(Testing/benchmarks/planted.py), where occlusion leads by 0.2 to 0.4; the best of several controls lies above chance
-already, and by that scatter once more a map could lead by luck."""
+(Testing/benchmarks/planted.py), where occlusion leads by 0.2 to 0.4. The best of several controls already lies above
+chance by that scatter; a map could lead it by the same amount by luck."""
 
 OUTLINE_LEAD = 0.02
-"""Share of the way from random to ideal order by which a map must lead the best map made of the outline."""
+"""By how much a map must lead the best map made of the outline, on the same scale."""
 
 UNFAMILIAR = 0.5
-"""Share of the body's voxels outside the network's intensity range: lungs, bowel gas and bone may lie outside it in any
-scan, half of a body does not unless its units or its modality are others."""
+"""Largest share of the body's voxels outside the network's intensity range. Lungs, bowel gas and bone may lie outside
+it in any scan; half of a body does only if the units or the modality are wrong."""
 
 SPACING_FACTOR = 2.0
-"""How many times coarser or finer than the network has seen: a voxel twice as long leaves half of the detail that it
-learned from; resampling cannot give it back."""
+"""How many times coarser or finer than the training data the scan may be. A voxel twice as long keeps half of the
+detail that the network learned from, and resampling cannot restore it."""
 
 
 @dataclass(frozen=True)
 class DeclaredInputs:
-    """What a network says that it was made for, as far as it says so.
+    """The inputs that a network was made for, by its own declaration; None where it declares nothing.
 
     Attributes
     ----------
@@ -72,7 +73,7 @@ class DeclaredInputs:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known about a map; what is None is not checked.
+    """What is known about a map; fields that are None are not checked.
 
     Attributes
     ----------
@@ -83,11 +84,11 @@ class Evidence:
     outside
         Share of the effect outside the organ and a margin, by `XAICLIPLib.evaluation.metrics.outside_share`.
     saliency, standard_error
-        The map, where it is known, and its standard error there: (n,) or any one shape.
+        Values of the map at the probed voxels, and their standard errors: both (n,), or both of any other shape.
     faithfulness
-        Curves beside those of maps that know nothing.
+        Curves of the map and of control maps.
     stability
-        Under noise in the input.
+        Change of the map under noise in the input.
     body_intensities
         Of the scan's voxels in the body, (n,) or a sample of them, in the units of `DeclaredInputs.intensities`.
     spacing_mm
@@ -95,7 +96,7 @@ class Evidence:
     declared
         By the network.
     margin_mm
-        Of ``outside``: half of what was hidden at once, over which a method smears an effect.
+        The margin of ``outside``: half the size of what was hidden at once, over which a method blurs an effect.
     """
 
     name: str
@@ -112,14 +113,14 @@ class Evidence:
 
 
 def reliability_flags(evidence: Evidence) -> tuple[ReliabilityFlag, ...]:
-    """All checks that could be made, passed or not, in the order in which a reader should know them.
+    """Make all checks that are possible with this evidence. Passed ones are returned too, the most important first.
 
     Raises
     ------
     InputError
         Map and standard error have different shapes.
     """
-    made = (
+    checks = (
         unfamiliar_intensities,
         unfamiliar_spacing,
         region_disagrees,
@@ -129,11 +130,11 @@ def reliability_flags(evidence: Evidence) -> tuple[ReliabilityFlag, ...]:
         unstable,
         leans_outside,
     )
-    return tuple(in_reading_order(flag for check in made if (flag := check(evidence)) is not None))
+    return tuple(in_reading_order(flag for check in checks if (flag := check(evidence)) is not None))
 
 
 def raised_flags(evidence: Evidence) -> tuple[ReliabilityFlag, ...]:
-    """Only the checks that fail; see `reliability_flags`."""
+    """Only the flags of checks that failed; see `reliability_flags`."""
     return tuple(flag for flag in reliability_flags(evidence) if flag.raised)
 
 
@@ -162,21 +163,21 @@ def leans_outside(evidence: Evidence) -> ReliabilityFlag | None:
     if evidence.outside is None:
         return None
     share, chance = evidence.outside.value, evidence.outside.chance
-    apart = f"more than {evidence.margin_mm:.0f} mm outside" if evidence.margin_mm else "outside"
+    place = f"more than {evidence.margin_mm:.0f} mm outside" if evidence.margin_mm else "outside"
     return _flag(
         "leans outside",
         share,
         OUTSIDE,
         share > OUTSIDE,
-        f"{share:.0%} of the effect lies {apart} the {evidence.name}: the network draws it mostly because of other "
+        f"{share:.0%} of the effect lies {place} the {evidence.name}: the network draws it mostly because of other "
         f"tissue (a map that knows nothing would have {chance:.0%} there).",
-        f"{share:.0%} of the effect lies {apart} the {evidence.name} (a map that knows nothing would have "
+        f"{share:.0%} of the effect lies {place} the {evidence.name} (a map that knows nothing would have "
         f"{chance:.0%} there).",
     )
 
 
 def not_converged(evidence: Evidence) -> ReliabilityFlag | None:
-    """Whether chance makes up too much of the map."""
+    """Whether too much of the map is chance."""
     if evidence.saliency is None or evidence.standard_error is None:
         return None
     values, error = (np.asarray(a, np.float64) for a in (evidence.saliency, evidence.standard_error))
@@ -197,9 +198,9 @@ def not_converged(evidence: Evidence) -> ReliabilityFlag | None:
 
 
 def like_the_null(evidence: Evidence) -> ReliabilityFlag | None:
-    """Whether removing tissue in the map's order does hardly better than in the order of noise or of edges.
+    """Whether removing tissue in the map's order is hardly better than in the order of noise or edges.
 
-    The value is the mean lead in deletion and insertion, by soft Dice.
+    The flag's value is the mean lead in deletion and insertion, by soft Dice.
     """
     lead = _mean_lead(evidence, outline=False)
     if lead is None:
@@ -217,10 +218,10 @@ def like_the_null(evidence: Evidence) -> ReliabilityFlag | None:
 
 
 def no_more_than_the_outline(evidence: Evidence) -> ReliabilityFlag | None:
-    """Whether the map leads what everybody sees already: what the network draws, its depth, its border, the region.
+    """Whether the map says no more than outlines do: the network's drawing, its depth, its border, and the region.
 
-    The value is the mean lead in deletion and insertion, by soft Dice. Where region and prediction disagree the map was
-    made elsewhere, and is not compared: `region_disagrees` says so.
+    The flag's value is the mean lead in deletion and insertion, by soft Dice. If region and prediction disagree, the
+    map was computed elsewhere and is not compared: `region_disagrees` says so.
     """
     lead = _mean_lead(evidence, outline=True)
     if lead is None or (evidence.agreement is not None and evidence.agreement.recall < REGION_RECALL):
@@ -248,16 +249,16 @@ def no_more_than_the_outline(evidence: Evidence) -> ReliabilityFlag | None:
 
 def _mean_lead(evidence: Evidence, outline: bool) -> float | None:
     """Mean lead in deletion and insertion over the controls that are made of outlines, or over the others."""
-    compared = evidence.faithfulness
-    if compared is None:
+    faithfulness = evidence.faithfulness
+    if faithfulness is None:
         return None
-    names = [name for name in compared.controls if (name in OUTLINE) == outline]
-    leads = [lead for way in DIRECTIONS if (lead := compared.lead(way, controls=names)) is not None]
+    names = [name for name in faithfulness.controls if (name in OUTLINE) == outline]
+    leads = [lead for d in DIRECTIONS if (lead := faithfulness.lead(d, controls=names)) is not None]
     return float(np.mean(leads)) if names and leads else None
 
 
 def unstable(evidence: Evidence) -> ReliabilityFlag | None:
-    """Whether noise that no reader would see changes the map."""
+    """Whether noise too weak for a reader to see changes the map."""
     if evidence.stability is None:
         return None
     change = evidence.stability.max_sensitivity
@@ -266,7 +267,7 @@ def unstable(evidence: Evidence) -> ReliabilityFlag | None:
 
 
 def unfamiliar_intensities(evidence: Evidence) -> ReliabilityFlag | None:
-    """Whether most of the body is darker or brighter than what the network declares."""
+    """Whether most of the body is darker or brighter than the range that the network declares."""
     if evidence.declared is None or evidence.declared.intensities is None or evidence.body_intensities is None:
         return None
     low, high = evidence.declared.intensities
@@ -286,20 +287,20 @@ def unfamiliar_intensities(evidence: Evidence) -> ReliabilityFlag | None:
 
 
 def unfamiliar_spacing(evidence: Evidence) -> ReliabilityFlag | None:
-    """Whether voxels are far finer or coarser than what the network declares."""
+    """Whether voxels are far finer or coarser than the range that the network declares."""
     if evidence.declared is None or evidence.declared.spacing_mm is None or evidence.spacing_mm is None:
         return None
-    own, fine, coarse = (np.sort(axes) for axes in (evidence.spacing_mm, *evidence.declared.spacing_mm))
-    factor = float(max((own / coarse).max(), (fine / own).max()))
-    way = "coarser" if (own / coarse).max() > (fine / own).max() else "finer"
+    scan, finest, coarsest = (np.sort(axes) for axes in (evidence.spacing_mm, *evidence.declared.spacing_mm))
+    factor = float(max((scan / coarsest).max(), (finest / scan).max()))
+    comparison = "coarser" if (scan / coarsest).max() > (finest / scan).max() else "finer"
     size = " × ".join(f"{s:.2g}" for s in evidence.spacing_mm)
     return _flag(
         "unfamiliar spacing",
         factor,
         SPACING_FACTOR,
         factor > SPACING_FACTOR,
-        f"The scan's voxels ({size} mm) are {factor:.1f} times {way} than any the network was made for: its drawing "
-        "may be poor.",
+        f"The scan's voxels ({size} mm) are {factor:.1f} times {comparison} than any the network was made for: its "
+        "drawing may be poor.",
         f"The scan's voxels ({size} mm) are of a size that the network was made for.",
     )
 

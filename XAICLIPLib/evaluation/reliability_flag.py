@@ -1,4 +1,4 @@
-"""A check of reliability and what came of it, in words: what a reader must know before believing a map."""
+"""The result of one reliability check, in words: what a reader must know before believing a map."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ FlagName = Literal[
     "leans outside",
 ]
 FLAG_NAMES: tuple[FlagName, ...] = get_args(FlagName)
-"""In the order in which a reader should know them."""
+"""The most important for a reader first."""
 
 
 @dataclass(frozen=True)
 class ReliabilityFlag:
-    """A check that was made.
+    """The result of one reliability check, passed or failed.
 
     Attributes
     ----------
     name
         Of the check.
     sentence
-        What was found, for a reader who knows no statistics.
+        The result, for a reader who knows no statistics.
     value, threshold
-        What was measured, and where it becomes a flag.
+        The measured number, and the limit beyond which the check fails.
     raised
         Whether the check has failed.
     """
@@ -48,5 +48,5 @@ class ReliabilityFlag:
 
 
 def in_reading_order(flags: Iterable[ReliabilityFlag]) -> list[ReliabilityFlag]:
-    """Flags in the order in which a reader should know them."""
+    """Sort flags, the most important for a reader first: in the order of `FLAG_NAMES`."""
     return sorted(flags, key=lambda flag: FLAG_NAMES.index(flag.name))

@@ -1,4 +1,4 @@
-"""Stability: how much a map changes with noise in the input that no reader would see.
+"""Stability: how much a map changes when noise too weak for a reader to see is added to the input.
 
 References
 ----------
@@ -27,13 +27,13 @@ SAMPLES = 4
 
 @dataclass(frozen=True)
 class Stability:
-    """How a map answers to noise.
+    """How much a map changes under noise in the input.
 
     Attributes
     ----------
     max_sensitivity
-        Largest ‖e(x + noise) - e(x)‖ / ‖e(x)‖, at least 0; low is good, but a map that ignores the network has 0. As
-        captum's ``sensitivity_max``, the difference itself where the map is 0 everywhere.
+        Largest ‖e(x + noise) - e(x)‖ / ‖e(x)‖, at least 0; low is good, but a map that ignores the network has 0. For
+        a map that is 0 everywhere, the numerator alone. The same as captum's ``sensitivity_max``.
     mean_sensitivity
         The mean of the same.
     lowest_correlation
@@ -58,26 +58,26 @@ def stability(
     seed: int = 0,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Stability:
-    """Explain an input again with uniform noise in it.
+    """Explain an input again with uniform noise added, and compare the maps.
 
-    One explanation of the input and ``samples`` of noisy ones are made; no more than two maps are in memory. Captum's
-    function gives the same number, but forbids gradients in ``explain``.
+    One explanation of the input and ``samples`` of noisy ones are computed; no more than two maps are in memory.
+    Captum's function gives the same number, but forbids gradients in ``explain``.
 
     Parameters
     ----------
     explain
-        Makes the map, of any shape, of an input such as ``volume``: for the target that was explained before, not for
-        a new prediction of it, and with the same seed.
+        Returns the map, of any shape, for an input such as ``volume``: for the same target, not a new prediction of
+        it, and with the same seed.
     volume
         (C, X, Y, Z), in the network's input space.
     radius
-        Noise is drawn evenly from [-radius, radius].
+        Noise is uniform in [-radius, radius].
     samples
         How many noisy inputs, at least 1.
     seed
         Of the noise.
     cancelled
-        Asked before each explanation; True ends with those made.
+        Asked before each explanation; True ends with the explanations computed so far.
 
     Raises
     ------
@@ -87,14 +87,14 @@ def stability(
     if radius <= 0 or samples < 1:
         raise InputError(f"A radius of {radius:g} and {samples} samples make no noise: give positive ones.")
     generator = torch.Generator().manual_seed(seed)
-    original = _map(explain, volume)
+    original = _finite_map(explain, volume)
     norm = float(original.norm()) or 1.0
     changes, correlations = [], []
     for _ in range(samples):
         if cancelled():
             break
         noise = (2 * torch.rand(volume.shape, generator=generator) - 1) * radius
-        noisy = _map(explain, volume + noise.to(volume))
+        noisy = _finite_map(explain, volume + noise.to(volume))
         changes.append(float((noisy - original).norm()) / norm)
         correlations.append(rank_correlation(noisy, original))
     if not changes:
@@ -112,8 +112,8 @@ def rank_correlation(first: Tensor, second: Tensor) -> float | None:
     return float(spearmanr(first.flatten().numpy(), second.flatten().numpy()).statistic)
 
 
-def _map(explain: Callable[[Tensor], Tensor], volume: Tensor) -> Tensor:
-    found = explain(volume).detach().cpu().double()
-    if not bool(torch.isfinite(found).all()):
+def _finite_map(explain: Callable[[Tensor], Tensor], volume: Tensor) -> Tensor:
+    saliency = explain(volume).detach().cpu().double()
+    if not bool(torch.isfinite(saliency).all()):
         raise InputError("A map holds values that are not finite, so that its stability cannot be measured.")
-    return found
+    return saliency

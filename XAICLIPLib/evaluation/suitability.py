@@ -1,4 +1,4 @@
-"""Whether a volume is what a network was trained on, as far as intensities, grid and the network's own words tell."""
+"""Whether a volume is like the network's training data, judged by intensities, grid and the network's description."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from XAICLIPLib.segmentation.segmenter import Prepared, Segmenter
 from XAICLIPLib.segmentation.sliding_window import SlidingWindow
 
 AIR_HU = -50.0
-"""A CT that shows anything but soft tissue reaches below it; one that does not is no CT in HU."""
+"""The lowest values of a CT in HU lie below this, because it shows fat, lung or air. Otherwise it is no CT in HU."""
 
 COARSE = 3.0
-"""Voxels of the scan this many times as long as the network's along an axis: what is between them is invented."""
+"""From this many times the network's voxel size along an axis, most of what the network sees is interpolated."""
 
 MOSTLY_PADDING = 0.5
-"""Share of the network's window that the scan fills along an axis, below which the network sees mostly padding."""
+"""If the scan fills less than this share of the network's window along an axis, the network sees mostly padding."""
 
 
 def suitability_flags(
     volume: sitk.Image, modality: KnownModality, segmenter: Segmenter, prepared: Prepared
 ) -> list[ReliabilityFlag]:
-    """All that can be told of whether a network was made for a volume like this one.
+    """Check whether a network was made for a volume like this one.
 
     Parameters
     ----------
     volume
         The scan, scalar.
     modality
-        That of the scan, and who says so.
+        That of the scan, and its source: the user, the header or the intensities.
     segmenter, prepared
         The network, and the volume as it sees it.
     """
@@ -57,16 +57,16 @@ def suitability_flags(
 
 
 def modalities(words: str | None) -> set[str]:
-    """Which of CT and MR a network's own words for its modality mean; empty where they mean neither."""
-    signs = {"CT": r"\bCT|computed tomography", "MR": r"\bMR|magnetic resonance|\bT[12]w?\b"}
-    return {name for name, pattern in signs.items() if re.search(pattern, words or "", re.IGNORECASE)}
+    """Which of CT and MR are meant by a network's description of its modality; empty for neither."""
+    patterns = {"CT": r"\bCT|computed tomography", "MR": r"\bMR|magnetic resonance|\bT[12]w?\b"}
+    return {name for name, pattern in patterns.items() if re.search(pattern, words or "", re.IGNORECASE)}
 
 
 def _units(volume: sitk.Image, network: str) -> ReliabilityFlag:
-    """Whether the values of a CT are Hounsfield units: the value is the lowest of them."""
+    """Whether the values of a CT are Hounsfield units; the flag's value is the lowest of them (0.5th percentile)."""
     values = sitk.GetArrayViewFromImage(volume)
     low, high = (float(v) for v in np.percentile(values[::2, ::2, ::2], (0.5, 99.5)))
-    run = f"The values of this volume run from {low:g} to {high:g}"
+    value_range = f"The values of this volume run from {low:g} to {high:g}"
     if low <= AIR_HU:
         sentence = f"The lowest values of this volume, about {low:.0f}, are those of a CT in Hounsfield units.".replace(
             "-", "−"
@@ -78,24 +78,25 @@ def _units(volume: sitk.Image, network: str) -> ReliabilityFlag:
         )
     else:
         sentence = (
-            f"{run}, and the network {network} expects Hounsfield units, of which air is −1000: do not rely on its "
-            "segmentation."
+            f"{value_range}, and the network {network} expects Hounsfield units, of which air is −1000: do not rely on "
+            "its segmentation."
         )
     return ReliabilityFlag("unfamiliar intensities", sentence, low, AIR_HU, low > AIR_HU)
 
 
 def _spacing(volume: sitk.Image, segmenter: Segmenter, prepared: Prepared) -> ReliabilityFlag:
-    """Whether a scan is much coarser than the network's grid: the value is how many times, along the worst axis."""
+    """Whether a scan is much coarser than the network's grid; the flag's value is the ratio along the worst axis."""
     affine = imaging.ras_affine(volume)
-    # Along each axis of the network's grid, how far apart the scan's voxels are.
+    # Distance of the scan's voxels along each axis of the network's grid.
     directions = prepared.affine[:3, :3] / np.linalg.norm(prepared.affine[:3, :3], axis=0)
-    apart = np.abs(np.linalg.inv(affine[:3, :3]) @ directions)
-    scan = 1 / np.maximum(apart.max(axis=0), 1e-9)
-    worst = int(np.argmax(scan / np.array(prepared.spacing_mm)))
-    factor = float(scan[worst] / prepared.spacing_mm[worst])
+    voxels_per_mm = np.abs(np.linalg.inv(affine[:3, :3]) @ directions)
+    scan_spacing_mm = 1 / np.maximum(voxels_per_mm.max(axis=0), 1e-9)
+    worst = int(np.argmax(scan_spacing_mm / np.array(prepared.spacing_mm)))
+    factor = float(scan_spacing_mm[worst] / prepared.spacing_mm[worst])
     sentence = (
-        f"The scan's voxels are {scan[worst]:.1f} mm apart along one axis, and the network {segmenter.name} works at "
-        f"{prepared.spacing_mm[worst]:.1f} mm: what lies between them is interpolated, so take its details with care."
+        f"The scan's voxels are {scan_spacing_mm[worst]:.1f} mm apart along one axis, and the network "
+        f"{segmenter.name} works at {prepared.spacing_mm[worst]:.1f} mm: what lies between them is interpolated, so "
+        "take its details with care."
     )
     if factor <= COARSE:
         sentence = f"The scan is fine enough for the network {segmenter.name}, which works at "
@@ -104,7 +105,7 @@ def _spacing(volume: sitk.Image, segmenter: Segmenter, prepared: Prepared) -> Re
 
 
 def _padding(segmenter: Segmenter, prepared: Prepared) -> ReliabilityFlag | None:
-    """Whether the network's window is mostly padding: the value is the share that the scan fills of its worst axis."""
+    """Whether the network's window is mostly padding; the flag's value is the share filled along the worst axis."""
     window = segmenter.window
     if not isinstance(window, SlidingWindow):
         return None
@@ -112,11 +113,11 @@ def _padding(segmenter: Segmenter, prepared: Prepared) -> ReliabilityFlag | None
     axes = [(n / roi, n * s, roi * s) for n, roi, s in sizes if roi]
     if not axes:
         return None
-    share, own, whole = min(axes)
-    sentence = f"The scan fills the {whole:.0f} mm that the network {segmenter.name} looks at once well enough."
+    share, scan_mm, window_mm = min(axes)
+    sentence = f"The scan fills the {window_mm:.0f} mm that the network {segmenter.name} looks at once well enough."
     if share < MOSTLY_PADDING:
         sentence = (
-            f"The scan is {own:.0f} mm long along one axis, and the network {segmenter.name} looks at {whole:.0f} mm "
-            "at once: most of what it sees there is padding."
+            f"The scan is {scan_mm:.0f} mm long along one axis, and the network {segmenter.name} looks at "
+            f"{window_mm:.0f} mm at once: most of what it sees there is padding."
         )
     return ReliabilityFlag("mostly padding", sentence, min(share, 1.0), MOSTLY_PADDING, share < MOSTLY_PADDING)
