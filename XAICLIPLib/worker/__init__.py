@@ -1,1 +1,1 @@
-"""The process that 3D Slicer talks to, and its messages. Imports everything but the commands."""
+"""The worker process, which computes for 3D Slicer, and the messages between the two. Imports all but the commands."""

@@ -1,4 +1,4 @@
-"""``python -m XAICLIPLib.worker``: the process that 3D Slicer talks to."""
+"""``python -m XAICLIPLib.worker``: the worker process, which computes for 3D Slicer."""
 
 import sys
 

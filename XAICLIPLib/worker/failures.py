@@ -1,4 +1,4 @@
-"""From an exception to what the user is told, and to what is logged: never a patient's data."""
+"""Turn an exception into a message for the user and a log entry; neither ever holds a patient's data."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from XAICLIPLib.worker.protocol import Mask, Request
 
 
 def failure(error: Exception, request: Request | None, verbose: bool = False) -> protocol.Error:
-    """The reply to a request that failed; a mistake of ours is logged on stderr as well.
+    """The reply to a request that failed. An internal error is logged on stderr as well.
 
     Parameters
     ----------
     error
-        Why.
+        The reason of the failure.
     request
-        What was asked; None where that is not known.
+        The request that failed; None where it is not known.
     verbose
-        Log what an error says even where it may quote paths.
+        Log the full text of an error even where it may quote paths.
     """
-    kind, message = _cause(error)
+    kind, message = _kind_and_message(error)
     if kind == "internal":
-        said = _harmless(error, request)
+        text = _text_without_paths(error, request)
         frames = traceback.extract_tb(error.__traceback__)
-        where = f" in {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
+        place = f" in {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
         message = (
-            f"Something went wrong inside XAI-CLIP ({type(error).__name__}{where}{': ' + said if said else ''}): "
+            f"Something went wrong inside XAI-CLIP ({type(error).__name__}{place}{': ' + text if text else ''}): "
             "please report it, with the log."
         )
         _log(error, request, verbose)
@@ -42,8 +42,8 @@ def failure(error: Exception, request: Request | None, verbose: bool = False) ->
     return protocol.Error(id=request.id if request else None, kind=kind, message=message, ways=ways or None)
 
 
-def _cause(error: Exception) -> tuple[protocol.ErrorKind, str]:
-    """What kind of failure it is, and what to tell the user; a mistake of ours has no words yet."""
+def _kind_and_message(error: Exception) -> tuple[protocol.ErrorKind, str]:
+    """The kind of failure and the message for the user; the message of an internal error is empty here."""
     if isinstance(error, InputError):
         return "input", str(error)
     if isinstance(error, Cancelled):
@@ -60,7 +60,7 @@ def _cause(error: Exception) -> tuple[protocol.ErrorKind, str]:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    if "torch" not in sys.modules:  # which is what that needs
+    if "torch" not in sys.modules:  # PyTorch's own error cannot have been raised, and its import would be slow
         return isinstance(error, MemoryError)
     from XAICLIPLib.segmentation.batching import out_of_memory
 
@@ -68,25 +68,25 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _log(error: BaseException, request: Request | None, verbose: bool) -> None:
-    """Write where an error arose, and what led to it, to stderr: lines of programs, not the data they were given."""
-    with suppress(OSError, ValueError, AttributeError):  # no stderr is no reason to end
+    """Write the traceback of an error, and of its causes, to stderr: lines of source code, but no values of data."""
+    with suppress(OSError, ValueError, AttributeError):  # the worker must go on even without a stderr
         while True:
-            said = str(error) if verbose else _harmless(error, request)
-            print(for_terminal(f"{type(error).__qualname__}{': ' + said if said else ''}"), file=sys.stderr)
+            text = str(error) if verbose else _text_without_paths(error, request)
+            print(for_terminal(f"{type(error).__qualname__}{': ' + text if text else ''}"), file=sys.stderr)
             print("".join(traceback.format_tb(error.__traceback__)), file=sys.stderr, flush=True)
-            before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-            if before is None:
+            cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+            if cause is None:
                 return
-            error = before
+            error = cause
 
 
-def _harmless(error: BaseException, request: Request | None) -> str:
-    """The first line of an error, or nothing where it may quote a path or the header of a scan."""
-    said = first_line(error)
-    asked: Mapping[str, Any] = vars(request) if request is not None else {}
-    values = [v.mask if isinstance(v, Mask) else v for v in asked.values()]
+def _text_without_paths(error: BaseException, request: Request | None) -> str:
+    """The first line of an error; empty where it may quote a path or the header of a scan."""
+    text = first_line(error)
+    arguments: Mapping[str, Any] = vars(request) if request is not None else {}
+    values = [v.mask if isinstance(v, Mask) else v for v in arguments.values()]
     parts = {part for value in values if isinstance(value, str) for part in (value, *Path(value).parts)}
     frames = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
     reading = any(frame.parts[-3:-1] == ("XAICLIPLib", "imaging") or "SimpleITK" in frame.parts for frame in frames)
-    quoting = "/" in said or "\\" in said or any(len(part) > 2 and part in said for part in parts)
-    return "" if reading or quoting else said
+    quoting = "/" in text or "\\" in text or any(len(part) > 2 and part in text for part in parts)
+    return "" if reading or quoting else text

@@ -1,16 +1,16 @@
-"""The process that 3D Slicer talks to: it computes, so that Slicer never freezes, and never dies with it.
+"""The worker process, which computes for 3D Slicer: Slicer neither freezes during a computation nor crashes with it.
 
 ``python -m XAICLIPLib.worker`` reads requests from stdin and writes replies to stdout; `XAICLIPLib.worker.protocol` is
 the reference of both. Three threads share the work:
 
-- the reader hears every request at once, also while something is computed; it answers all that needs no network;
+- the reader reads every request at once, also during a computation, and answers those that need no computation;
 - the main thread computes, one request after the other, and keeps the models loaded in between;
-- the watcher looks whether the parent process still lives.
+- the watcher checks whether the parent process is still alive.
 
 The end of stdin, the death of the parent, SIGTERM, SIGHUP and Ctrl-C all remove the private folder and end the worker:
-at once where nothing is computed, otherwise when the running request hears of it, at the latest after `GRACE_S`.
+at once if nothing is computed, otherwise as soon as the running request notices, and after `GRACE_S` at the latest.
 
-To try it by hand, start it in a terminal and type requests, each on a line::
+To try it by hand, start it in a terminal and type requests, one on each line::
 
     {"id": 1, "type": "hello", "protocol": 1}
     {"id": 2, "type": "explain", "volume": "scan.nrrd", "prompt": "liver"}
@@ -42,18 +42,18 @@ from XAICLIPLib.worker.protocol import Describe, Download, Explain, Localize, Pr
 from XAICLIPLib.worker.service import RequestHandler
 
 GRACE_S = 5.0
-"""After the end of stdin, how long a computation may take to hear of it."""
+"""How long a running computation may take to stop, after the end of stdin or a signal."""
 
 PARENT_EVERY_S = 1.0
 CHUNK = 1 << 16
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve the process that started this one. Returns the exit status: 0, or 1 where it cannot begin."""
+    """Serve the process that started this one. Returns the exit status: 0, or 1 if no private folder can be made."""
     options = _parser().parse_args(arguments)
     parent = os.getppid()
     requests, replies = _claim_streams()
-    faulthandler.enable()  # a crash of native code says where, and nothing of the data
+    faulthandler.enable()  # after a crash of native code the log shows the place, and no data
     try:
         scratch.remove_leftovers(options.folder)
         folder = scratch.make(options.folder)
@@ -91,12 +91,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _claim_streams() -> tuple[io.FileIO, io.FileIO]:
-    """The process's stdin and stdout for the protocol alone.
+    """Keep the process's stdin and stdout for the protocol alone.
 
-    Whatever else prints, in Python or native code, prints to stderr; whatever else reads finds the end of a file. On
-    Windows a library that is loaded would also wait for a read of the real stdin to return.
+    All other output, of Python and of native code, goes to stderr; all other reading of stdin gets the end of a file.
+    Without this, loading a library on Windows would also wait until a pending read of the real stdin returns.
     """
-    if sys.stderr is None:  # started without: then the log goes nowhere
+    if sys.stderr is None:  # the process was started without one: the log is discarded
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         os.dup2(sys.stderr.fileno(), 2)
     requests = io.FileIO(os.dup(0), "rb")
@@ -110,40 +110,43 @@ def _claim_streams() -> tuple[io.FileIO, io.FileIO]:
 
 
 def lines(stream: io.RawIOBase, longest: int = protocol.LONGEST_LINE) -> Iterator[bytes | None]:
-    """The lines of a stream without their ends, as they come in; None for one that is too long, which is not kept."""
-    held, skipping = bytearray(), False
+    """Yield the lines of a stream without their line ends, each as soon as it is complete.
+
+    A line that is too long is discarded, and None is yielded for it.
+    """
+    line, skipping = bytearray(), False
     while chunk := stream.read(CHUNK):
         *ended, rest = chunk.split(b"\n")
         for part in ended:
-            held += part
-            yield None if skipping or len(held) > longest else bytes(held)
-            held, skipping = bytearray(), False
-        held += rest
-        if len(held) > longest:
-            held, skipping = bytearray(), True
-    if held or skipping:
-        yield None if skipping else bytes(held)
+            line += part
+            yield None if skipping or len(line) > longest else bytes(line)
+            line, skipping = bytearray(), False
+        line += rest
+        if len(line) > longest:
+            line, skipping = bytearray(), True
+    if line or skipping:
+        yield None if skipping else bytes(line)
 
 
 @dataclass
 class Job:
-    """A request that is computed, and whether its end is wished."""
+    """A request that needs a computation, and an event that asks it to stop."""
 
     request: Localize | Explain | Report | Describe | Download | Remove
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
 class Worker:
-    """One conversation.
+    """The worker process at work: it reads requests and writes replies until it is asked to end.
 
     Parameters
     ----------
     requests, replies
         Streams of lines, unbuffered.
     folder
-        The private folder; whoever made it removes it.
+        The private folder. The worker removes it only when it has to end the process by force.
     parent
-        Number of the process whose death ends this one; None for none.
+        Number (PID) of the process whose death ends this one; None for none.
     verbose
         Log internal errors in full.
     """
@@ -167,7 +170,7 @@ class Worker:
         self._goodbye: protocol.Bye | None = None
 
     def serve(self) -> None:
-        """Answer until the end; to be called by the main thread."""
+        """Answer requests until the worker ends; to be called by the main thread."""
         for task in (self._read, self._watch):
             threading.Thread(target=task, daemon=True).start()
         while (job := self._jobs.get()) is not None:
@@ -180,15 +183,15 @@ class Worker:
         self._ended.set()
 
     def end(self) -> None:
-        """End soon: a running request is asked to, and has `GRACE_S` for it."""
+        """End soon: a running request is asked to stop, and has `GRACE_S` for it."""
         if not self._ending.is_set():
             self._ending.set()
             self._jobs.put(None)
             threading.Thread(target=self._force, daemon=True).start()
 
     def _force(self) -> None:
-        """End a process whose main thread does not come back from native code."""
-        scratch.remove(self.folder)  # at once, before whoever lost patience kills the process
+        """End the process, also if its main thread does not return from native code."""
+        scratch.remove(self.folder)  # at once: the client may kill the process before the time is over
         if not self._ended.wait(GRACE_S):
             scratch.remove(self.folder)
             if self._goodbye is not None:
@@ -202,19 +205,19 @@ class Worker:
             if os.getppid() != self._parent or (sys.platform == "win32" and not scratch.is_alive(self._parent)):
                 self.end()
 
-    # Hearing and answering
+    # Reading requests and answering them
 
     def _read(self) -> None:
-        with suppress(OSError):  # to be read no more, which is the end as well
+        with suppress(OSError):  # a stream that cannot be read any more has ended too
             for line in lines(self._requests):
                 if line is None:
                     message = f"The request is longer than {protocol.LONGEST_LINE} bytes: hand volumes over as files."
                     self._send(protocol.Error(kind="protocol", message=message))
                 elif line.strip():
-                    self._hear(line)
+                    self._handle_line(line)
         self.end()
 
-    def _hear(self, line: bytes) -> None:
+    def _handle_line(self, line: bytes) -> None:
         request = None
         try:
             request = protocol.parse_request(line)
@@ -267,7 +270,7 @@ class Worker:
             with self._writing:
                 while left:
                     left = left[self._replies.write(left) or 0 :]
-        except (OSError, ValueError):  # nobody listens any more
+        except (OSError, ValueError):  # the client does not read any more
             self.end()
 
     def _compute(self, job: Job) -> None:
@@ -281,7 +284,7 @@ class Worker:
         except Exception as error:
             reply = failure(error, job.request, self._verbose)
         with self._claim:
-            self._running = None  # before the reply: the client may ask the next thing at once
+            self._running = None  # before the reply: the client may send the next request at once
         self._send(reply)
 
     def _send_devices(self, request: protocol.Hello) -> None:

@@ -38,21 +38,21 @@ shutdown                                                         bye, and the wo
 - ``hello`` is answered at once, with ``devices`` that may lack the GPUs; ``devices`` follows with all of them.
 - ``download`` gets a model of the catalogue onto this machine, where it is not yet; nothing else downloads one, but
   for a hub id that a client gives as ``model`` or ``localizer``. Its ``progress`` counts bytes, ``total`` being 0 while
-  it is not known. What came before a ``cancel`` is kept where the next download can go on with it. A ``hello`` after it
-  tells what is here by then.
+  it is not known. After a ``cancel``, the bytes that have arrived are kept if the next download can continue with them.
+  A ``hello`` after a download lists which models are installed then.
 - ``remove`` deletes what was downloaded of a model; what a library keeps in a cache of its own stays there.
 - ``progress`` comes up to ten times a second: ``stage`` is ``localize``, ``segment``, ``explain``, ``download`` or,
   where ``check`` is true and the map is tested when it is done, ``check``.
-- ``estimate``, where ``estimates`` is true, names a new NRRD file with the saliency so far, written whole before the
-  message. The client deletes it once read; the worker deletes all but the two newest, so a client that finds several
-  estimates waiting reads the last.
+- ``estimate``, if ``estimates`` is true, names a new NRRD file with the saliency so far; the file is complete before
+  the message is sent. The client deletes it after reading; the worker deletes all but the two newest, so that a client
+  with several unread ``estimate`` messages reads the file of the last.
 - ``report`` writes the explanation in ``folder`` as a page for a reader, into the file ``output`` (.html or .pdf), with
   slices of the scan where ``volume`` names it; ``pdf`` writes the PDF beside the HTML.
 - ``describe`` loads a network and tells what it draws and takes, for a client that shows it; the next ``explain`` need
   not load it again. A worker from before it answers with an error of kind ``protocol``.
-- ``cancel`` is heard while a request is computed. That request then ends with its partial ``explanation``, where
-  ``complete`` is false, or with an error of kind ``cancelled``. A request that ended meanwhile can no longer be
-  cancelled: an error of kind ``protocol`` says so.
+- ``cancel`` is read while a request is computed. That request then ends with its partial ``explanation``, in which
+  ``complete`` is false, or with an error of kind ``cancelled``. For a request that has already ended, the reply is an
+  error of kind ``protocol``.
 - One localize, explain, report, describe, remove or download is worked on at a time; another meanwhile gets an error of
   kind ``protocol``.
 - ``error`` ends the request that it answers. ``kind`` is ``protocol`` (a mistake of the client, or busy), ``input``
@@ -61,8 +61,8 @@ shutdown                                                         bye, and the wo
   of `XAICLIPLib.errors.WayOut`, and ``words``, the part of the sentence that says it for the command line.
 
 A line of more than 1 MiB, or one that is no such message, gets an error, and reading goes on with the next line. A
-worker refuses keys that it does not know, so that no wish is silently lost; a client overlooks them, so that a newer
-worker may add some. Everything else needs a new version.
+worker refuses keys that it does not know, so that no option is silently ignored; a client ignores them, so that a newer
+worker may add some. Any other change needs a new version.
 
 Nothing beyond the standard library is needed here: both sides use this file, and Slicer's Python may have no PyTorch.
 
@@ -95,7 +95,7 @@ ErrorKind = Literal["protocol", "input", "cancelled", "memory", "missing package
 
 
 class ProtocolError(ValueError):
-    """Not a message of this protocol: a sentence that says what is wrong; ``id`` is the message's, where it has one."""
+    """A message that does not follow the protocol. The text says what is wrong; ``id`` is the message's, if any."""
 
     def __init__(self, message: str, id: int | None = None) -> None:
         super().__init__(message)
@@ -103,7 +103,7 @@ class ProtocolError(ValueError):
 
 
 def _field(check: json_values.Validator, default: Any = MISSING) -> Any:
-    """A key with its check; with a default of None it may be left out."""
+    """A key of a message with the check of its value; with a default of None it may be left out."""
     return field(default=default, metadata={"check": check})
 
 
@@ -112,7 +112,7 @@ def _field(check: json_values.Validator, default: Any = MISSING) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Message:
-    """Anything that is sent. To make one checks it.
+    """A request or a reply. Its values are checked when it is created.
 
     Raises
     ------
@@ -131,19 +131,19 @@ class Message:
                 checked = key.metadata["check"](value)
             except ValueError as error:
                 raise ProtocolError(f"{key.name} of {self.type} is {_short(value)}: give {error}.") from None
-            object.__setattr__(self, key.name, checked)  # the way to do it in a frozen dataclass
+            object.__setattr__(self, key.name, checked)  # the only way to set it, as the dataclass is frozen
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request(Message):
-    """What a client asks."""
+    """A message from the client to the worker."""
 
     id: int = _field(json_values.whole_number(-json_values.LARGEST))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hello(Request):
-    """Ask who is there, and what can be asked."""
+    """Ask for the worker's version, devices, models, methods and choices."""
 
     type = "hello"
     protocol: int = _field(json_values.whole_number(0))
@@ -165,7 +165,7 @@ class Localize(Request):
 
 @dataclass(frozen=True, kw_only=True)
 class Explain(Request):
-    """Ask why the network drew the structure where it did."""
+    """Ask for an explanation: why the network drew the structure where it did."""
 
     type = "explain"
     volume: str = _field(json_values.path)
@@ -201,7 +201,7 @@ class Explain(Request):
 
 @dataclass(frozen=True, kw_only=True)
 class Report(Request):
-    """Ask for an explanation that was saved as a page for a reader."""
+    """Ask for the report of a saved explanation: a page for a reader."""
 
     type = "report"
     folder: str = _field(json_values.path)
@@ -222,7 +222,7 @@ class Describe(Request):
 
 @dataclass(frozen=True, kw_only=True)
 class Download(Request):
-    """Get a model of the catalogue onto this machine."""
+    """Download a model of the catalogue onto this machine."""
 
     type = "download"
     name: str = _field(json_values.text)
@@ -238,7 +238,7 @@ class Remove(Request):
 
 @dataclass(frozen=True, kw_only=True)
 class Cancel(Request):
-    """End the running request of this id with what is known."""
+    """End the running request of this id with the result so far."""
 
     type = "cancel"
     request: int = _field(json_values.whole_number(-json_values.LARGEST))
@@ -246,14 +246,14 @@ class Cancel(Request):
 
 @dataclass(frozen=True, kw_only=True)
 class Shutdown(Request):
-    """End."""
+    """End the worker."""
 
     type = "shutdown"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reply(Message):
-    """What the worker answers; ``id`` is None where the request had none."""
+    """A message from the worker to the client; ``id`` is None if the request had none."""
 
     id: int | None = _field(json_values.whole_number(-json_values.LARGEST), None)
 
@@ -285,7 +285,7 @@ class Greeting(Reply):
 
 @dataclass(frozen=True, kw_only=True)
 class Devices(Reply):
-    """All devices, and what a person calls each."""
+    """All devices, and the name of each for the user."""
 
     type = "devices"
     devices: tuple[str, ...] = _field(json_values.texts)
@@ -352,7 +352,7 @@ class Described(Reply):
 
 @dataclass(frozen=True, kw_only=True)
 class Downloaded(Reply):
-    """Answers `Download`: where the model lies, None where a library keeps it in a place of its own."""
+    """Answers `Download`: the folder or file of the model; None if a library keeps it in its own cache."""
 
     type = "downloaded"
     name: str = _field(json_values.text)
@@ -410,11 +410,11 @@ REPLIES: Mapping[str, type[Reply]] = {
 
 
 def encode(message: Message) -> bytes:
-    """The line of a message, with its end; of a request, what is None is left out."""
-    held = {key.name: _plain(getattr(message, key.name)) for key in fields(message)}
+    """The line of a message, with its line end. Values of a request that are None are left out."""
+    values = {key.name: _plain(getattr(message, key.name)) for key in fields(message)}
     if isinstance(message, Request):
-        held = {name: value for name, value in held.items() if value is not None}
-    return json.dumps({"type": message.type, **held}, allow_nan=False).encode("ascii") + b"\n"
+        values = {name: value for name, value in values.items() if value is not None}
+    return json.dumps({"type": message.type, **values}, allow_nan=False).encode("ascii") + b"\n"
 
 
 def parse_request(line: bytes) -> Request:
@@ -423,7 +423,7 @@ def parse_request(line: bytes) -> Request:
     Raises
     ------
     ProtocolError
-        It is none: too long, no JSON object, of an unknown type, with a key missing, unknown or of a wrong type.
+        The line is no request: too long, no JSON object, an unknown type, or a missing, unknown or wrong key.
     """
     if len(line.rstrip(b"\r\n")) > LONGEST_LINE:
         raise ProtocolError(f"The request is longer than {LONGEST_LINE} bytes: hand volumes over as files.")
@@ -431,12 +431,12 @@ def parse_request(line: bytes) -> Request:
 
 
 def parse_reply(line: bytes) -> Reply:
-    """The reply on a line; keys that are not known are overlooked.
+    """The reply on a line; unknown keys are ignored.
 
     Raises
     ------
     ProtocolError
-        It is none: no JSON object, of an unknown type, with a key missing or of a wrong type.
+        The line is no reply: no JSON object, an unknown type, or a missing or wrong key.
     """
     return _parse(line, REPLIES, "reply", strict=False)
 
@@ -446,32 +446,32 @@ M = TypeVar("M", bound=Message)
 
 def _parse(line: bytes, known: Mapping[str, type[M]], what: str, strict: bool) -> M:
     try:
-        held = json.loads(line.decode("utf-8"), parse_constant=_no_constant)
-    except (ValueError, RecursionError):  # not UTF-8, not JSON, nested without end
-        held = None
-    if not isinstance(held, dict):
+        content = json.loads(line.decode("utf-8"), parse_constant=_no_constant)
+    except (ValueError, RecursionError):  # not UTF-8, not JSON, or nested too deeply
+        content = None
+    if not isinstance(content, dict):
         raise ProtocolError(f"The {what} is no JSON object on a line of its own, in UTF-8.")
-    id = held.get("id")
+    id = content.get("id")
     if isinstance(id, bool) or not isinstance(id, int) or abs(id) > json_values.LARGEST:
         id = None
     try:
-        return _built(held, known, what, strict)
+        return _message_of(content, known, what, strict)
     except ProtocolError as error:
         raise ProtocolError(str(error), id) from None
 
 
-def _built(held: dict[str, Any], known: Mapping[str, type[M]], what: str, strict: bool) -> M:
-    name = held.pop("type", None)
+def _message_of(content: dict[str, Any], known: Mapping[str, type[M]], what: str, strict: bool) -> M:
+    name = content.pop("type", None)
     if not isinstance(name, str) or name not in known:
         raise ProtocolError(f"The {what} has the type {_short(name)}: the types are {', '.join(known)}.")
     keys = {key.name: key for key in fields(known[name])}
-    unknown = [key for key in held if key not in keys]
+    unknown = [key for key in content if key not in keys]
     if unknown and strict:
         raise ProtocolError(f"{name} has no key {_short(unknown[0])}: its keys are {', '.join(keys)}.")
-    missing = [key.name for key in keys.values() if key.default is MISSING and held.get(key.name) is None]
+    missing = [key.name for key in keys.values() if key.default is MISSING and content.get(key.name) is None]
     if missing:
         raise ProtocolError(f"{name} lacks {', '.join(missing)}.")
-    return known[name](**{key: value for key, value in held.items() if key in keys})
+    return known[name](**{key: value for key, value in content.items() if key in keys})
 
 
 def _no_constant(name: str) -> None:

@@ -1,6 +1,6 @@
-"""What the worker answers to each request: the part of it that computes.
+"""The part of the worker that carries out requests: it computes, and returns the last reply to each.
 
-PyTorch is imported when the first thing is computed or the devices are asked for, so that a client is greeted at once.
+PyTorch is imported only for the first computation or for the list of devices, so that a client is greeted at once.
 """
 
 from __future__ import annotations
@@ -45,24 +45,24 @@ if TYPE_CHECKING:
 PROGRESS_EVERY_S = 0.1
 
 PACE_AFTER_S = 1.0
-"""A download's pace is not known earlier."""
+"""Before this, the remaining time of a download is not estimated."""
 
 KEPT_ESTIMATES = 2
-"""A client may be about to open the one before the newest."""
+"""Files of estimates that are kept: a client may be about to open the one before the newest."""
 
 KEPT_MODELS = 2
-"""Of each kind: more could fill a GPU."""
+"""Models of each kind that stay loaded: more could fill a GPU."""
 
 
 class RequestHandler:
-    """The replies to all that is asked, and what is kept between requests.
+    """Carries out requests, and keeps what is needed between them: the loaded models and the files of estimates.
 
     Parameters
     ----------
     folder
         The private folder, for all files whose place the client does not choose.
     send
-        Takes the replies that come before the last one: progress and estimates.
+        Called with the replies that come before the last one: progress and estimates.
     """
 
     def __init__(self, folder: Path, send: Callable[[Reply], None]) -> None:
@@ -70,15 +70,15 @@ class RequestHandler:
         self._send = send
         self._models = ModelCache()
         self._estimates: list[Path] = []
-        self._numbered = 0
+        self._estimate_count = 0
         self._devices: dict[str, str] = {"cpu": "CPU"}
 
     def greeting(self, id: int) -> protocol.Greeting:
-        """Who is here and what can be asked, as far as it is known without PyTorch."""
+        """Versions, devices, models, methods and choices, as far as they are known without PyTorch."""
         from XAICLIPLib import anatomy
         from XAICLIPLib.models import catalogue
 
-        listed = {
+        models = {
             kind: tuple(_entry_summary(entry, number == 0) for number, entry in enumerate(entries))
             for kind in ("segmenter", "localizer")
             for entries in ([entry for entry in catalogue.entries() if entry.kind == kind],)
@@ -90,8 +90,8 @@ class RequestHandler:
             devices=tuple(self._devices),
             device_names=self._devices,
             folder=str(self.folder),
-            segmenters=listed["segmenter"],
-            localizers=listed["localizer"],
+            segmenters=models["segmenter"],
+            localizers=models["localizer"],
             methods=methods.describe(),
             scores=options.SCORES,
             baselines=options.BASELINES,
@@ -100,7 +100,7 @@ class RequestHandler:
         )
 
     def devices(self, id: int) -> protocol.Devices:
-        """Where networks can run."""
+        """All devices that networks can run on."""
         from XAICLIPLib.system.devices import available_devices
 
         self._devices = available_devices()
@@ -112,16 +112,16 @@ class RequestHandler:
         cancelled: Callable[[], bool],
         abandoned: Callable[[], bool],
     ) -> Reply:
-        """Find a region, explain, write a report, describe, download or remove, with progress on the way.
+        """Find a region, explain, write a report, describe, download or remove, and send progress meanwhile.
 
         Parameters
         ----------
         request
-            What is asked.
+            What to compute.
         cancelled
-            Whether it shall end with what is known.
+            Whether to stop and return the result so far.
         abandoned
-            Whether nobody waits for the result any more.
+            Whether the worker is about to end, so that no result is needed any more.
 
         Raises
         ------
@@ -129,7 +129,7 @@ class RequestHandler:
             Anything: see `XAICLIPLib.worker.failures`.
         """
         for path in self._estimates:
-            path.unlink(missing_ok=True)  # of the request before, whose end the client has read
+            path.unlink(missing_ok=True)  # of the last request, whose final reply the client has read
         self._estimates.clear()
         if cancelled():
             raise Cancelled("Cancelled before there was a result.")
@@ -143,27 +143,27 @@ class RequestHandler:
             return self._report(request)
         if isinstance(request, Describe):
             return self._describe(request)
-        # Mistakes here are told at once, and not after PyTorch and the models were loaded.
+        # A mistake in the method's parameters is reported at once, and not after PyTorch and the models were loaded.
         methods.method(request.method or next(iter(methods.METHODS)), **request.parameters or {})
-        wanted = Path(request.output) if request.output else None
-        is_new = wanted is None or not wanted.exists()
-        output = wanted or self._new_folder("explanation-")
+        requested_folder = Path(request.output) if request.output else None
+        is_new = requested_folder is None or not requested_folder.exists()
+        output = requested_folder or self._new_folder("explanation-")
         inputs = [request.volume, *(request.further_volumes or ())]
-        inputs += [place.mask for place in (request.region, request.target) if isinstance(place, Mask)]
+        inputs += [region.mask for region in (request.region, request.target) if isinstance(region, Mask)]
         try:
             with output_folder.claimed(output, inputs):
                 return self._explain(request, output, cancelled, abandoned)
         except BaseException:
             if is_new:
                 with suppress(OSError):
-                    output.rmdir()  # nothing came of it
+                    output.rmdir()  # it was made for a result that there is not
             raise
 
     def _localize(self, request: Localize, cancelled: Callable[[], bool]) -> protocol.FoundRegion:
         from XAICLIPLib import imaging
         from XAICLIPLib.pipeline import localize
 
-        device = _ready(request.device)
+        device = _prepared_device(request.device)
         region = localize(
             request.volume,
             request.prompt,
@@ -171,7 +171,7 @@ class RequestHandler:
             device=str(device),
             on_progress=ProgressReporter(request.id, self._send),
             cancelled=cancelled,
-            **_given(request, "threshold", "margin_mm", "modality"),
+            **_options_set(request, "threshold", "margin_mm", "modality"),
         )
         if cancelled():
             raise Cancelled("Cancelled before there was a result.")
@@ -187,13 +187,15 @@ class RequestHandler:
         from XAICLIPLib.models import catalogue
         from XAICLIPLib.pipeline import explain
 
-        device = _ready(request.device)
+        device = _prepared_device(request.device)
         reporter = ProgressReporter(request.id, self._send)
-        places: dict[str, Any] = {name: _place(value) for name, value in _given(request, "region", "target").items()}
-        if places.get("region", "guided") == "guided":
-            places["localizer"] = self._models.localizer(request.localizer, device)
+        regions: dict[str, Any] = {
+            name: _region_argument(value) for name, value in _options_set(request, "region", "target").items()
+        }
+        if regions.get("region", "guided") == "guided":
+            regions["localizer"] = self._models.localizer(request.localizer, device)
         options = ("method", "score", "baseline", "threshold", "margin_mm", "modality", "precision", "batch_size")
-        found = explain(
+        explanation = explain(
             [request.volume, *(request.further_volumes or ())],
             request.prompt,
             model=self._models.segmenter(request.model, device, bool(request.trust)),
@@ -201,21 +203,21 @@ class RequestHandler:
             on_progress=reporter,
             on_estimate=(lambda saliency: self._send_estimate(saliency, reporter)) if request.estimates else None,
             cancelled=cancelled,
-            **places,
-            **_given(request, *options, "seed", "trust", "check"),
+            **regions,
+            **_options_set(request, *options, "seed", "trust", "check"),
             **request.parameters or {},
         )
         if abandoned():
             raise Cancelled("Nobody waits for the result any more.")
-        models = found.record["models"]  # of a network that was loaded before, `explain` does not know the name
+        models = explanation.record["models"]  # `explain` was given a loaded network, and does not know its name
         models["segmenter"] = catalogue.provenance_of(request.model, models["segmenter"])
-        # What lies in the private folder is read once, by a client that should not have to unpack it.
-        files = found.save(output, compress=not output.resolve().is_relative_to(self.folder.resolve()))
+        # Files in the private folder are read only once: compressing and unpacking them would only cost time.
+        files = explanation.save(output, compress=not output.resolve().is_relative_to(self.folder.resolve()))
         return protocol.Explained(
             id=request.id,
-            complete=found.complete,
+            complete=explanation.complete,
             files={name: str(path.resolve()) for name, path in files.items()},
-            # Read back: the file has null where numbers are not finite, which JSON could not hold.
+            # Read from the file, which has null for numbers that are not finite: JSON cannot hold those.
             record=json.loads(files["explanation"].read_text(encoding="utf-8")),
         )
 
@@ -238,8 +240,8 @@ class RequestHandler:
 
         entry = catalogue.find(request.name)
         progress = DownloadProgress(entry, ProgressReporter(request.id, self._send))
-        place = acquisition.download(entry, progress, cancelled)
-        return protocol.Downloaded(id=request.id, name=entry.name, path=None if place is None else str(place))
+        path = acquisition.download(entry, progress, cancelled)
+        return protocol.Downloaded(id=request.id, name=entry.name, path=None if path is None else str(path))
 
     def _remove(self, request: Remove) -> protocol.Removed:
         from XAICLIPLib.models import catalogue, user_entries
@@ -252,13 +254,13 @@ class RequestHandler:
     def _send_estimate(self, saliency: sitk.Image, reporter: ProgressReporter) -> None:
         from XAICLIPLib import imaging
 
-        self._numbered += 1  # never the same name twice: the client may still be reading
-        path = self.folder / f"estimate-{self._numbered}.nrrd"
+        self._estimate_count += 1  # no name is used twice: the client may still be reading the file
+        path = self.folder / f"estimate-{self._estimate_count}.nrrd"
         self._estimates.append(imaging.write_volume(saliency, path, compress=False))
         done, total = reporter.progress_of("explain")
         self._send(protocol.Estimate(id=reporter.id, files={"saliency": str(path)}, done=done, total=total))
         while len(self._estimates) > KEPT_ESTIMATES:
-            with suppress(OSError):  # the client has it open, where that keeps it
+            with suppress(OSError):  # Windows does not delete a file that the client has open
                 self._estimates.pop(0).unlink(missing_ok=True)
 
     def _new_folder(self, prefix: str) -> Path:
@@ -266,63 +268,66 @@ class RequestHandler:
 
 
 class ProgressReporter:
-    """Tells the client how far a request is, at most every `PROGRESS_EVERY_S`, but of each stage the first and last."""
+    """Sends the progress of a request to the client, at most every `PROGRESS_EVERY_S`.
+
+    The first and the last message of each stage are always sent.
+    """
 
     def __init__(self, id: int, send: Callable[[Reply], None]) -> None:
         self.id = id
         self._send = send
         self._reached: dict[str, tuple[int, int]] = {}
-        self._told = 0.0
+        self._last_sent = 0.0
 
     def __call__(self, progress: Progress) -> None:
-        """Tell it, where it is time."""
-        self.tell(progress.stage, progress.done, progress.total, progress.seconds_left)
+        """Send the progress, unless the last message was sent too recently."""
+        self.report(progress.stage, progress.done, progress.total, progress.seconds_left)
 
-    def tell(self, stage: protocol.Stage, done: int, total: int, seconds_left: float | None = None) -> None:
-        """Tell how far a stage is, where it is time; a total of 0 is not known."""
+    def report(self, stage: protocol.Stage, done: int, total: int, seconds_left: float | None = None) -> None:
+        """Send the progress of a stage, unless the last message is too recent; a total of 0 means not known."""
         first, last = stage not in self._reached, 0 < total <= done
         self._reached[stage] = done, total
         now = time.monotonic()
-        if first or last or now - self._told >= PROGRESS_EVERY_S:
-            self._told = now
+        if first or last or now - self._last_sent >= PROGRESS_EVERY_S:
+            self._last_sent = now
             self._send(protocol.Progress(id=self.id, stage=stage, done=done, total=total, seconds_left=seconds_left))
 
     def progress_of(self, stage: str) -> tuple[int, int]:
-        """What is done and in all of a stage."""
+        """The last known progress of a stage: done and total."""
         return self._reached.get(stage, (0, 0))
 
 
 class DownloadProgress:
-    """Adds up the files of a download: to be called with a file's name, its bytes that are here, and all of them."""
+    """Adds up the progress of a download's files. It is called with a file's name, its bytes so far, and its size."""
 
     def __init__(self, entry: Entry, reporter: ProgressReporter) -> None:
         self._reporter = reporter
-        self._size = 0 if entry.size_mb is None else round(entry.size_mb * 1e6)
+        self._expected_size = 0 if entry.size_mb is None else round(entry.size_mb * 1e6)
         self._files = {name: (0, remote.size) for name, remote in entry.remotes.items()}
         self._began: tuple[float, int] | None = None
 
     def __call__(self, name: str, done: int, total: int | None) -> None:
-        """Tell how far all files are."""
+        """Send the progress of all files together, in bytes."""
         self._files[name] = done, total
-        here = sum(done for done, _ in self._files.values())
+        received = sum(done for done, _ in self._files.values())
         sizes = [size for _, size in self._files.values()]
-        everything = self._size if None in sizes else sum(size or 0 for size in sizes)
-        everything = max(everything, here) if everything else 0
-        self._reporter.tell("download", here, everything, self._seconds_left(here, everything))
+        size = self._expected_size if None in sizes else sum(file_size or 0 for file_size in sizes)
+        size = max(size, received) if size else 0
+        self._reporter.report("download", received, size, self._seconds_left(received, size))
 
-    def _seconds_left(self, here: int, everything: int) -> float | None:
-        """By the pace since the first byte that came now; what came in an earlier attempt took no time."""
+    def _seconds_left(self, received: int, size: int) -> float | None:
+        """Remaining seconds, by the pace of this attempt; bytes of an earlier attempt do not count."""
         now = time.monotonic()
         if self._began is None:
-            self._began = now, here
-        began, before = self._began
-        if not everything or here <= before or now - began < PACE_AFTER_S:
+            self._began = now, received
+        began, received_before = self._began
+        if not size or received <= received_before or now - began < PACE_AFTER_S:
             return None
-        return (everything - here) * (now - began) / (here - before)
+        return (size - received) * (now - began) / (received - received_before)
 
 
 class ModelCache:
-    """The models loaded last, so that the next request need not load them again."""
+    """Keeps the models that were used last, so that the next request need not load them again."""
 
     def __init__(self) -> None:
         self._loaded: dict[tuple[Any, ...], Any] = {}
@@ -336,7 +341,7 @@ class ModelCache:
         return segmenter
 
     def localizer(self, name: str | None, device: torch.device) -> Localizer:
-        """The localizer of this name, folder or id, with what it remembers of the last volume."""
+        """The localizer of this name, folder or id, with its cached results for the last volume."""
         from XAICLIPLib.models import catalogue
 
         key = ("localizer", name, str(device), _stamp("localizer", name))
@@ -354,7 +359,7 @@ class ModelCache:
 
 
 def _stamp(kind: str, name: str | None) -> tuple[Any, ...]:
-    """Sizes and times of the files of a model: one that was trained further has to be loaded again."""
+    """Sizes and times of a model's files: if they change, the model has to be loaded again."""
     from XAICLIPLib.models import catalogue
 
     entry = next((e for e in catalogue.entries() if e.kind == kind and name in (None, e.name)), None)
@@ -365,12 +370,12 @@ def _stamp(kind: str, name: str | None) -> tuple[Any, ...]:
     return ()
 
 
-# --- what is told -------------------------------------------------------------------------------------------------
+# --- for replies --------------------------------------------------------------------------------------------------
 
 
 def _entry_summary(entry: Entry, default: bool) -> dict[str, Any]:
     keys = ("name", "format", "title", "modality", "licence", "citation", "installed")
-    told: dict[str, Any] = {
+    summary: dict[str, Any] = {
         **{key: getattr(entry, key) for key in keys},
         "source": entry.origin,
         "size_mb": entry.download_mb,
@@ -378,14 +383,14 @@ def _entry_summary(entry: Entry, default: bool) -> dict[str, Any]:
         "default": default,
     }
     if entry.kind == "segmenter" and entry.knows_inputs:
-        told["inputs"] = list(entry.inputs)
-    return told
+        summary["inputs"] = list(entry.inputs)
+    return summary
 
 
-# --- what is asked ------------------------------------------------------------------------------------------------
+# --- from requests ------------------------------------------------------------------------------------------------
 
 
-def _ready(device: str | None) -> torch.device:
+def _prepared_device(device: str | None) -> torch.device:
     """The device, with PyTorch loaded and set up."""
     import torch
 
@@ -393,18 +398,18 @@ def _ready(device: str | None) -> torch.device:
 
     torch.set_flush_denormal(True)  # numbers next to zero would slow convolutions down
     chosen = choose_device(device or "auto")
-    if str(chosen) == "cuda":  # by its number, or a model would be loaded once for each name
+    if str(chosen) == "cuda":  # always with its number: a model that is cached for "cuda:0" serves "cuda" too
         return torch.device("cuda", torch.cuda.current_device())
     return chosen
 
 
-def _given(request: Request, *names: str) -> dict[str, Any]:
-    """Those of some keys that the request has: what it leaves out is for the library to choose."""
+def _options_set(request: Request, *names: str) -> dict[str, Any]:
+    """Values of the keys that the request sets; for the others the library's defaults hold."""
     return {name: getattr(request, name) for name in names if getattr(request, name) is not None}
 
 
-def _place(value: str | Mask | Box | NamedStructure) -> str | Path | tuple[float, ...]:
-    """A region or target as `explain` takes it; a path, never a word, names a mask."""
+def _region_argument(value: str | Mask | Box | NamedStructure) -> str | Path | tuple[float, ...]:
+    """A region or target as an argument of `explain`; a mask is given as a `Path`, so that it is no word."""
     if isinstance(value, Mask):
         return Path(value.mask)
     if isinstance(value, Box):
