@@ -1,1 +1,1 @@
-"""What is kept and shown of an explanation: its record, its figure, its report. Imports evaluation."""
+"""What is saved and shown of an explanation: its record, its figure, its report. Imports evaluation."""

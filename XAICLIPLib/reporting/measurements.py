@@ -1,4 +1,4 @@
-"""Numbers about an explanation, and what a reader must know before taking the map for an answer."""
+"""Numbers about an explanation, and warnings about its target and region."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from XAICLIPLib.localization.region import Region
 from XAICLIPLib.scoring.scorer import Scorer
 
 SMALL_ML, UNSURE = 0.5, 0.5
-"""Below this volume, or this score of the undisturbed network, a drawing is hardly an organ."""
+"""Below this volume, or this score of the unperturbed scan, a drawing is probably not the organ."""
 
 
 def measure(
@@ -24,16 +24,16 @@ def measure(
     Parameters
     ----------
     saliency, probed, explained
-        The map, where it is known, and the target, all in the input's geometry.
+        The map, the mask of where it was probed, and the target, all in the input's geometry.
     scorer, last
-        What scored the perturbations, and the explainer's last word.
+        The scorer of the perturbations, and the explainer's last estimate.
     patches
-        Of the network over the whole volume.
+        Number of patches for one inference over the whole volume.
     """
     values = sitk.GetArrayViewFromImage(saliency)
     effect = np.abs(values)
     inside = sitk.GetArrayViewFromImage(explained) != 0
-    known = sitk.GetArrayViewFromImage(probed) != 0
+    probed_mask = sitk.GetArrayViewFromImage(probed) != 0
     total = float(effect.sum(dtype=np.float64))
     return {
         "score_unperturbed": scorer.full_score,
@@ -41,8 +41,10 @@ def measure(
         "largest_score_lost": float(values.max()),
         "smallest_score_lost": float(values.min()),
         "effect_inside_target": float(effect[inside].sum(dtype=np.float64)) / total if total else None,
-        "effect_inside_target_if_uniform": float((inside & known).sum() / known.sum()) if known.any() else None,
-        "probed_volume_ml": float(known.sum() * np.prod(saliency.GetSpacing()) / 1000),
+        "effect_inside_target_if_uniform": float((inside & probed_mask).sum() / probed_mask.sum())
+        if probed_mask.any()
+        else None,
+        "probed_volume_ml": float(probed_mask.sum() * np.prod(saliency.GetSpacing()) / 1000),
         "perturbations": last.done,
         "perturbations_planned": last.planned,
         "patches_computed": scorer.forwards,
@@ -54,32 +56,32 @@ def measure(
 def cautions(
     name: str, prompt: str, explained: sitk.Image, region: Region, score: float, bounded_score: bool = True
 ) -> list[str]:
-    """What a reader must know, one sentence each.
+    """Warnings for a reader, one sentence each.
 
     Parameters
     ----------
     name, prompt, explained
         The target's name, the user's words for it, and the mask.
     score
-        Of the undisturbed network.
+        Of the unperturbed scan.
     bounded_score
-        Whether the score lies in [0, 1], so that a low one says that the network is unsure.
+        Whether the score lies in [0, 1]: if so, a low score means that the network is unsure.
     """
-    found = []
+    sentences = []
     if not anatomy.is_spelled_right(prompt):
-        found.append(f'"{prompt}" is not a known spelling and was understood as {name}: check that this is meant.')
+        sentences.append(f'"{prompt}" is not a known spelling and was understood as {name}: check that this is meant.')
     volume = imaging.volume_ml(explained)
     doubt = "the organ may lie outside the scan and the drawing be a false positive, so do not interpret this map."
     if volume < SMALL_ML:
-        found.append(f"Only {volume:.2g} ml of {name} with a score of {score:.2f} are explained: {doubt}")
+        sentences.append(f"Only {volume:.2g} ml of {name} with a score of {score:.2f} are explained: {doubt}")
     elif score < (UNSURE if bounded_score else 0):
-        found.append(
+        sentences.append(
             f"The network is unsure of the {volume:.0f} ml of {name} that it draws (score {score:.2f}): {doubt}"
         )
     voxels = sitk.GetArrayViewFromImage(explained)
     if any(voxels.take(end, axis).any() for axis in range(3) for end in (0, -1)):
-        found.append(f"The {name} touches the edge of the scan: volume and map cover only the part inside.")
+        sentences.append(f"The {name} touches the edge of the scan: volume and map cover only the part inside.")
     if region.source == "file" and (region.agreement is None or region.agreement.recall < 0.5):
         share = region.agreement.recall if region.agreement else 0.0
-        found.append(f"Only {share:.0%} of the {name} lies in the given region: most of it was not tried.")
-    return found
+        sentences.append(f"Only {share:.0%} of the {name} lies in the given region: most of it was not tried.")
+    return sentences

@@ -1,7 +1,7 @@
-"""The folder of an explanation: one run at a time writes to it, all or nothing, and no file of the user's own is lost.
+"""The output folder of an explanation: one run at a time writes to it, all or nothing, and the user's files are safe.
 
-What an earlier explanation wrote is known by its ``explanation.json``, which has the checksum of each file. Only files
-that are still as they were written are ever replaced.
+Files of an earlier explanation are recognised by its ``explanation.json``, which holds the checksum of each file. Only
+files that have not changed since they were written are ever replaced.
 """
 
 from __future__ import annotations
@@ -33,39 +33,39 @@ FILES = (
     "target.nrrd",
     "figure.png",
 )
-"""What belongs to an explanation: a reader of the folder takes any of these for a part of it."""
+"""All files that an explanation may have: a reader of the folder takes any of these for a part of it."""
 
 LOCK, WORKPLACE = ".xaiclip-lock", ".xaiclip-writing"
-"""Beside the results while a run writes to the folder, and while it replaces files."""
+"""A file in the folder while a run uses it, and a folder in it while the run replaces files."""
 
 NEW, OLD, REPLACED = "new", "old", "replaced"
-"""In the workplace: what was written, what is being moved away, and what was moved away in whole."""
+"""Folders in the workplace: the new files, the old files while they are moved there, and the old files when all are."""
 
-BEAT_S, DEAD_AFTER_S = 15.0, 60.0
-"""A run touches its lock so often; the lock of another machine that was not touched for so long is a dead run's."""
+HEARTBEAT_S, DEAD_AFTER_S = 15.0, 60.0
+"""Interval at which a run touches its lock file, and the age from which another machine's lock counts as abandoned."""
 
-LOCK_AT = 1 << 20
-"""The byte that is locked, beyond the text: on Windows a locked byte cannot be read."""
+LOCKED_BYTE = 1 << 20
+"""Position of the byte that is locked. It lies beyond the text, because on Windows a locked byte cannot be read."""
 
 _claimed: dict[tuple[Path, int], int] = {}
-"""How often this process claims a folder, by thread: a claim within a claim is the same run."""
+"""Folders that this process has claimed, by thread: a claim within a claim belongs to the same run."""
 
 
 @contextmanager
 def claimed(folder: Path, inputs: Iterable[object] = ()) -> Iterator[None]:
-    """Make a folder, try that it can be written, and keep other runs out of it until the block ends.
+    """Make a folder, check that it can be written, and keep other runs out of it until the block ends.
 
     Parameters
     ----------
     folder
         Where an explanation will be written.
     inputs
-        What the run reads; those that are paths of files must not be what it writes.
+        The inputs of the run. No path among them may be that of a file which the run would write.
 
     Raises
     ------
     InputError
-        It cannot be made or written, another run writes to it, or a file of the user's own lies where a result would.
+        The folder cannot be made or written, another run uses it, or a result would replace a file of the user's own.
     """
     try:
         ensure_writable_folder(folder)
@@ -78,9 +78,9 @@ def claimed(folder: Path, inputs: Iterable[object] = ()) -> Iterator[None]:
     with _locked(folder):
         _claimed[key] = 1
         try:
-            with _told(folder):
+            with _as_input_error(folder):
                 _recover(folder)
-                _check_own(folder, FILES)
+                _check_no_foreign_files(folder, FILES)
                 _check_inputs(folder, inputs)
             yield
         finally:
@@ -89,10 +89,10 @@ def claimed(folder: Path, inputs: Iterable[object] = ()) -> Iterator[None]:
 
 @contextmanager
 def replaced(folder: Path) -> Iterator[Path]:
-    """A folder to write an explanation into, which takes the place of the earlier one where the block ends well.
+    """A temporary folder for a new explanation. If the block succeeds, its files replace the earlier explanation.
 
-    It lies within ``folder`` and so on the same disk. All that the earlier explanation wrote goes, all that was written
-    comes, or nothing changes: a run that dies in between is put right by the next one.
+    It lies within ``folder`` and so on the same disk. Either all files of the earlier explanation are replaced by the
+    new ones, or nothing changes. If a run dies in between, the next run completes or undoes the replacement.
 
     Raises
     ------
@@ -102,15 +102,15 @@ def replaced(folder: Path) -> Iterator[Path]:
     with claimed(folder):
         workplace = folder / WORKPLACE
         try:
-            with _told(folder):
+            with _as_input_error(folder):
                 (workplace / NEW).mkdir(parents=True)
             try:
                 yield workplace / NEW
-            except InputError as error:  # of a writer, which knows no other place
+            except InputError as error:  # the writer named the temporary folder, which the user does not know
                 raise InputError(str(error).replace(str(workplace / NEW), str(folder))) from error
             names = sorted(path.name for path in (workplace / NEW).iterdir())
-            with _told(folder):
-                _check_own(folder, names)
+            with _as_input_error(folder):
+                _check_no_foreign_files(folder, names)
                 _swap(folder)
         finally:
             with suppress(OSError):
@@ -118,7 +118,7 @@ def replaced(folder: Path) -> Iterator[Path]:
 
 
 def abandon(folder: Path) -> None:
-    """Take the lock and what was being written away, where the process is about to end in the middle of its run."""
+    """Remove the lock and the unfinished files: for a process that is about to end in the middle of its run."""
     with suppress(OSError):
         _recover(folder)
     with suppress(OSError):
@@ -126,27 +126,28 @@ def abandon(folder: Path) -> None:
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file of a folder by its name, for the record: by these the files are known again."""
+    """SHA-256 of each file of a folder, by name. In the record, they are used to recognise the files later."""
     return {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != RECORD}
 
 
 def written_by_us(folder: Path) -> set[str]:
-    """Names of the files in a folder that an explanation wrote, by its own record, and that are as it wrote them."""
+    """Names of the files in a folder that an explanation wrote, according to its record, and that are unchanged."""
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        saved_record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return set()
-    if not isinstance(record, dict) or not str(record.get("format")).startswith("XAI-CLIP explanation "):
+    if not isinstance(saved_record, dict) or not str(saved_record.get("format")).startswith("XAI-CLIP explanation "):
         return set()
-    kept: Any = record.get("written")
-    sums = kept if isinstance(kept, dict) else {}
-    with_path = {name: folder / name for name in sums if Path(str(name)).name == name}  # never beyond the folder
-    return {RECORD} | {name for name, path in with_path.items() if path.is_file() and sha256(path) == sums[name]}
+    written: Any = saved_record.get("written")
+    sums = written if isinstance(written, dict) else {}
+    paths = {name: folder / name for name in sums if Path(str(name)).name == name}  # never outside the folder
+    return {RECORD} | {name for name, path in paths.items() if path.is_file() and sha256(path) == sums[name]}
 
 
-def _check_own(folder: Path, names: Iterable[str]) -> None:
-    there = [name for name in names if os.path.lexists(folder / name)]
-    foreign = sorted(set(there) - written_by_us(folder)) if there else []
+def _check_no_foreign_files(folder: Path, names: Iterable[str]) -> None:
+    """Refuse a folder that holds files of these names which no explanation wrote."""
+    existing = [name for name in names if os.path.lexists(folder / name)]
+    foreign = sorted(set(existing) - written_by_us(folder)) if existing else []
     if foreign:
         raise InputError(
             f"{folder} holds {', '.join(foreign)}, which no explanation wrote or which was changed since, and which "
@@ -155,16 +156,16 @@ def _check_own(folder: Path, names: Iterable[str]) -> None:
 
 
 def _check_inputs(folder: Path, inputs: Iterable[object]) -> None:
-    for given in inputs:
-        name = next((name for name in FILES if _same(given, folder / name)), None)
+    for value in inputs:
+        name = next((name for name in FILES if _same_file(value, folder / name)), None)
         if name is not None:
-            raise InputError(f"{given} is an input of the run, which would write {name} there: choose another folder.")
+            raise InputError(f"{value} is an input of the run, which would write {name} there: choose another folder.")
 
 
-def _same(given: object, path: Path) -> bool:
-    """Whether an input is this file; words, boxes, images and paths that are not there are none."""
+def _same_file(value: object, path: Path) -> bool:
+    """Whether an input is this file; False for words, boxes, images and paths that do not exist."""
     try:
-        return isinstance(given, (str, Path)) and os.path.samefile(given, path)
+        return isinstance(value, (str, Path)) and os.path.samefile(value, path)
     except (OSError, ValueError):
         return False
 
@@ -173,10 +174,10 @@ def _same(given: object, path: Path) -> bool:
 
 
 def _swap(folder: Path) -> None:
-    """Move the earlier explanation away and the new one in; on an error everything is as it was."""
+    """Move the earlier explanation out and the new one in; on an error, everything is moved back."""
     workplace = folder / WORKPLACE
     (workplace / OLD).mkdir()
-    # From here on a dead run is undone, from the renaming on it is finished: see `_recover`.
+    # If the run dies before the renaming below, `_recover` undoes the swap; afterwards, it completes it.
     for name in sorted(written_by_us(folder), key=lambda name: name == RECORD):
         os.replace(folder / name, workplace / OLD / name)
     names = [path.name for path in (workplace / NEW).iterdir()]
@@ -192,7 +193,7 @@ def _swap(folder: Path) -> None:
 
 
 def _recover(folder: Path) -> None:
-    """Undo, or finish, the replacing of a run that ended in the middle of it, and remove its workplace."""
+    """Undo or complete the swap of a run that ended in the middle of it, and remove its workplace."""
     workplace = folder / WORKPLACE
     if (workplace / OLD).is_dir():
         _move_all(workplace / OLD, folder)
@@ -203,13 +204,13 @@ def _recover(folder: Path) -> None:
 
 
 def _move_all(source: Path, folder: Path) -> None:
-    """Move files; the record last, so that where it is the others are too."""
+    """Move files, the record last: if the record is in the new place, so are all the others."""
     for path in sorted(source.iterdir(), key=lambda path: path.name == RECORD):
         os.replace(path, folder / path.name)
 
 
 @contextmanager
-def _told(folder: Path) -> Iterator[None]:
+def _as_input_error(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -228,12 +229,12 @@ def _cannot_write(folder: Path, error: OSError) -> InputError:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock. The operating system drops that of a dead process, also over most network drives."""
+    """Hold the folder's lock. The operating system releases that of a dead process, on most network drives too."""
     path = folder / LOCK
-    with _told(folder):
+    with _as_input_error(folder):
         stream = _take(folder, path)
     released = threading.Event()
-    threading.Thread(target=_beat, args=(path, released), daemon=True).start()
+    threading.Thread(target=_heartbeat, args=(path, released), daemon=True).start()
     try:
         yield
     finally:
@@ -251,13 +252,13 @@ def _take(folder: Path, path: Path) -> IO[bytes]:
     while True:
         stream = open(path, "a+b")  # noqa: SIM115  it stays open as long as the lock is held
         try:
-            owner, free = _owner(stream), _lock(stream)
-            if free is False or (owner is not None and _holds(folder, path, owner, free)):
+            owner, locked = _owner(stream), _lock(stream)
+            if locked is False or (owner is not None and _is_at_work(folder, path, owner, locked)):
                 name = "" if owner is None else f" (process {owner[1]} on {owner[0]})"
                 raise InputError(
                     f"Another run{name} writes to {folder} at the moment: wait for its end, or choose another folder."
                 )
-            if not _is_still(path, stream):  # its owner removed it between our opening and locking it
+            if not _is_same_file(path, stream):  # its owner removed it between our opening and locking it
                 stream.close()
                 continue
             stream.truncate(0)
@@ -273,22 +274,23 @@ def _owner(stream: IO[bytes]) -> tuple[str, int] | None:
     """Machine and process that wrote a lock file; None for a new or unreadable one."""
     try:
         stream.seek(0)
-        kept = json.loads(stream.read(LOCK_AT))
-        return str(kept["machine"]), int(kept["process"])
+        content = json.loads(stream.read(LOCKED_BYTE))
+        return str(content["machine"]), int(content["process"])
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
-def _holds(folder: Path, path: Path, owner: tuple[str, int], free: bool | None) -> bool:
-    """Whether the owner of a lock that the system does not hold against us is at work nevertheless.
+def _is_at_work(folder: Path, path: Path, owner: tuple[str, int], locked: bool | None) -> bool:
+    """Whether the owner named in a lock file is still at work, although the system lets us lock the file.
 
-    Some network drives have no locks, or keep them on each machine to itself. There the file's own words count: a
-    process of this machine is asked for, one of another machine touches its lock as long as it lives.
+    Some network drives have no locks, or keep them separately on each machine. There the content of the file counts:
+    of a process of this machine the system knows whether it lives, and one of another machine touches its lock file as
+    long as it lives.
     """
     machine, process = owner
     if machine == scratch.machine():
-        return free is None and scratch.is_alive(process)
-    clock = folder / f"{LOCK}-{os.getpid()}"  # the drive's clock may differ from ours
+        return locked is None and scratch.is_alive(process)
+    clock = folder / f"{LOCK}-{os.getpid()}"  # its time of change is by the drive's clock, which may differ from ours
     try:
         clock.touch()
         return clock.stat().st_mtime - path.stat().st_mtime < DEAD_AFTER_S
@@ -296,7 +298,8 @@ def _holds(folder: Path, path: Path, owner: tuple[str, int], free: bool | None) 
         clock.unlink(missing_ok=True)
 
 
-def _is_still(path: Path, stream: IO[bytes]) -> bool:
+def _is_same_file(path: Path, stream: IO[bytes]) -> bool:
+    """Whether an open file is the one that the path names now."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(stream.fileno()))
     except FileNotFoundError:
@@ -304,12 +307,12 @@ def _is_still(path: Path, stream: IO[bytes]) -> bool:
 
 
 def _lock(stream: IO[bytes]) -> bool | None:
-    """Lock an open file: True; False where another holds it; None where the drive has no locks."""
+    """Lock an open file: True if it is locked, False if another process holds it, None if the drive has no locks."""
     try:
         if sys.platform == "win32":
             import msvcrt
 
-            stream.seek(LOCK_AT)
+            stream.seek(LOCKED_BYTE)
             msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
         else:
             import fcntl
@@ -322,7 +325,7 @@ def _lock(stream: IO[bytes]) -> bool | None:
     return True
 
 
-def _beat(path: Path, released: threading.Event) -> None:
-    while not released.wait(BEAT_S):
+def _heartbeat(path: Path, released: threading.Event) -> None:
+    while not released.wait(HEARTBEAT_S):
         with suppress(OSError):
             os.utime(path)

@@ -1,4 +1,4 @@
-"""The record of an explanation: what was explained, with what, and what came of it; nothing that names the patient."""
+"""The record of an explanation: its inputs, settings and results. Nothing in it identifies the patient."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from XAICLIPLib.system.packages import versions
 FORMAT = "XAI-CLIP explanation 1"
 
 PACKAGES = ("torch", "monai", "open_clip_torch", "SimpleITK", "numpy", "scipy", "scikit-image")
-"""What a result depends on."""
+"""Packages that a result depends on."""
 
 
 def build(
@@ -48,11 +48,11 @@ def build(
 ) -> dict[str, Any]:
     """The record, ready for JSON.
 
-    Of the input it keeps the grid's size and spacing and a checksum of the voxels, by which the holder of the scan can
-    recognise it; no path, name, date or position. So of the further images that the network took, by its names for
-    them.
+    Of the input it holds the size and spacing of the grid, and a checksum of the voxels by which the scan can be
+    recognised; no path, name, date or position. Of further images that the network took, it holds the checksums, by the
+    network's names for them.
     """
-    kept = {
+    content = {
         "format": FORMAT,
         "prompt": prompt,
         "target": dict(target),
@@ -83,7 +83,7 @@ def build(
         "stability": stability,
         "complete": complete,
     }
-    return {key: _plain(value) for key, value in kept.items()}
+    return {key: _plain(value) for key, value in content.items()}
 
 
 def voxels_sha256(image: sitk.Image) -> str:
@@ -101,101 +101,101 @@ def write(record: Mapping[str, Any], path: Path) -> Path:
     """
     text = json.dumps(_plain(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     try:
-        # A prompt from a terminal may hold bytes that are no text: written as the escapes that JSON has for them.
-        write_atomically(path, text.encode("utf-8", errors="backslashreplace"))
+        # A prompt from a terminal may hold bytes that are no valid text: they are written as escapes.
+        write_whole(path, text.encode("utf-8", errors="backslashreplace"))
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}): choose another folder.") from error
     return path
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read a record that `write` wrote, and check all of it that others rely on.
+    """Read a record that `write` wrote, and check all values that others rely on.
 
     Raises
     ------
     InputError
         It is missing, damaged, or of another format.
     """
-    again = "explain the scan again, or name the folder of another explanation"
+    advice = "explain the scan again, or name the folder of another explanation"
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
     except FileNotFoundError as error:
         raise InputError(f"{path.parent} holds no explanation.json: name the folder of an explanation.") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error}): check the file.") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is damaged: {again}.") from error
-    if not isinstance(kept, dict) or kept.get("format") != FORMAT:
-        raise InputError(f'{path} is no record of the format "{FORMAT}": {again}.')
+        raise InputError(f"{path} is damaged: {advice}.") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise InputError(f'{path} is no record of the format "{FORMAT}": {advice}.')
     try:
-        _check_record(kept)
+        _check_record(content)
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged ({_what(error)}): {again}.") from error
-    return kept
+        raise InputError(f"{path} is damaged ({_fault(error)}): {advice}.") from error
+    return content
 
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
 
 
-def _what(error: Exception) -> str:
+def _fault(error: Exception) -> str:
     return f"{error.args[0]} is missing" if isinstance(error, KeyError) else f"it should have {error}"
 
 
-def _check_record(kept: dict[str, Any]) -> None:
-    """Raise where a value is not what a reader of the record relies on."""
-    json_values.text(kept["prompt"])
-    json_values.flag(kept["complete"])
-    kept["warnings"] = list(json_values.texts(kept["warnings"]))
+def _check_record(content: dict[str, Any]) -> None:
+    """Raise an error if a value that readers of the record rely on is missing or wrong."""
+    json_values.text(content["prompt"])
+    json_values.flag(content["complete"])
+    content["warnings"] = list(json_values.texts(content["warnings"]))
     for key in ("target", "labels", "input", "region", "measurements", "models", "parameters", "versions", "timings_s"):
-        json_values.mapping(kept[key])
-    json_values.text(kept["target"]["name"])
-    json_values.choice("predicted", "predicted in a box", "given")(kept["target"]["voxels"])
-    label = kept["target"]["label"]
+        json_values.mapping(content[key])
+    json_values.text(content["target"]["name"])
+    json_values.choice("predicted", "predicted in a box", "given")(content["target"]["voxels"])
+    label = content["target"]["label"]
     for number in label if isinstance(label, list) else [label]:
         json_values.whole_number(0)(number)
-    json_values.text(kept["input"]["voxels_sha256"])
-    json_values.text(kept["input"]["modality"] or "CT")
-    spacing, size = kept["input"]["spacing_mm"], kept["input"]["size"]
-    _numbers(spacing, len(size))
-    _numbers(size, len(spacing))
-    json_values.text(json_values.mapping(kept["models"]["segmenter"])["name"])
-    json_values.mapping(kept["models"].get("localizer") or {})
-    json_values.choice(*METHODS)(kept["parameters"]["method"])
+    json_values.text(content["input"]["voxels_sha256"])
+    json_values.text(content["input"]["modality"] or "CT")
+    spacing, size = content["input"]["spacing_mm"], content["input"]["size"]
+    _check_numbers(spacing, len(size))
+    _check_numbers(size, len(spacing))
+    json_values.text(json_values.mapping(content["models"]["segmenter"])["name"])
+    json_values.mapping(content["models"].get("localizer") or {})
+    json_values.choice(*METHODS)(content["parameters"]["method"])
     for key in ("described", "baseline", "score", "region"):
-        json_values.text(kept["parameters"][key])
+        json_values.text(content["parameters"][key])
     for key in ("volume_ml", "share_of_body"):
-        json_values.number(0)(kept["region"][key])
-    for key, value in json_values.mapping(kept["region"].get("agreement_with_prediction") or {}).items():
+        json_values.number(0)(content["region"][key])
+    for key, value in json_values.mapping(content["region"].get("agreement_with_prediction") or {}).items():
         json_values.text(key), json_values.number(0)(value)
-    for flag in json_values.objects(kept.setdefault("reliability", [])):
+    for flag in json_values.objects(content.setdefault("reliability", [])):
         json_values.text(flag["sentence"]), json_values.flag(flag["raised"])
         json_values.choice(*FLAG_NAMES)(flag["name"])
-    for row in json_values.objects(kept["measurements"].get("structures") or []):
+    for row in json_values.objects(content["measurements"].get("structures") or []):
         (
             json_values.text(row["structure"]),
             json_values.number(-math.inf)(row["score_lost"]),
             json_values.number(0)(row["volume_ml"]),
         )
-    if kept.setdefault("faithfulness", None) is not None:
-        _check_faithfulness(json_values.mapping(kept["faithfulness"]))
-    json_values.mapping(kept.setdefault("stability", None) or {})
-    for name, checksum in json_values.mapping(kept.setdefault("written", {})).items():
+    if content.setdefault("faithfulness", None) is not None:
+        _check_faithfulness(json_values.mapping(content["faithfulness"]))
+    json_values.mapping(content.setdefault("stability", None) or {})
+    for name, checksum in json_values.mapping(content.setdefault("written", {})).items():
         json_values.text(name), json_values.text(checksum)
 
 
-def _check_faithfulness(found: Mapping[str, Any]) -> None:
-    points = len(found["volumes_mm3"])
-    _numbers(found["volumes_mm3"], points)
-    for way in ("deletion", "insertion"):
-        lead = json_values.mapping(found["lead"])[way]
+def _check_faithfulness(faithfulness: Mapping[str, Any]) -> None:
+    points = len(faithfulness["volumes_mm3"])
+    _check_numbers(faithfulness["volumes_mm3"], points)
+    for direction in ("deletion", "insertion"):
+        lead = json_values.mapping(faithfulness["lead"])[direction]
         json_values.number(-math.inf)(0 if lead is None else lead)
-        for curves in (found["map"], *json_values.mapping(found["controls"]).values()):
-            _numbers(curves[way]["scores"], points)
-            json_values.number(-math.inf)(curves[way]["area"])
+        for curves in (faithfulness["map"], *json_values.mapping(faithfulness["controls"]).values()):
+            _check_numbers(curves[direction]["scores"], points)
+            json_values.number(-math.inf)(curves[direction]["area"])
 
 
-def _numbers(values: Any, count: int) -> None:
+def _check_numbers(values: Any, count: int) -> None:
     if not isinstance(values, list) or len(values) != count or not values:
         raise ValueError(f"{count} numbers")
     for value in values:
@@ -203,7 +203,7 @@ def _numbers(values: Any, count: int) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """The same as JSON can hold it: NumPy's numbers as Python's, null for NaN and infinity."""
+    """The value in a form that JSON can hold: NumPy's numbers as Python's, None for NaN and infinity."""
     if isinstance(value, Mapping):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

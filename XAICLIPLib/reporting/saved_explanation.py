@@ -1,4 +1,4 @@
-"""An explanation as it lies in a folder, read back and checked."""
+"""An explanation that was saved in a folder: it is read and checked here."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from XAICLIPLib.system.checksums import sha256
 
 @dataclass(frozen=True)
 class SavedExplanation:
-    """An explanation that was saved.
+    """An explanation that was saved in a folder.
 
     Attributes
     ----------
     record
-        What explanation.json holds, checked.
+        The content of explanation.json, checked.
     saliency, target
-        On one grid, that of the scan: the map, and the mask of what is explained.
+        The map, and the mask of the explained structure, both on the grid of the scan.
     region
-        Mask of where perturbations were made, on the same grid; None where none was saved, because it was empty.
+        Mask of the region that was perturbed, on the same grid; None if it was empty, and therefore not saved.
     figure
-        The bytes of figure.png; None where it is not there.
+        The bytes of figure.png; None if there is no such file.
     checksums
         SHA-256 of each file, by name.
     """
@@ -50,39 +50,39 @@ def read(folder: str | Path) -> SavedExplanation:
     Raises
     ------
     InputError
-        The folder holds none, or a file is missing, damaged, or does not belong to the others.
+        The folder holds no explanation, or a file is missing, damaged, or does not belong to the others.
     """
     folder = Path(folder)
-    kept = record.read(folder / "explanation.json")
+    content = record.read(folder / "explanation.json")
     saliency = _image(folder / "saliency.nrrd")
-    region = _beside(saliency, folder / "region.nrrd")
-    target = _beside(saliency, folder / "target.nrrd")
+    region = _on_grid_of(saliency, folder / "region.nrrd")
+    target = _on_grid_of(saliency, folder / "target.nrrd")
     if target is None:
-        labels = _beside(saliency, folder / "segmentation.nrrd")
-        if labels is None or kept["target"]["voxels"] != "predicted":
+        labels = _on_grid_of(saliency, folder / "segmentation.nrrd")
+        if labels is None or content["target"]["voxels"] != "predicted":
             raise InputError(f"{folder} does not hold what was explained: save the explanation again.")
-        label = kept["target"]["label"]
+        label = content["target"]["label"]
         values = np.isin(sitk.GetArrayViewFromImage(labels), label).astype(np.uint8)
         target = sitk.GetImageFromArray(values)
         target.CopyInformation(labels)
-    if list(saliency.GetSize()) != kept["input"]["size"]:
+    if list(saliency.GetSize()) != content["input"]["size"]:
         raise InputError(f"The files in {folder} do not belong together: save the explanation again.")
-    picture = folder / "figure.png"
+    figure_path = folder / "figure.png"
     try:
-        figure = picture.read_bytes() if picture.is_file() else None
+        figure = figure_path.read_bytes() if figure_path.is_file() else None
         checksums = {name: sha256(folder / name) for name in FILES if (folder / name).is_file()}
     except OSError as error:
         raise InputError(f"{folder} cannot be read ({error.strerror or error}): check its files.") from error
-    return SavedExplanation(kept, saliency, target, region, figure, checksums)
+    return SavedExplanation(content, saliency, target, region, figure, checksums)
 
 
 def scan_of(saved: SavedExplanation, volume: Volume, series: int | str | None = None) -> sitk.Image:
-    """The scan that an explanation was made of, recognised by its voxels.
+    """Read the scan that was explained, and check by its voxels that it is the right one.
 
     Raises
     ------
     InputError
-        It cannot be read, or is another one.
+        It cannot be read, or is another scan.
     """
     image = read_images(volume, series)[0].image
     known = record.voxels_sha256(image) == saved.record["input"]["voxels_sha256"]
@@ -94,8 +94,8 @@ def scan_of(saved: SavedExplanation, volume: Volume, series: int | str | None = 
     return image
 
 
-def _beside(saliency: sitk.Image, path: Path) -> sitk.Image | None:
-    """A volume of the folder on the map's grid; None where it is not there."""
+def _on_grid_of(saliency: sitk.Image, path: Path) -> sitk.Image | None:
+    """A volume of the folder, which must lie on the map's grid; None if the file does not exist."""
     if not path.is_file():
         return None
     volume = _image(path)
@@ -105,7 +105,7 @@ def _beside(saliency: sitk.Image, path: Path) -> sitk.Image | None:
 
 
 def _image(path: Path) -> sitk.Image:
-    """A volume that we wrote: it may be constant, where a scan may not."""
+    """A volume that was written with the explanation. It may be constant, which `read_volume` refuses for a scan."""
     if not path.is_file():
         raise InputError(f"{path.parent} holds no {path.name}: save the explanation again.")
     try:
