@@ -1,4 +1,4 @@
-"""The pictures of a report beside the three planes: slices where the effect is, structures, curves. PNG in memory."""
+"""The other pictures of a report: slices with the largest effect, bars of structures, and curves. PNG in memory."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ DPI = 130
 TILES = 9
 COLUMNS = 3
 APART_MM = 6.0
-"""Between slices of the montage at least: neighbours show the same."""
+"""Least distance of two slices of the montage: closer ones would show the same."""
 
 VISIBLE = 0.1
-"""Share of the largest effect from which a colour is seen."""
+"""Share of the largest effect from which a colour is visible."""
 
 MAP, ORANGE, BLUE, PURPLE, GREY = "#b3261e", "#e07b00", "#1f6fb2", "#7b3fa0", "#8a8f98"
-CONTROL_LOOKS: Mapping[str, tuple[str, str, str]] = {
+CONTROL_STYLES: Mapping[str, tuple[str, str, str]] = {
     "random": (GREY, "--", "chance"),
     "centre": (BLUE, "-.", "middle of the region"),
     "edges": (PURPLE, ":", "edges of the scan"),
 }
-"""Colour, line and name of each control: told apart without colour too."""
+"""Colour, line style and name of each control: the line styles differ, so that no reader needs the colours."""
 
 
 def montage(
@@ -48,16 +48,18 @@ def montage(
     target_label: str,
     pieces: bool = False,
 ) -> tuple[bytes, int]:
-    """Axial slices with the largest effect, from head to foot: a PNG, and how many there are.
+    """Axial slices with the largest effect, from head to foot: a PNG, and the number of slices.
 
     Parameters
     ----------
-    image, saliency, region, target, modality, pieces
-        As of `XAICLIPLib.reporting.figure.save_figure`.
+    image, saliency, region, modality, pieces
+        As in `XAICLIPLib.reporting.figure.save_figure`.
+    target
+        Mask of the explained structure.
     label
         What the colours mean.
     target_label
-        What the outline of the target is called.
+        Name of the outline of the target.
     """
     heights = salient_heights(saliency, target)
     point, _ = figure.focus(saliency, target, region)
@@ -114,26 +116,26 @@ def montage(
 
 
 def salient_heights(saliency: sitk.Image, target: sitk.Image, count: int = TILES) -> list[float]:
-    """Heights (LPS z, mm) of the axial slices that hold most of the effect, from head to foot, some mm apart.
+    """Heights (LPS z, mm) of the axial slices with most of the effect, from head to foot, some mm apart.
 
-    Without any effect those through the target, or through the volume.
+    Without any effect, slices through the target, or else through the volume.
     """
     low, high = figure.bounds(saliency)
     spacing = max(min(saliency.GetSpacing()), float((high - low).max()) / 200)
     grid = Grid.within(low + spacing / 2, high - spacing / 2, spacing)
     strength = np.abs(grid.sample(saliency))
-    strength[strength < VISIBLE * strength.max()] = 0  # a trace all over the body is no reason to show its ends
+    strength[strength < VISIBLE * strength.max()] = 0  # invisible traces must not choose slices
     effect = strength.sum(axis=(1, 2))
     if not effect.any():
         effect = grid.sample(target, nearest=True).sum(axis=(1, 2)) + 1e-6
     positions = grid.first[2] + spacing * np.arange(len(effect))
-    shown = positions[effect > 0.02 * effect.max()]
-    # Spread over what holds effect: else all tiles would crowd around one peak.
-    apart = max(APART_MM, spacing, float(np.ptp(shown)) / (1.5 * count))
+    with_effect = positions[effect > 0.02 * effect.max()]
+    # Spread the slices over all heights with an effect: otherwise all would lie around one peak.
+    distance = max(APART_MM, spacing, float(np.ptp(with_effect)) / (1.5 * count))
     chosen: list[float] = []
     for index in np.argsort(-effect, kind="stable"):
         z = float(positions[index])
-        if effect[index] > 0.02 * effect.max() and all(abs(z - other) >= apart - 1e-6 for other in chosen):
+        if effect[index] > 0.02 * effect.max() and all(abs(z - other) >= distance - 1e-6 for other in chosen):
             chosen.append(z)
         if len(chosen) == count:
             break
@@ -141,7 +143,7 @@ def salient_heights(saliency: sitk.Image, target: sitk.Image, count: int = TILES
 
 
 def _letters(axes: Axes) -> None:
-    """R and L at the sides, for no slice is read without them."""
+    """Write R and L at the sides: without them a slice cannot be read safely."""
     edge = [withStroke(linewidth=2.5, foreground="black")]
     for x, letter, side in ((0.02, VIEWS[0].left, "left"), (0.98, VIEWS[0].right, "right")):
         axes.text(
@@ -177,7 +179,7 @@ def _colour_bar(sheet: Figure, scale: Scale, label: str, wide: float) -> None:
 
 
 def structures(rows: Sequence[Mapping[str, Any]], target: str, count: int = 15) -> bytes:
-    """How much each removed structure costs, as bars, the largest first: a PNG."""
+    """Bars of the score lost by removing each structure, the largest first: a PNG."""
     shown = sorted(rows, key=lambda row: -abs(row["score_lost"]))[:count]
     shown = sorted(shown, key=lambda row: row["score_lost"])
     sheet = Figure((8.0, 1.1 + 0.34 * len(shown)), DPI, facecolor="white", layout="constrained")
@@ -195,31 +197,31 @@ def structures(rows: Sequence[Mapping[str, Any]], target: str, count: int = 15) 
     return _png(sheet)
 
 
-def curves(found: Mapping[str, Any], target: str) -> bytes:
-    """Deletion and insertion curves of a map beside those of maps that know nothing: a PNG.
+def curves(faithfulness: Mapping[str, Any], target: str) -> bytes:
+    """Deletion and insertion curves of a map and of control maps: a PNG.
 
     Parameters
     ----------
-    found
+    faithfulness
         ``faithfulness`` of a record.
     target
         Name of the structure.
     """
     sheet = Figure((10.0, 4.1), DPI, facecolor="white", layout="constrained")
-    volumes = np.asarray(found["volumes_mm3"]) / 1000
+    volumes = np.asarray(faithfulness["volumes_mm3"]) / 1000
     titles = {
         "deletion": "Hiding what the map marks first\n(the sooner the curve falls, the better)",
         "insertion": "Showing what the map marks first\n(the sooner the curve rises, the better)",
     }
-    for axes, (way, title) in zip(sheet.subplots(1, 2, sharey=True), titles.items(), strict=True):
-        for name, lines in found["controls"].items():
-            colour, dashes, said = CONTROL_LOOKS.get(name, (GREY, "-", for_matplotlib(name)))
-            axes.plot(volumes, lines[way]["scores"], dashes, color=colour, linewidth=1.6, marker=".", label=said)
-        own = found["map"][way]["scores"]
-        axes.plot(volumes, own, color=MAP, linewidth=2.6, marker="o", markersize=4, label="this map")
+    for axes, (direction, title) in zip(sheet.subplots(1, 2, sharey=True), titles.items(), strict=True):
+        for name, lines in faithfulness["controls"].items():
+            colour, dashes, label = CONTROL_STYLES.get(name, (GREY, "-", for_matplotlib(name)))
+            axes.plot(volumes, lines[direction]["scores"], dashes, color=colour, linewidth=1.6, marker=".", label=label)
+        scores = faithfulness["map"][direction]["scores"]
+        axes.plot(volumes, scores, color=MAP, linewidth=2.6, marker="o", markersize=4, label="this map")
         axes.set_xscale("log")
         axes.set_title(title, size=10)
-        axes.set_xlabel(f"{'hidden' if way == 'deletion' else 'shown'} so far (ml)", size=9)
+        axes.set_xlabel(f"{'hidden' if direction == 'deletion' else 'shown'} so far (ml)", size=9)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_ylim(-0.03, 1.03)

@@ -35,7 +35,7 @@ FAMILY = "DejaVu Sans"  # comes with matplotlib
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG, and what it shows in words for whoever cannot see it."""
+    """A PNG, and a description in words for readers who cannot see it."""
 
     png: bytes = field(repr=False)
     alt: str
@@ -43,13 +43,13 @@ class Picture:
 
     @property
     def uri(self) -> str:
-        """It as an address that holds all of it."""
+        """The picture as a data URI, which holds all of it."""
         return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text; without a header, names and values."""
+    """Rows of text. A table without a header has two columns: names and values."""
 
     rows: Sequence[Sequence[str]]
     header: Sequence[str] = ()
@@ -57,9 +57,9 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what is under it, in this order.
+    """A heading, and its content in the order of the fields.
 
-    ``page``: begins a page of its own in print.
+    ``page``: the section begins a new page of the PDF.
     """
 
     title: str
@@ -72,18 +72,18 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """All that is to be read.
+    """The whole document.
 
     Attributes
     ----------
     title, subtitle
         The first lines.
     notice
-        What stands at the top and the foot of every page.
+        Written at the top, and at the foot of every page.
     cautions
-        What a reader must know before all else, one sentence each.
+        Warnings that a reader must know first, one sentence each.
     without_cautions
-        What is said where there are none.
+        The sentence that replaces them if there are none.
     sections
         The rest.
     """
@@ -97,17 +97,17 @@ class Document:
 
 
 def html(document: Document) -> str:
-    """One file without scripts and without anything to load; what users wrote is text in it and never markup."""
+    """The document as one HTML file, without scripts or links to other files. Users' words are escaped."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = resource_path("report.html.j2").read_text(encoding="utf-8")
     return environment.from_string(template).render(document=document)
 
 
 def write_pdf(document: Document, path: Path) -> None:
-    """Pages of A4."""
+    """Write the document as a PDF of A4 pages."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a prompt may have letters that the font lacks
-        flow = _Flow(document.notice)
+        flow = _PageFlow(document.notice)
         flow.text(document.title, 18, weight="bold", gap=0.06)
         flow.text(document.subtitle, 10, colour=FAINT, gap=0.12)
         flow.text(document.notice, 10, weight="bold", gap=0.14)
@@ -119,8 +119,8 @@ def write_pdf(document: Document, path: Path) -> None:
         flow.write(path, document.title)
 
 
-class _Flow:
-    """Pages that are filled from top to bottom; lengths are inches."""
+class _PageFlow:
+    """Fills pages from top to bottom; lengths are in inches."""
 
     def __init__(self, notice: str) -> None:
         self.notice = notice
@@ -128,13 +128,13 @@ class _Flow:
         self.new_page()
 
     def new_page(self) -> None:
-        """Begin a page."""
+        """Begin a new page."""
         self.figure = Figure((WIDTH, HEIGHT), facecolor="white")
         self.figures.append(self.figure)
         self.y = MARGIN
 
     def need(self, height: float) -> None:
-        """Begin a page where this one has no such room left."""
+        """Begin a new page if this one has less room left than that."""
         if self.y + height > HEIGHT - FOOT and self.y > MARGIN:
             self.new_page()
 
@@ -163,14 +163,14 @@ class _Flow:
         self.y += gap
 
     def bullets(self, sentences: Sequence[str], size: float, colour: str = INK) -> None:
-        """Write sentences, each behind a dot."""
+        """Write sentences as a bulleted list."""
         for sentence in sentences:
             self.need(size * LINE / 72)
             self.put(MARGIN + 0.1, self.y, "•", size, colour)
             self.text(sentence, size, colour=colour, indent=0.28, gap=0.05)
 
     def box(self, title: str, sentences: Sequence[str], warn: bool) -> None:
-        """Write sentences on a shade, with a title; on as many pages as they take."""
+        """Write a title and sentences in a shaded box, on as many pages as needed."""
         size, pad = 10.0, 0.12
         colour = AMBER if warn else INK
         lines = [(number == 0, line) for s in sentences for number, line in enumerate(wrapped(s, size, ROOM - 0.5))]
@@ -207,7 +207,7 @@ class _Flow:
                 self.new_page()
 
     def section(self, section: Section) -> None:
-        """Write a section; its heading stays with what follows."""
+        """Write a section; its heading stays on the page of the first content."""
         alone = section.picture is not None and not section.paragraphs
         self.need(0.5 + sum(_fitted(section.picture)[1:]) if alone and section.picture else 1.0)
         self.y += 0.1 if self.y > MARGIN else 0
@@ -234,7 +234,7 @@ class _Flow:
             self.text(picture.caption, 9, colour=FAINT)
 
     def table(self, table: Table) -> None:
-        """Write rows; the columns are as wide as their texts ask for."""
+        """Write the rows of a table; the widths of columns follow their texts."""
         size = 8.5
         step = size * LINE / 72
         widths = _columns([*([table.header] if table.header else []), *table.rows], size)
@@ -261,7 +261,7 @@ class _Flow:
     def write(self, path: Path, title: str) -> None:
         """Write the pages, numbered."""
         size = 8.0
-        # No date: of two reports of one explanation, none differs from the other.
+        # No date, so that two reports of one explanation are equal.
         with PdfPages(path, metadata={"Title": title, "Creator": "XAI-CLIP", "CreationDate": None}) as pdf:
             for number, page in enumerate(self.figures, start=1):
                 self.figure = page
@@ -294,12 +294,12 @@ def wrapped(text: str, size: float, width: float, weight: str = "normal") -> lis
     lines: list[str] = []
     line, taken, space = "", 0.0, _width("n n", size, weight) - _width("nn", size, weight)
     for word in _words(text, size, width, weight):
-        own = _width(word, size, weight)
-        if line and taken + space + own > width:
+        word_width = _width(word, size, weight)
+        if line and taken + space + word_width > width:
             lines.append(line)
-            line, taken = word, own
+            line, taken = word, word_width
         else:
-            line, taken = (f"{line} {word}", taken + space + own) if line else (word, own)
+            line, taken = (f"{line} {word}", taken + space + word_width) if line else (word, word_width)
     return [*lines, line]
 
 
@@ -313,21 +313,21 @@ def _words(text: str, size: float, width: float, weight: str) -> Iterator[str]:
 
 
 def _columns(rows: Sequence[Sequence[str]], size: float) -> list[float]:
-    """Widths of columns: what each asks for, and where that is too much, the widest share what is left."""
-    wanted = [max(_width(cell, size, "bold") + 0.15 for cell in column) for column in zip(*rows, strict=True)]
-    left, open_ = ROOM, sorted(range(len(wanted)), key=lambda n: wanted[n])
-    widths = [0.0] * len(wanted)
-    while open_:
-        narrow = open_.pop(0)
-        widths[narrow] = min(wanted[narrow], left / (len(open_) + 1))
-        left -= widths[narrow]
-    widths[-1] += left
+    """Widths of columns: those of their texts; if these are too wide, the widest columns share the remaining width."""
+    text_widths = [max(_width(cell, size, "bold") + 0.15 for cell in column) for column in zip(*rows, strict=True)]
+    remaining, open_columns = ROOM, sorted(range(len(text_widths)), key=lambda n: text_widths[n])
+    widths = [0.0] * len(text_widths)
+    while open_columns:
+        narrowest = open_columns.pop(0)
+        widths[narrowest] = min(text_widths[narrowest], remaining / (len(open_columns) + 1))
+        remaining -= widths[narrowest]
+    widths[-1] += remaining
     return widths
 
 
 @lru_cache(maxsize=20_000)
 def _width(text: str, size: float, weight: str) -> float:
-    """Of a line, in inches; a little more than it takes, for print is measured without hinting."""
+    """Width of a line in inches, with 2% to spare: the PDF's text, without hinting, is wider than measured here."""
     font = FontProperties(family=FAMILY, size=size, weight=weight)
     width, _, _ = _renderer().get_text_width_height_descent(text, font, ismath=False)
     return 1.02 * float(width) / 100

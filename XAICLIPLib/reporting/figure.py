@@ -1,7 +1,7 @@
 """The picture of an explanation: three planes through the target, with and without its saliency.
 
-The planes lie along the patient's own axes, whatever the orientation of the volume, and are cut
-straight from it. Positions are LPS mm, as in SimpleITK (x grows to the left, y to posterior, z to
+The planes lie along the patient's axes, whatever the orientation of the volume, and are sampled
+directly from it. Positions are LPS mm, as in SimpleITK (x grows to the left, y to posterior, z to
 superior), and written as 3D Slicer shows them ("R 55 mm"). Arrays are (z, y, x).
 """
 
@@ -80,7 +80,7 @@ VIEWS = (
 
 @dataclass(frozen=True)
 class Grid:
-    """Points along the patient's axes: the first (LPS mm), how many (x, y, z), mm between them."""
+    """A grid along the patient's axes: its first point (LPS mm), counts (x, y, z), and spacing in mm."""
 
     first: Point
     counts: tuple[int, int, int]
@@ -112,14 +112,14 @@ class Grid:
 
 @dataclass(frozen=True)
 class Plane:
-    """One plane to show: its view and the grid of its points, a single one along the normal."""
+    """One plane to show: its view, and the grid of its points, which has one point along the normal."""
 
     view: View
     grid: Grid
 
     @classmethod
     def through(cls, point: Point, view: View, low: Point, high: Point) -> Plane:
-        """Cut a box (LPS mm) finely; the point itself is one of the grid's."""
+        """The plane through a point within a box (LPS mm); the point itself is one of the grid's."""
         low, high = np.minimum(low, point), np.maximum(high, point)
         low[view.normal] = high[view.normal] = point[view.normal]
         return cls(view, Grid.within(low, high, float((high - low).max()) / 700, through=point))
@@ -141,8 +141,8 @@ class Plane:
 
 def _span(mask: npt.NDArray[np.bool_]) -> tuple[list[int], list[int]]:
     """First index of a mask's voxels along each axis, and one past the last."""
-    hits = [np.flatnonzero(mask.any(tuple(a for a in range(3) if a != axis))) for axis in range(3)]
-    return [int(hit[0]) for hit in hits], [int(hit[-1]) + 1 for hit in hits]
+    indices = [np.flatnonzero(mask.any(tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+    return [int(along[0]) for along in indices], [int(along[-1]) + 1 for along in indices]
 
 
 def bounds(image: sitk.Image, mask: npt.NDArray[np.bool_] | None = None) -> tuple[Point, Point]:
@@ -157,9 +157,10 @@ def bounds(image: sitk.Image, mask: npt.NDArray[np.bool_] | None = None) -> tupl
 def focus(saliency: sitk.Image, prediction: sitk.Image, region: sitk.Image | None = None) -> tuple[Point, str]:
     """Find the point through which the planes go.
 
-    It is where the saliency (by size) is largest in or near the target, among the points whose
-    planes all show a fair section of the target; without saliency there, the target's most central
-    point; without a target, the largest saliency, the middle of the region, or of the volume.
+    It is the point of largest absolute saliency in or near the target, among the points whose
+    planes all show a large enough section of the target. If there is no saliency, it is the
+    target's most central point; without a target, the point of largest saliency, or the middle of
+    the region or of the volume.
 
     Returns
     -------
@@ -169,18 +170,18 @@ def focus(saliency: sitk.Image, prediction: sitk.Image, region: sitk.Image | Non
         What the point is, in words.
     """
     mask = sitk.GetArrayViewFromImage(prediction) > 0
-    found = bool(mask.any())
-    low, high = bounds(prediction, mask if found else None)
+    has_target = bool(mask.any())
+    low, high = bounds(prediction, mask if has_target else None)
     anchor = None
-    if found:
+    if has_target:
         low, high = low - NEIGHBOURHOOD_MM, high + NEIGHBOURHOOD_MM
         voxel = np.unravel_index(int(np.argmax(mask)), mask.shape)[::-1]
-        # A point of the grid lies in the target, so that none is too thin to be found.
+        # A point of the grid lies in the target, so that even the thinnest target is sampled.
         anchor = np.array(prediction.TransformIndexToPhysicalPoint([int(i) for i in voxel]))
     spacing = max(min(prediction.GetSpacing()), float((high - low).max()) / 160)
     grid = Grid.within(low, high, spacing, through=anchor)
     scanned = grid.sample(prediction, nearest=True, outside=-1) >= 0
-    if found:
+    if has_target:
         inside, reason = grid.sample(prediction, nearest=True) > 0, "the middle of the target"
         near = ndimage.distance_transform_edt(~inside, sampling=spacing) <= NEIGHBOURHOOD_MM
         near &= scanned
@@ -194,16 +195,16 @@ def focus(saliency: sitk.Image, prediction: sitk.Image, region: sitk.Image | Non
             inside, reason = part, "the middle of the region"
     strength = np.where(near, np.abs(grid.sample(saliency)), -1)
     if near.any() and strength.max() > 1.000001 * strength[near].min():
-        options = np.argwhere(strength >= strength.max() * (1 - 1e-6))  # one point, or all of a whole structure
-        reason = f"the strongest effect {'in or near the target' if found else 'anywhere'}"
+        candidates = np.argwhere(strength >= strength.max() * (1 - 1e-6))  # one point, or all of a whole structure
+        reason = f"the strongest effect {'in or near the target' if has_target else 'anywhere'}"
     else:
-        options = np.argwhere(inside & near if (inside & near).any() else inside)
-    distance = ((options - np.argwhere(inside).mean(axis=0)) ** 2).sum(axis=1)
-    return grid.position(options[np.argmin(distance)]), reason
+        candidates = np.argwhere(inside & near if (inside & near).any() else inside)
+    distance = ((candidates - np.argwhere(inside).mean(axis=0)) ** 2).sum(axis=1)
+    return grid.position(candidates[np.argmin(distance)]), reason
 
 
 def field_of_view(body: sitk.Image, target: tuple[Point, Point], point: Point, view: View) -> tuple[Point, Point]:
-    """Box (LPS mm) to show of a plane: its part of the body; of a long scan that at the target."""
+    """Box (LPS mm) to show in a plane: its part of the body; in a long scan, only near the target."""
     (low, high), (target_low, target_high) = bounds(body), target
     grid = Grid.within(low, high, float((high - low).max()) / 128)
     inside = grid.sample(body) > 0.5
@@ -237,9 +238,10 @@ def grey_window(image: sitk.Image, modality: Literal["CT", "MR"] | None) -> tupl
 
 @dataclass(frozen=True)
 class Scale:
-    """How saliency becomes colour: the value of the strongest colour, 0 for no effect at all.
+    """How saliency becomes colour.
 
-    ``low`` and ``high`` are the extremes of the whole volume; ``signed`` where both sides matter.
+    ``limit`` is the value of the strongest colour, 0 if there is no effect at all; ``low`` and
+    ``high`` are the extremes of the whole volume; ``signed`` says that negative values matter too.
     """
 
     limit: float
@@ -249,7 +251,7 @@ class Scale:
 
     @classmethod
     def of(cls, saliency: sitk.Image) -> Scale:
-        """Scale for a saliency volume; a few outlying voxels do not set it."""
+        """Scale for a saliency volume. It is robust against a few outlying voxels."""
         values = sitk.GetArrayViewFromImage(saliency)
         low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
         signed = -low > SIGNED_FROM * max(-low, high)
@@ -259,7 +261,7 @@ class Scale:
         return cls(max(float(limit), 0.0), low, high, signed)
 
     def colour(self, values: Array) -> Array:
-        """RGBA colours (…, 4) in [0, 1]: the weaker the effect, the more transparent."""
+        """RGBA colours (…, 4) in [0, 1]; weaker effects are more transparent."""
         share = np.clip(values / (self.limit or 1), -1 if self.signed else 0, 1)
         rgba = SIGNED((share + 1) / 2) if self.signed else UNSIGNED(share)
         rgba[..., 3] = OPACITY * np.clip((np.abs(share) - 0.06) / 0.4, 0, 1)
@@ -430,22 +432,22 @@ def save_figure(
     path
         The PNG to write, all or nothing; missing folders are made.
     image, saliency
-        Scalar volumes on one grid of any orientation. Saliency gets colours symmetric about 0
-        where negative values matter; what is not finite counts as 0.
+        Scalar volumes on one grid of any orientation. The colours of the saliency are symmetric
+        about 0 if negative values matter; values that are not finite count as 0.
     region, prediction
         Masks on that grid of the region of interest (None: not drawn) and the predicted target.
     title, subtitle
-        Shown literally, each shortened to one line; no identifiers, please.
+        Shown as they are, each shortened to one line. They must not identify the patient.
     modality
         "CT" shows W 400 L 40 HU; otherwise the 1st to 99th percentile is shown.
     saliency_label
         What the colours mean, with the unit in brackets where there is one.
     target_label, region_label
-        What the outlines of ``prediction`` and ``region`` are called.
+        Names of the outlines of ``prediction`` and ``region``.
     pieces
-        The map has one value for a whole piece: nothing is interpolated between two.
+        The map has one value for each piece, and must not be interpolated between pieces.
     warnings
-        What a reader must know, one sentence each; written under the panels.
+        Warnings for the reader, one sentence each; written under the panels.
 
     Raises
     ------
@@ -515,7 +517,7 @@ def save_figure(
 
 
 def draw_contour(axes: Axes, plane: Plane, mask: sitk.Image, **style: Any) -> None:
-    """Draw the outline of a mask in mm, half-way between in and out."""
+    """Draw the outline of a mask, half-way between the voxels inside and outside; axes in mm."""
     rows = plane.sample(mask)
     left, right, bottom, top = plane.extent
     for line in find_contours(rows, 0.5):

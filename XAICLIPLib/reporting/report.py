@@ -331,7 +331,7 @@ def _faithfulness(record: Mapping[str, Any]) -> Section:
             ],
         )
     rows = [("this map", *_areas(found["map"]))]
-    rows += [(charts.CONTROL_LOOKS.get(key, ("", "", key))[2], *_areas(c)) for key, c in found["controls"].items()]
+    rows += [(charts.CONTROL_STYLES.get(key, ("", "", key))[2], *_areas(c)) for key, c in found["controls"].items()]
     leads = [lead for lead in found["lead"].values() if lead is not None]
     said = [
         "Voxels were hidden in the order of the map, the brightest first, and in another run shown in that order, "
