@@ -1,9 +1,9 @@
-"""The report of an explanation: what was asked, what was found, and whether to believe it, in words for a clinician.
+"""The report of an explanation for a clinician: the question, the result, and whether to believe it.
 
 >>> save_report("results/liver", "liver.html", volume="scan.nii.gz", pdf=True)  # doctest: +SKIP
 
-It holds nothing that names the patient: of paths and files of the scan it says nothing, and a path that stands in a
-record is left out.
+It holds nothing that identifies the patient: it does not mention paths or files of the scan, and a path in the record
+is replaced by "(a path)".
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from XAICLIPLib.system.files import atomic_file
 NOTICE = "Research software, not a medical device: not for diagnosis."
 
 HALLUCINATES = 0.5
-"""Share of the score that is left with all hidden, from which the network draws what it cannot see."""
+"""If more than this share of the score is left when everything is hidden, the network draws what it cannot see."""
 
 TITLES: Mapping[FlagName, str] = {
     "answers by chance": "Same scan, same answer",
@@ -45,7 +45,7 @@ TITLES: Mapping[FlagName, str] = {
     "unstable": "Noise in the scan",
     "leans outside": "Place of the effect",
 }
-"""What each check is called."""
+"""The heading of each reliability check in the report."""
 
 _PATH = re.compile(r"(?:[A-Za-z]:|~|\.{1,2})?(?:[\\/][^\\/\s\"'<>]+){2,}[\\/]?")
 
@@ -63,15 +63,15 @@ def save_report(
     Parameters
     ----------
     folder
-        Where `XAICLIPLib.explanation.Explanation.save`, the command or the panel wrote it.
+        The folder that `XAICLIPLib.explanation.Explanation.save`, the command or the panel wrote.
     output
         The file to write, ``.html`` or ``.pdf``; by default ``report.html`` in the folder.
     volume
-        The scan: with it, slices are shown where the effect is. The folder does not hold it.
+        The scan, which the folder does not hold. With it, the report shows slices with the largest effect.
     series
         Which series of a DICOM folder that holds several, as for `explain`.
     pdf
-        Beside an HTML file write a PDF as well.
+        Write a PDF beside the HTML file.
 
     Returns
     -------
@@ -86,9 +86,9 @@ def save_report(
     first = Path(output) if output is not None else Path(folder) / "report.html"
     if first.suffix.lower() not in (".html", ".pdf"):
         raise InputError(f"{first} is neither an .html nor a .pdf file: name one of these.")
-    found = saved_explanation.read(folder)
-    scan = None if volume is None else saved_explanation.scan_of(found, volume, series)
-    document = document_of(found, scan)
+    saved = saved_explanation.read(folder)
+    scan = None if volume is None else saved_explanation.scan_of(saved, volume, series)
+    document = document_of(saved, scan)
     paths = {first.suffix.lower()[1:]: first} | ({"pdf": first.with_suffix(".pdf")} if pdf else {})
     for kind, path in paths.items():
         try:
@@ -102,29 +102,29 @@ def save_report(
     return paths
 
 
-def document_of(found: SavedExplanation, scan: sitk.Image | None) -> Document:
-    """All that the report says.
+def document_of(saved: SavedExplanation, scan: sitk.Image | None) -> Document:
+    """Compose the report.
 
     Parameters
     ----------
-    found
+    saved
         The explanation.
     scan
-        What it was made of; None does without slices.
+        The scan that was explained; None for a report without slices.
     """
-    record = found.record
+    record = saved.record
     name = record["target"]["name"]
     parts = (
         _checks(record),
         _summary(record),
-        _planes(found, scan),
-        _slices(found, scan),
+        _planes(saved, scan),
+        _slices(saved, scan),
         _structures(record),
         _faithfulness(record),
         _reading(record),
         _limits(),
         _provenance(record),
-        _checksums(found),
+        _checksums(saved),
     )
     raised = [flag["sentence"] for flag in record["reliability"] if flag["raised"]]
     return _clean(
@@ -145,63 +145,64 @@ def document_of(found: SavedExplanation, scan: sitk.Image | None) -> Document:
 
 
 def _checks(record: Mapping[str, Any]) -> Section:
-    made = {flag["name"]: flag for flag in record["reliability"]}
+    flags = {flag["name"]: flag for flag in record["reliability"]}
     rows = [
         (TITLES[name], "WARNING" if flag["raised"] else "passed", flag["sentence"])
-        for name, flag in made.items()
+        for name, flag in flags.items()
         if name in TITLES
     ]
     missing = []
-    if "like the null" not in made and record["faithfulness"] is None:
+    if "like the null" not in flags and record["faithfulness"] is None:
         missing.append("whether the map is better than one that knows nothing of the network")
-    elif "like the null" not in made:
+    elif "like the null" not in flags:
         missing.append(
             "whether the map is better than one that knows nothing (the score could not tell one order from another)"
         )
-    if "unstable" not in made:
+    if "unstable" not in flags:
         missing.append("whether a little noise in the scan changes the map")
-    if "leans outside" not in made:
+    if "leans outside" not in flags:
         missing.append("where the effect lies")
-    if "region disagrees" not in made:
+    if "region disagrees" not in flags:
         missing.append("whether words and drawing agree (the region was not found by words)")
     more = ", with --check when it is explained" if record["faithfulness"] is None else ""
-    said = [f"Not checked{more if len(missing) else ''}: {'; '.join(missing)}."] if missing else []
-    return Section("What was checked", said, table=Table(rows, ("Check", "", "What was found")) if rows else None)
+    paragraphs = [f"Not checked{more if len(missing) else ''}: {'; '.join(missing)}."] if missing else []
+    return Section("What was checked", paragraphs, table=Table(rows, ("Check", "", "What was found")) if rows else None)
 
 
 def _summary(record: Mapping[str, Any]) -> Section:
-    name, found, region = record["target"]["name"], record["measurements"], record["region"]
+    name, measurements, region = record["target"]["name"], record["measurements"], record["region"]
     parameters, models = record["parameters"], record["models"]
     captions = METHODS[parameters["method"]].captions
-    drawn = {
+    target_source = {
         "predicted": "what the network drew",
         "predicted in a box": "what the network drew in a box",
         "given": "a mask that was given",
     }[record["target"]["voxels"]]
-    said = []
-    volume, score = _float(found, "target_volume_ml"), _float(found, "score_unperturbed")
-    lost = _float(found, "largest_score_lost")
+    paragraphs = []
+    volume, score = _float(measurements, "target_volume_ml"), _float(measurements, "score_unperturbed")
+    lost = _float(measurements, "largest_score_lost")
     if volume is not None:
-        said.append(f"Explained is the {name}, {volume:.0f} ml: {drawn}.")
+        paragraphs.append(f"Explained is the {name}, {volume:.0f} ml: {target_source}.")
     if captions.value and score is not None and lost is not None:
-        said.append(
+        paragraphs.append(
             f"Hiding parts of the scan lowered the score of {score:.3f} by up to {max(lost, 0.0):.3f} "
             f"({captions.value})."
         )
-    inside, uniform = _float(found, "effect_inside_target"), _float(found, "effect_inside_target_if_uniform")
-    if inside is not None and uniform is not None and "structures" in found:
-        said.append(
+    inside = _float(measurements, "effect_inside_target")
+    uniform = _float(measurements, "effect_inside_target_if_uniform")
+    if inside is not None and uniform is not None and "structures" in measurements:
+        paragraphs.append(
             f"{inside:.0%} of all that was lost by removing structures went with the {name} itself; were all alike, "
             f"{uniform:.0%} would."
         )
     elif inside is not None and uniform is not None:
-        said.append(
+        paragraphs.append(
             f"{inside:.0%} of the effect lies inside the {name}; spread evenly over all that was tried, {uniform:.0%} "
             "would. The rest lies in the tissue around it."
         )
     if not record["complete"]:
-        said.append("The computation was cancelled before its end, and the map is incomplete.")
-    where = {
+        paragraphs.append("The computation was cancelled before its end, and the map is incomplete.")
+    region_source = {
         "guided": "found in the scan for these words",
         "prediction box": "a box around the network's own drawing, since the words were not found",
         "whole": "the whole scan",
@@ -214,7 +215,7 @@ def _summary(record: Mapping[str, Any]) -> Section:
         ("Method", parameters["described"]),
         ("Hidden by", parameters["baseline"]),
         ("Score", parameters["score"]),
-        ("Region", f"{where}; {region['volume_ml']:.0f} ml, {region['share_of_body']:.0%} of the body"),
+        ("Region", f"{region_source}; {region['volume_ml']:.0f} ml, {region['share_of_body']:.0%} of the body"),
     ]
     agreement = region.get("agreement_with_prediction")
     if agreement:
@@ -226,12 +227,12 @@ def _summary(record: Mapping[str, Any]) -> Section:
                 "region has a margin, so that an overlap well below 1 is no fault.",
             )
         )
-    return Section("What was explained", said, table=Table(rows))
+    return Section("What was explained", paragraphs, table=Table(rows))
 
 
-def _planes(found: SavedExplanation, scan: sitk.Image | None) -> Section | None:
-    record, name = found.record, found.record["target"]["name"]
-    png = found.figure
+def _planes(saved: SavedExplanation, scan: sitk.Image | None) -> Section | None:
+    record, name = saved.record, saved.record["target"]["name"]
+    png = saved.figure
     if png is None and scan is None:
         return None
     if png is None:
@@ -240,9 +241,9 @@ def _planes(found: SavedExplanation, scan: sitk.Image | None) -> Section | None:
             path = save_figure(
                 Path(folder) / "figure.png",
                 scan,
-                found.saliency,
-                found.region,
-                found.target,
+                saved.saliency,
+                saved.region,
+                saved.target,
                 title=f"Why did the network draw the {name} here?",
                 modality=record["input"]["modality"],
                 target_label=_target_label(record),
@@ -263,7 +264,7 @@ def _planes(found: SavedExplanation, scan: sitk.Image | None) -> Section | None:
     )
 
 
-def _slices(found: SavedExplanation, scan: sitk.Image | None) -> Section:
+def _slices(saved: SavedExplanation, scan: sitk.Image | None) -> Section:
     title = "Slices with the largest effect"
     if scan is None:
         return Section(
@@ -273,12 +274,12 @@ def _slices(found: SavedExplanation, scan: sitk.Image | None) -> Section:
                 "it: name it with --volume to see slices here."
             ],
         )
-    record, name = found.record, found.record["target"]["name"]
+    record, name = saved.record, saved.record["target"]["name"]
     png, count = charts.montage(
         scan,
-        found.saliency,
-        found.region,
-        found.target,
+        saved.saliency,
+        saved.region,
+        saved.target,
         modality=record["input"]["modality"],
         label=_saliency_label(record),
         target_label=_target_label(record),
@@ -299,7 +300,10 @@ def _structures(record: Mapping[str, Any]) -> Section | None:
     rows = record["measurements"].get("structures")
     if not rows:
         return None
-    name, left_out = record["target"]["name"], [str(found) for found in record["measurements"].get("not_removed") or []]
+    name, left_out = (
+        record["target"]["name"],
+        [str(structure) for structure in record["measurements"].get("not_removed") or []],
+    )
     return Section(
         "What it leans on",
         [
@@ -320,9 +324,9 @@ def _structures(record: Mapping[str, Any]) -> Section | None:
 
 
 def _faithfulness(record: Mapping[str, Any]) -> Section:
-    found, name = record["faithfulness"], record["target"]["name"]
+    faithfulness, name = record["faithfulness"], record["target"]["name"]
     title = "Is the map faithful to the network?"
-    if found is None:
+    if faithfulness is None:
         return Section(
             title,
             [
@@ -330,10 +334,12 @@ def _faithfulness(record: Mapping[str, Any]) -> Section:
                 "that of maps that know nothing of the network: xaiclip explain … --check."
             ],
         )
-    rows = [("this map", *_areas(found["map"]))]
-    rows += [(charts.CONTROL_STYLES.get(key, ("", "", key))[2], *_areas(c)) for key, c in found["controls"].items()]
-    leads = [lead for lead in found["lead"].values() if lead is not None]
-    said = [
+    rows = [("this map", *_areas(faithfulness["map"]))]
+    rows += [
+        (charts.CONTROL_STYLES.get(key, ("", "", key))[2], *_areas(c)) for key, c in faithfulness["controls"].items()
+    ]
+    leads = [lead for lead in faithfulness["lead"].values() if lead is not None]
+    paragraphs = [
         "Voxels were hidden in the order of the map, the brightest first, and in another run shown in that order, "
         "with all else that was tried hidden. A map that tells what the network leans on makes the drawing vanish "
         "sooner, and come back sooner, than orders that know nothing of the network: chance, the middle of the region, "
@@ -341,28 +347,29 @@ def _faithfulness(record: Mapping[str, Any]) -> Section:
     ]
     if leads:
         lead = sum(leads) / len(leads)
-        said.append(
+        paragraphs.append(
             f"The map {'leads the best of them by' if lead > 0 else 'lies behind the best of them by'} {abs(lead):.3f} "
             "on a scale on which chance is 0 and an ideal order 1; a lead of 0.1 and less may be luck."
         )
-    bare, full = found["map"]["deletion"]["scores"][-1], found["map"]["insertion"]["scores"][-1]
-    if bare > HALLUCINATES * full:
-        said.append(
-            f"Even with all of it hidden, the score is still {bare:.2f} of {full:.2f}: the network goes on drawing "
-            "what it cannot see, so that these curves say little. Another way of hiding may say more."
+    all_hidden = faithfulness["map"]["deletion"]["scores"][-1]
+    all_shown = faithfulness["map"]["insertion"]["scores"][-1]
+    if all_hidden > HALLUCINATES * all_shown:
+        paragraphs.append(
+            f"Even with all of it hidden, the score is still {all_hidden:.2f} of {all_shown:.2f}: the network goes on "
+            "drawing what it cannot see, so that these curves say little. Another way of hiding may say more."
         )
     stability = record["stability"] or {}
     change = stability.get("max_sensitivity")
     if isinstance(change, (int, float)):
-        said.append(
+        paragraphs.append(
             f"With a little noise in the scan, less than a reader would see, the map changed by {change:.0%} of its "
             "size."
         )
     return Section(
         title,
-        said,
+        paragraphs,
         Picture(
-            charts.curves(found, name),
+            charts.curves(faithfulness, name),
             "Deletion and insertion curves of the map and of the controls; their areas are in the table.",
         ),
         Table(rows, ("Order", "Area while hiding (low is good)", "Area while showing (high is good)")),
@@ -445,8 +452,8 @@ def _provenance(record: Mapping[str, Any]) -> Section:
     )
 
 
-def _checksums(found: SavedExplanation) -> Section:
-    return Section("Files of the explanation (SHA-256)", table=Table(list(found.checksums.items())))
+def _checksums(saved: SavedExplanation) -> Section:
+    return Section("Files of the explanation (SHA-256)", table=Table(list(saved.checksums.items())))
 
 
 # --- words --------------------------------------------------------------------------------------------------------
@@ -477,8 +484,9 @@ def _signed(value: float) -> str:
     return f"{value:+.3f}".replace("-", "−")
 
 
-def _float(found: Mapping[str, Any], key: str) -> float | None:
-    value = found.get(key)
+def _float(values: Mapping[str, Any], key: str) -> float | None:
+    """The number under a key; None where there is none."""
+    value = values.get(key)
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
@@ -488,7 +496,7 @@ def _words(key: str) -> str:
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, str]]:
-    """Names and values of a mapping, those of inner ones too; without those that are not known."""
+    """Names and values of a mapping and of the mappings within it; entries without a value are left out."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{before}{_words(str(key))}, ")
@@ -498,7 +506,7 @@ def _flat(values: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, st
 
 
 def _clean(document: Document) -> Document:
-    """The same without paths, which may name a patient."""
+    """The document without paths, which may name a patient."""
 
     def clean(text: str) -> str:
         return _PATH.sub("(a path)", text)
