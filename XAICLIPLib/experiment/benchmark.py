@@ -1,7 +1,7 @@
 """The paper's experiment on a labelled dataset: every explainer guided and unguided, measured alike, with controls.
 
-Each map's numbers are a file of their own, written whole or not at all, so that an interrupted run goes on where it
-was. A folder holds results of one setting: maps made otherwise cannot be compared.
+The measurements of each map are saved in a file of their own, all or nothing, so that an interrupted run continues
+where it stopped. A folder holds results of the same settings only: maps with different settings cannot be compared.
 
 References
 ----------
@@ -41,35 +41,35 @@ from XAICLIPLib.system.packages import versions
 FORMAT = "XAI-CLIP benchmark 1"
 
 PAPERS_METHODS = ("occlusion", "rise", "lime")
-"""The paper's."""
+"""The methods that the paper compares."""
 
 PIXEL_MM = 0.78
-"""Of an abdominal CT slice: 512 pixels over 400 mm. By it the parameters that are told in pixels become lengths."""
+"""Pixel size of an abdominal CT slice: 512 pixels over 400 mm. It turns parameters in pixels into lengths."""
 
 POINTS, RANDOM_ORDERS = 8, 2
-"""Of the deletion and insertion curves. All maps of a structure share the random orders."""
+"""Points of the deletion and insertion curves, and random orders, which all maps of a structure share."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is run.
+    """What an experiment explains, and with which settings.
 
     Attributes
     ----------
     structures
-        By names of the vocabulary.
+        Names of the vocabulary.
     methods
-        Of `XAICLIPLib.explainers.methods`. The paper's claim is about occlusion.
+        Names of `XAICLIPLib.explainers.methods`. The paper's claim is about occlusion.
     cases
         Identifiers of the dataset, or patterns of them (``abdomen_2*``); none: all cases.
     window_mm, stride_mm
         Edge of the windows of occlusion, the cells of RISE and the supervoxels of LIME, and the stride of occlusion;
-        by default by the size of the structure, and half of it. The same guided and unguided.
+        by default chosen by the size of the structure, and half of that. Guided and unguided maps get the same.
     samples
-        Patterns of RISE, all of which are used, and sets of LIME, the same guided and unguided. LIME is given at least
-        two for each supervoxel of the whole scan, which it needs to tell them apart. By default the methods' own.
+        Patterns of RISE, all of which are used, and sets of LIME; guided and unguided maps get the same. LIME gets at
+        least two sets for each supervoxel of the whole scan, to tell them apart. By default the methods' own numbers.
     paper_like
-        Parameters that are told of the paper at second hand, in mm: see `parameters_of`. They are not the paper's.
+        Use parameters that are known of the paper at second hand, in mm: see `parameters_of`. They are not the paper's.
     score, baseline, seed
         As in `XAICLIPLib.explain`.
     points, random_orders
@@ -90,12 +90,12 @@ class Plan:
     random_orders: int = RANDOM_ORDERS
 
     def check(self) -> None:
-        """Refuse what cannot be run, before anything is loaded.
+        """Check the plan before anything is loaded.
 
         Raises
         ------
         InputError
-            It says what is wrong.
+            The plan cannot be run; the message says why.
         """
         for name in self.structures:
             if anatomy.resolve(name) is None:
@@ -114,53 +114,53 @@ class Plan:
             methods.method(method, **parameters_of(method, self))
 
     def regions(self, method: str) -> tuple[RegionName, ...]:
-        """Guided and whole; gradients are taken over all that the network sees, so that there is nothing to guide."""
+        """Guided and whole; only whole for gradient methods, which always cover all that the network sees."""
         return REGIONS if METHODS[method].captions.value else ("whole",)
 
 
 def parameters_of(method: str, plan: Plan) -> dict[str, Any]:
-    """Of a method, the same for the guided and the unguided map.
+    """The parameters of a method, the same for the guided and the unguided map.
 
-    ``paper_like`` are second-hand parameters (FIELD.md) of 2D slices: windows of 64 pixels every 32, all evaluated;
-    RISE with 7 x 7 cells over the slice, half of them kept, 2000 patterns, the plain weighted mean; LIME with
-    Felzenszwalb's pieces and 500 sets. Here they are cubes and cells in mm. Zero fill, after an intensity window, is
-    the darkest grey: the baseline air.
+    With ``paper_like`` they are second-hand parameters (FIELD.md) of 2D slices: windows of 64 pixels every 32, all
+    evaluated; RISE with 7 x 7 cells over the slice, half of them kept, 2000 patterns, the plain weighted mean; LIME
+    with Felzenszwalb's pieces and 500 sets. Here they are cubes and cells in mm. A fill with 0 after an intensity
+    window is the darkest grey, which here is the baseline air.
     """
-    given: dict[str, dict[str, Any]]
+    parameters: dict[str, dict[str, Any]]
     if plan.paper_like:
         window = 64 * PIXEL_MM
-        given = {
+        parameters = {
             "occlusion": {"window_mm": window, "stride_mm": window / 2, "exhaustive": True},
             "rise": {"cell_mm": 512 / 7 * PIXEL_MM, "samples": 2000, "estimator": "mean", "wanted_error": 0.0},
             "lime": {"size_mm": window, "samples": 500, "supervoxels": "felzenszwalb"},
         }
-        return given.get(method, {})
-    given = {
+        return parameters.get(method, {})
+    parameters = {
         "occlusion": {"window_mm": plan.window_mm, "stride_mm": plan.stride_mm},
         "rise": {"cell_mm": plan.window_mm, "samples": plan.samples, "wanted_error": 0.0},
         "lime": {"size_mm": plan.window_mm, "samples": plan.samples},
     }
-    return given.get(method, {})
+    return parameters.get(method, {})
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What there is after a run.
+    """The result of a run.
 
     Attributes
     ----------
     rows
-        All that the folder holds of this plan, of earlier runs too, in the order of the plan.
+        All measurements of this plan that the folder holds, of earlier runs too, in the order of the plan.
     problems
-        What could not be measured, and why, in a sentence each. They may name files: not for a report.
+        What could not be measured, and why, one sentence each. They may name files, and must not go into a report.
     left_out
-        Numbers of the cases, or of cases and structures, that are lacking for it.
+        The cases, structures and maps that could not be measured, by the numbers of the cases.
     computed
-        Rows that are new.
+        Number of rows that are new.
     settings
-        How all of them were made.
+        The settings of all rows.
     complete
-        False where it was interrupted.
+        False if the run was interrupted.
     """
 
     rows: tuple[MapMeasurements, ...]
@@ -184,24 +184,24 @@ def benchmark(
     tell: Callable[[str], None] = lambda text: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Outcome:
-    """Run the experiment, or what is left of it.
+    """Run the experiment, or the part of it that was not measured yet.
 
     Parameters
     ----------
     dataset
         Labelled cases.
     plan
-        What is run.
+        What to explain, and with which settings.
     folder
-        For the results. One with results of the same setting is gone on with.
+        For the results. A folder with results of the same settings is continued.
     kind
-        Of the dataset, for the report.
+        Name of the kind of dataset, for the report.
     model, localizer, device, trust
         As in `XAICLIPLib.explain`. Both models are loaded once.
     tell
-        Called with a sentence for each map that is done, and for each that cannot be.
+        Called with a sentence for each map that is measured or left out.
     cancelled
-        Asked between network batches; True ends the run. What was measured stays.
+        Asked between network batches; True ends the run. The measurements so far are kept.
 
     Raises
     ------
@@ -209,24 +209,30 @@ def benchmark(
         The plan, a model or the folder cannot be used.
     """
     plan.check()
-    named = (found.name for name in plan.structures if (found := anatomy.resolve(name)) is not None)
-    plan = replace(plan, structures=tuple(dict.fromkeys(named)))
-    chosen = list(_chosen(dataset, plan.cases))
-    where = choose_device(device)
-    segmenter = catalogue.load_segmenter(model, where, trust) if isinstance(model, (str, Path, type(None))) else model
+    names = (structure.name for name in plan.structures if (structure := anatomy.resolve(name)) is not None)
+    plan = replace(plan, structures=tuple(dict.fromkeys(names)))
+    cases = list(_selected_cases(dataset, plan.cases))
+    torch_device = choose_device(device)
+    segmenter = (
+        catalogue.load_segmenter(model, torch_device, trust) if isinstance(model, (str, Path, type(None))) else model
+    )
     if isinstance(segmenter, Promptable):
         raise InputError("The experiment needs a network that draws by itself, and this one must be pointed at.")
-    guide = catalogue.load_localizer(localizer, where) if isinstance(localizer, (str, Path, type(None))) else localizer
-    settings = settings_of(dataset, plan, kind, segmenter, guide, where)
-    run = _Run(Results(Path(folder), settings), plan, segmenter, guide, where, tell, cancelled)
+    guide = (
+        catalogue.load_localizer(localizer, torch_device)
+        if isinstance(localizer, (str, Path, type(None)))
+        else localizer
+    )
+    settings = settings_of(dataset, plan, kind, segmenter, guide, torch_device)
+    run = _Run(Results(Path(folder), settings), plan, segmenter, guide, torch_device, tell, cancelled)
     complete = True
     try:
-        for number, case in chosen:
+        for number, case in cases:
             run.measure_case(number, case)
     except Cancelled:
         complete = False
     return Outcome(
-        tuple(row for number, _ in chosen for row in run.known(number)),
+        tuple(row for number, _ in cases for row in run.measured_rows(number)),
         tuple(run.problems),
         tuple(run.left_out),
         run.computed,
@@ -237,7 +243,7 @@ def benchmark(
 
 @dataclass
 class _Run:
-    """One call, and what came of it so far."""
+    """One call of `benchmark`, and its results so far."""
 
     results: Results
     plan: Plan
@@ -252,7 +258,7 @@ class _Run:
         self.problems: list[str] = []
         self.left_out: list[str] = []
 
-    def known(self, number: int) -> Iterator[MapMeasurements]:
+    def measured_rows(self, number: int) -> Iterator[MapMeasurements]:
         for key in self._keys():
             if (row := self.results.read(number, *key)) is not None:
                 yield row
@@ -295,14 +301,14 @@ class _Run:
     def _measure(self, trial: Trial, method: str, region: RegionName) -> None:
         scan, plan = trial.scan, self.plan
         parameters = parameters_of(method, plan)
-        wanted = methods.method(method, **parameters)
-        if isinstance(wanted, Lime) and wanted.samples is not None:
-            parameters["samples"] = max(wanted.samples, trial.fewest_sets(wanted))
+        configured = methods.method(method, **parameters)
+        if isinstance(configured, Lime) and configured.samples is not None:
+            parameters["samples"] = max(configured.samples, trial.fewest_sets(configured))
         explanation = explain(
             scan.images,
             trial.structure,
             model=self.segmenter,
-            localizer=trial.found,
+            localizer=trial.localizer,
             method=method,
             region=region,
             score=plan.score,
@@ -331,8 +337,8 @@ class _Run:
         self.tell(f"Left out: {self.problems[-1]}")
 
 
-def _chosen(dataset: Dataset, patterns: Sequence[str]) -> Iterator[tuple[int, Case]]:
-    """The cases that are asked for, with their numbers in the dataset."""
+def _selected_cases(dataset: Dataset, patterns: Sequence[str]) -> Iterator[tuple[int, Case]]:
+    """The cases that match the patterns, with their numbers in the dataset."""
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(case.identifier, pattern) for case in dataset):
             raise InputError(f'The dataset has no case "{pattern}": it has {", ".join(c.identifier for c in dataset)}.')
@@ -344,9 +350,9 @@ def _chosen(dataset: Dataset, patterns: Sequence[str]) -> Iterator[tuple[int, Ca
 def settings_of(
     dataset: Dataset, plan: Plan, kind: str, segmenter: Segmenter, guide: Localizer, device: torch.device
 ) -> dict[str, Any]:
-    """All that decides what a map and its numbers are: JSON types only, without the cases' names.
+    """All that determines a map and its measurements: JSON types only, without the cases' names.
 
-    Which cases, structures and methods are run is no part of it: others can be added to a folder.
+    The plan's cases, structures and methods are not part of it, so that others can be added to a folder later.
     """
     names = "\n".join(case.identifier for case in dataset)
     settings = {

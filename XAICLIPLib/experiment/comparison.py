@@ -1,7 +1,7 @@
 """Guided against unguided: means over cases, and relative gains with intervals over cases, case by case in pairs.
 
-A patient is the unit of chance: the structures of one scan are averaged first, so that a case with many of them does
-not count as many cases, and the interval says what other patients might have given.
+Patients are the independent samples: the structures of one scan are averaged first, so that a case with many structures
+does not count as many cases, and the interval is one for other patients.
 
 References
 ----------
@@ -27,10 +27,10 @@ Quantity = Callable[[MapMeasurements], float]
 LEVEL = 0.95
 
 FEWEST = 3
-"""Cases without which nothing is decided."""
+"""Fewest cases from which anything is concluded."""
 
 LARGEST = 300.0
-"""Of an exponent, so that an interval without an end is still a number."""
+"""Largest exponent, so that even the end of a huge interval is a finite number."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Interval:
     value
         Over all cases.
     low, high
-        Ends of the interval; None where there is a single case, which says nothing of others.
+        Ends of the interval; None for a single case, which says nothing about other cases.
     cases
-        How many it is based on.
+        Number of cases that it is based on.
     """
 
     value: float
@@ -54,7 +54,7 @@ class Interval:
 
     @property
     def sign(self) -> int:
-        """1 or -1 where the whole interval lies above or below 0; 0 otherwise, and for fewer cases than `FEWEST`."""
+        """1 if the whole interval lies above 0, -1 if below; 0 otherwise, and for fewer cases than `FEWEST`."""
         if self.low is None or self.high is None or self.cases < FEWEST:
             return 0
         return int(self.low > 0) - int(self.high < 0)
@@ -62,25 +62,26 @@ class Interval:
 
 @dataclass(frozen=True)
 class Gains:
-    """What guiding changes for one method. A change of -0.6 is 60% less; None where it cannot be told.
+    """What guiding changes for one method. A change of -0.6 is 60% less; None if it is not defined.
 
     Attributes
     ----------
     method
-        Its name.
+        Name of the method.
     cases, maps
-        Cases, and structures of all cases, that have both maps.
+        Number of cases, and of pairs of a guided and an unguided map, that are compared.
     explain_time, total_time, patches
         Relative change of the cost.
     dice, iou
         Relative change of the paper's overlap with the organ.
     null_dice, null_iou
-        The same for a map that knows nothing, cut to the guided region, against the *explainer's* unguided map: what
-        the region alone gains.
+        The same for a control map, cut to the guided region, against the *explainer's* unguided map: the gain from the
+        region alone.
     faithfulness
-        Change of the area between insertion and deletion (not relative, for it may be 0).
+        Change of the area between insertion and deletion (not relative, because the area may be 0).
     outside, outside_chance
-        Share of the unguided map's absolute effect that lies outside the guided region, and of an even map's.
+        Share of the unguided map's absolute effect that lies outside the guided region, and the share for a uniform
+        map.
     """
 
     method: str
@@ -99,20 +100,20 @@ class Gains:
 
 
 def gains(rows: Sequence[MapMeasurements], method: str) -> Gains | None:
-    """Compare the guided with the unguided maps of a method, over what has both; None where nothing has."""
-    both = paired_rows(rows, method)
-    if not both:
+    """Compare the guided with the unguided maps of a method, where there are both; None if there are no such pairs."""
+    pairs = paired_rows(rows, method)
+    if not pairs:
         return None
 
     def change(quantity: Quantity, unguided: Quantity | None = None) -> Interval | None:
-        return relative_change(*_by_case(both, quantity, unguided or quantity))
+        return relative_change(*_by_case(pairs, quantity, unguided or quantity))
 
-    faithful = _by_case(both, lambda row: row.faithfulness, lambda row: row.faithfulness)
-    outside = _by_case(both, lambda row: row.outside, lambda row: row.outside)[1]
+    faithfulness = _by_case(pairs, lambda row: row.faithfulness, lambda row: row.faithfulness)
+    outside = _by_case(pairs, lambda row: row.outside, lambda row: row.outside)[1]
     return Gains(
         method,
-        len({guided.case for guided, _ in both}),
-        len(both),
+        len({guided.case for guided, _ in pairs}),
+        len(pairs),
         change(lambda row: row.explain_s),
         change(lambda row: row.total_s),
         change(lambda row: row.patches),
@@ -120,19 +121,20 @@ def gains(rows: Sequence[MapMeasurements], method: str) -> Gains | None:
         change(lambda row: row.iou),
         change(lambda row: row.null_dice, lambda row: row.dice),
         change(lambda row: row.null_iou, lambda row: row.iou),
-        difference(*faithful),
+        difference(*faithfulness),
         mean_with_interval(outside),
-        mean_over_cases([unguided for _, unguided in both], lambda row: row.outside_chance),
+        mean_over_cases([unguided for _, unguided in pairs], lambda row: row.outside_chance),
     )
 
 
 def paired_rows(rows: Sequence[MapMeasurements], method: str) -> list[tuple[MapMeasurements, MapMeasurements]]:
     """The guided and the unguided map of each case and structure that has both."""
-    found: dict[RegionName, dict[tuple[int, str], MapMeasurements]] = {"guided": {}, "whole": {}}
+    by_region: dict[RegionName, dict[tuple[int, str], MapMeasurements]] = {"guided": {}, "whole": {}}
     for row in rows:
         if row.method == method:
-            found[row.region][row.case, row.structure] = row
-    return [(row, found["whole"][key]) for key, row in sorted(found["guided"].items()) if key in found["whole"]]
+            by_region[row.region][row.case, row.structure] = row
+    whole = by_region["whole"]
+    return [(row, whole[key]) for key, row in sorted(by_region["guided"].items()) if key in whole]
 
 
 def mean_over_cases(rows: Sequence[MapMeasurements], quantity: Quantity) -> float:
@@ -141,7 +143,7 @@ def mean_over_cases(rows: Sequence[MapMeasurements], quantity: Quantity) -> floa
 
 
 def relative_change(guided: Array, unguided: Array) -> Interval | None:
-    """Mean of ``guided`` over mean of ``unguided``, less 1, with a 95% interval by Student's t.
+    """Mean of ``guided`` over mean of ``unguided``, minus 1, with a 95% interval by Student's t.
 
     Parameters
     ----------
@@ -151,20 +153,20 @@ def relative_change(guided: Array, unguided: Array) -> Interval | None:
     Returns
     -------
     Interval
-        None where the mean of ``unguided`` is 0, so that nothing is relative to it.
+        None if the mean of ``unguided`` is 0, because nothing is relative to 0.
 
     Notes
     -----
-    Of a ratio of means the error is that of the cases' deviations from it, ``guided - ratio * unguided`` (Cochran), and
-    that of its logarithm relative to the ratio, which keeps the interval above -100%. Measured by simulation for 3, 4
-    and 10 cases, it covers 95% of normal values and 94% where cases differ in size as organs do (lognormal, 0.4); 87%
-    where some are ten times as large as others (lognormal, 1).
+    The error of a ratio of means is that of the mean of ``guided - ratio * unguided`` over the cases (Cochran). The
+    interval is computed for the logarithm of the ratio, which keeps it above -100%. In simulations with 3, 4 and 10
+    cases it covered 95% for normal values, 94% if cases differ in size as organs do (lognormal, 0.4), and 87% if some
+    are ten times as large as others (lognormal, 1).
     """
-    above, below = float(guided.mean()), float(unguided.mean())
-    if below == 0:
+    numerator, denominator = float(guided.mean()), float(unguided.mean())
+    if denominator == 0:
         return None
-    ratio = above / below
-    half = _half_width((guided - ratio * unguided) / below)
+    ratio = numerator / denominator
+    half = _half_width((guided - ratio * unguided) / denominator)
     if half is None:
         return Interval(ratio - 1, None, None, len(guided))
     if ratio <= 0:
@@ -176,7 +178,7 @@ def relative_change(guided: Array, unguided: Array) -> Interval | None:
 
 
 def difference(guided: Array, unguided: Array) -> Interval:
-    """Mean of ``guided`` less mean of ``unguided``; parameters as in `relative_change`."""
+    """Mean of ``guided`` minus mean of ``unguided``; parameters as in `relative_change`."""
     return mean_with_interval(guided - unguided)
 
 
@@ -189,22 +191,22 @@ def mean_with_interval(values: Array) -> Interval:
 
 
 def _half_width(values: Array) -> float | None:
-    """Half the width of the interval of a mean; None where a single case says nothing of others."""
+    """Half the width of the interval of a mean; None for a single case."""
     count = len(values)
     if count < 2:
         return None
-    # Cases that agree to rounding agree.
+    # Differences at the level of rounding count as none.
     spread = float(values.std(ddof=1)) if np.ptp(values) > 1e-12 * np.abs(values).max() else 0.0
     return float(student.ppf((1 + LEVEL) / 2, count - 1)) * spread / math.sqrt(count)
 
 
 def _by_case(
-    both: Sequence[tuple[MapMeasurements, MapMeasurements]], guided: Quantity, unguided: Quantity
+    pairs: Sequence[tuple[MapMeasurements, MapMeasurements]], guided: Quantity, unguided: Quantity
 ) -> tuple[Array, Array]:
     """Means over each case's structures, of the guided and of the unguided maps: (n,) and (n,)."""
-    cases = _cases([row for row, _ in both])
-    first = [np.mean([guided(row) for row, _ in both if row.case == case]) for case in cases]
-    second = [np.mean([unguided(row) for _, row in both if row.case == case]) for case in cases]
+    cases = _cases([row for row, _ in pairs])
+    first = [np.mean([guided(row) for row, _ in pairs if row.case == case]) for case in cases]
+    second = [np.mean([unguided(row) for _, row in pairs if row.case == case]) for case in cases]
     return np.array(first, np.float64), np.array(second, np.float64)
 
 

@@ -16,12 +16,12 @@ from XAICLIPLib.experiment.map_measurements import REGIONS, MapMeasurements
 from XAICLIPLib.system.files import atomic_file
 
 COLOURS = {"guided": "#2166ac", "whole": "#b35806"}
-"""Blue and orange are told apart by the colour-blind, and in grey."""
+"""Blue and orange: the colour-blind can tell them apart, and they differ in print without colour."""
 
 WORDS = {"guided": "guided", "whole": "unguided"}
 
 MARKS = "osD^vP"
-"""Of the methods."""
+"""Marker shapes of the methods."""
 
 
 def save_figure(rows: Sequence[MapMeasurements], methods: Sequence[str], path: Path) -> None:
@@ -35,14 +35,14 @@ def save_figure(rows: Sequence[MapMeasurements], methods: Sequence[str], path: P
     shown = [method for method in methods if any(row.method == method for row in rows)]
     figure = Figure((14, 8.5), 120, layout="constrained")
     FigureCanvasAgg(figure)
-    (time, dice), (faith, pareto) = figure.subplots(2, 2)
+    (time, dice), (faithfulness, pareto) = figure.subplots(2, 2)
     _boxes(time, rows, shown, lambda row: row.explain_s)
     time.set(title="Time of explaining", ylabel="seconds (logarithmic)", yscale="log")
     _boxes(dice, rows, shown, lambda row: row.dice, lambda row: row.null_dice)
     dice.set(title="Dice with the organ (the paper's); ✕: map that knows nothing × region", ylabel="Dice")
     dice.set_ylim(0, 1.08 * max(max(row.dice, row.null_dice) for row in rows) or 1)
-    _boxes(faith, rows, shown, lambda row: row.faithfulness, lambda row: row.random_faithfulness)
-    faith.set(title="Faithfulness; ✕: random order", ylabel="insertion − deletion area (high is good)")
+    _boxes(faithfulness, rows, shown, lambda row: row.faithfulness, lambda row: row.random_faithfulness)
+    faithfulness.set(title="Faithfulness; ✕: random order", ylabel="insertion − deletion area (high is good)")
     _pareto(pareto, rows, shown)
     regions = [Patch(color=COLOURS[region], alpha=0.6, label=WORDS[region]) for region in REGIONS]
     control = Line2D([], [], color="black", marker="x", linestyle="", label="control")
@@ -82,7 +82,7 @@ def _boxes(
 
 
 def _pareto(axes: Axes, rows: Sequence[MapMeasurements], methods: Sequence[str]) -> None:
-    """Mean faithfulness against mean time; the line joins what nothing beats in both."""
+    """Mean faithfulness against mean time; the line joins the points that no other point beats in both."""
     points = []
     for number, method in enumerate(methods):
         for region in REGIONS:
@@ -102,9 +102,9 @@ def _pareto(axes: Axes, rows: Sequence[MapMeasurements], methods: Sequence[str])
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points (cost, worth) that no other one beats in both, by rising cost."""
+    """The points (cost, benefit) that no other point beats in both, by rising cost."""
     front: list[tuple[float, float]] = []
-    for cost, worth in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not front or worth > front[-1][1]:
-            front.append((cost, worth))
+    for cost, benefit in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or benefit > front[-1][1]:
+            front.append((cost, benefit))
     return front

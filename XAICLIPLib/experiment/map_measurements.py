@@ -1,4 +1,4 @@
-"""One map of the experiment, measured: a row of its table, and a file that outlives an interruption."""
+"""The measurements of one map of the experiment: a row of the table, saved in a file of its own."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ REGIONS: tuple[RegionName, ...] = get_args(RegionName)
 
 @dataclass(frozen=True)
 class MapMeasurements:
-    """What one explanation cost, and what its map is worth. Nothing in it names a patient.
+    """The cost of one explanation, and the quality of its map. Nothing in it identifies a patient.
 
     Attributes
     ----------
     case
         Number of the case in its dataset, from 1.
     structure, method, region
-        What was explained, how, and where perturbations were made.
+        The explained structure, the method, and the region that was perturbed.
     region_source
-        What the region really was: ``prediction box`` where the localizer's was no use.
+        The region that was really used: ``prediction box`` if the localizer's was of no use.
     explain_s
-        Seconds of perturbing (the preparation of the network's patches of the target included).
+        Seconds of perturbing, including the preparation of the network's patches of the target.
     total_s
-        Seconds of segmenting, of finding the region where there is one, as if it were the first in this scan, and of
-        perturbing. To load models and read files is the same for all and left out.
+        Seconds of segmenting, of finding the region (of a guided map; as if it were the first prompt in this scan),
+        and of perturbing. Loading models and reading files takes equally long for all maps, and is left out.
     perturbations, patches
-        Tried, and network patches computed for them.
+        Number of perturbations, and of network patches computed for them.
     score
-        Of the undisturbed network.
+        Of the unperturbed scan.
     dice, iou
-        The paper's: of the map thresholded at half its maximum, within the region, with the expert's label.
+        As in the paper: overlap of the map, thresholded at half its maximum within the region, with the expert's label.
     null
-        Which map without any knowledge overlaps the organ best (by Dice) when it is cut to the same region.
+        Name of the control map that overlaps the organ best (by Dice) when it is cut to the same region.
     null_dice, null_iou
-        Its overlap.
+        The overlap of that control map.
     deletion, insertion
         Areas under the curves on soft Dice: deletion low is good, insertion high.
     random_deletion, random_insertion
@@ -53,7 +53,7 @@ class MapMeasurements:
         Share of the absolute effect that lies outside the guided region, whatever region the map was made for, and
         for an even map.
     machine
-        What the seconds were measured on.
+        The machine that the seconds were measured on.
     """
 
     case: int
@@ -85,12 +85,12 @@ class MapMeasurements:
 
     @property
     def lead(self) -> float:
-        """Dice above the best null map's; at or below 0 the overlap is the region's merit."""
+        """Dice minus that of the best control map; at or below 0 the overlap comes from the region alone."""
         return self.dice - self.null_dice
 
     @property
     def faithfulness(self) -> float:
-        """Area of insertion less area of deletion, -1 to 1; high is good."""
+        """Area of insertion minus area of deletion, -1 to 1; high is good."""
         return self.insertion - self.deletion
 
     @property
@@ -117,20 +117,20 @@ def from_text(text: str, name: str) -> tuple[MapMeasurements, str]:
         The text is damaged, or of another version; ``name`` is the file's.
     """
     try:
-        found: Any = json.loads(text)
-        return _checked(found), str(found["settings_sha256"])
+        content: Any = json.loads(text)
+        return _checked_row(content), str(content["settings_sha256"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{name} is damaged: delete it, and it is measured again.") from error
 
 
-def _checked(found: Mapping[str, Any]) -> MapMeasurements:
-    """A row of the types that it has; raises where one is missing or another."""
+def _checked_row(content: Mapping[str, Any]) -> MapMeasurements:
+    """A row of the table; raises an error if a value is missing or has a wrong type."""
     hints = get_type_hints(MapMeasurements)
     values: dict[str, Any] = {}
     for column in COLUMNS:
-        value = found[column]
-        wanted = (int, float) if hints[column] is float else int if hints[column] is int else str
-        if isinstance(value, bool) or not isinstance(value, wanted):
+        value = content[column]
+        expected = (int, float) if hints[column] is float else int if hints[column] is int else str
+        if isinstance(value, bool) or not isinstance(value, expected):
             raise TypeError(column)
         values[column] = float(value) if hints[column] is float else value
     if values["region"] not in REGIONS:

@@ -1,4 +1,4 @@
-"""The folder of an experiment: the numbers of each map in a file of their own, all of one setting."""
+"""The folder of an experiment: one file for each map's measurements, all made with the same settings."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from XAICLIPLib.system.files import atomic_file, ensure_writable_folder
 
 
 class Results:
-    """A folder with the measured maps of one setting.
+    """A folder with the measurements of maps, all made with the same settings.
 
     Parameters
     ----------
     folder
-        Made where there is none.
+        It is made if it does not exist.
     settings
-        All that decides what a map and its numbers are: JSON types only.
+        All that determines a map and its measurements: JSON types only.
 
     Raises
     ------
@@ -44,25 +44,25 @@ class Results:
 
     def _compare(self, path: Path, settings: Mapping[str, Any]) -> None:
         try:
-            there = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(there, dict):
+            saved = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(saved, dict):
                 raise ValueError("no object")
         except ValueError as error:
             raise InputError(f"{path} is damaged: choose another folder for the results.") from error
-        if checksum(there) != self.checksum:
-            differ = sorted(k for k in {*there, *settings} if there.get(k) != settings.get(k))
+        if checksum(saved) != self.checksum:
+            differ = sorted(k for k in {*saved, *settings} if saved.get(k) != settings.get(k))
             raise InputError(
                 f"The folder {self.folder} holds results of other settings ({', '.join(differ)}): choose another "
                 "folder, or give the settings that it has."
             )
 
     def path(self, case: int, structure: str, method: str, region: str) -> Path:
-        """Where a map's numbers are kept."""
+        """The file of a map's measurements."""
         name = re.sub(r"[\W_]+", "-", structure.lower())
         return self.folder / "measured" / f"{case:04d}_{name}_{method}_{region}.json"
 
     def read(self, case: int, structure: str, method: str, region: str) -> MapMeasurements | None:
-        """What is there; None where it was not measured yet.
+        """Read the measurements of a map; None if it was not measured yet.
 
         Raises
         ------
@@ -83,12 +83,12 @@ class Results:
         return row
 
     def write(self, row: MapMeasurements) -> None:
-        """Keep a row."""
+        """Save the measurements of a map."""
         _write(self.path(row.case, row.structure, row.method, row.region), to_text(row, self.checksum))
 
 
 def checksum(settings: Mapping[str, Any]) -> str:
-    """SHA-256 of settings, whatever their order."""
+    """SHA-256 of settings; their order does not matter."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,6 +1,7 @@
-"""One structure in one scan, on which every map is measured alike.
+"""One structure in one scan, for which every map is measured in the same way.
 
-What maps share is computed once: the network's answer, the localizer's region, the scorer of the curves, and chance.
+What the maps share is computed once: the prediction, the localizer's region, the scorer of the curves, and the curves
+of random orders.
 """
 
 from __future__ import annotations
@@ -42,27 +43,28 @@ if TYPE_CHECKING:
     from XAICLIPLib.explanation import Explanation
 
 SCORE: Score = "soft dice"
-"""Of the curves, whatever score the maps were made with."""
+"""Score of the curves, whatever score the maps were made with."""
 
 
 @dataclass
 class Scan:
-    """A case with what the network says about it.
+    """A case with the network's prediction for it.
 
     Attributes
     ----------
     number
         Of the case in its dataset, from 1.
     images
-        Its channels.
+        The channels of the case.
     modality
         As the dataset says, or guessed.
     labels, structures
-        (X, Y, Z) whole numbers, the expert's, and their names.
+        The expert's labels, (X, Y, Z) integers, and the structures that they mean.
     prediction
-        The network's answer.
+        Of the network.
     find_s
-        Seconds that the localizer took for its first prompt; None before that. Later ones may profit from it.
+        Seconds that the localizer took for its first prompt in this scan; None before that. Later prompts may be
+        faster, because the localizer caches what it computed.
     """
 
     number: int
@@ -101,7 +103,10 @@ class Scan:
 
 @dataclass(frozen=True)
 class FixedLocalizer:
-    """A localizer that has found already. Satisfies `Localizer`: so that a prompt is looked for once in a scan."""
+    """A localizer that returns a stored result, so that a prompt is searched only once in a scan.
+
+    It satisfies the protocol `Localizer`.
+    """
 
     name: str
     threshold: float
@@ -115,34 +120,34 @@ class FixedLocalizer:
         modality: Modality | None,
         advance: Callable[[int, int], None] = lambda done, total: None,
     ) -> sitk.Image:
-        """What was found."""
+        """Return the stored probability map."""
         return self.probability
 
 
 @dataclass
 class Trial:
-    """A structure in a scan, ready to have its maps measured.
+    """A structure in a scan, prepared for the measurement of its maps.
 
     Attributes
     ----------
     scan, structure
-        What is explained.
+        The scan, and the name of the structure.
     organ
         (X, Y, Z) bool: the expert's label, on the scan's grid.
-    found, region
-        Where the localizer finds it, and the guided region.
+    localizer, region
+        The localizer's result for the structure, stored, and the guided region.
     scorer, changeable
-        Of the curves, on the network's grid, and the voxels that they remove.
+        The scorer of the curves, on the network's grid, and the mask of the voxels that the curves remove.
     target_ml
-        Volume of what the network draws.
+        Volume of the network's drawing of the structure.
     points, random_orders, seed
-        Of the curves.
+        Settings of the curves.
     """
 
     scan: Scan
     structure: str
     organ: NDArray[np.bool_]
-    found: FixedLocalizer
+    localizer: FixedLocalizer
     region: Region
     scorer: Scorer
     changeable: Tensor
@@ -164,41 +169,41 @@ class Trial:
         random_orders: int,
         seed: int,
     ) -> Trial:
-        """Find the structure, and prepare to score it.
+        """Locate the structure, and prepare the scorer.
 
         Raises
         ------
         InputError
             The case has no such label, the network does not draw it here, or there is no region.
         """
-        wanted = anatomy.resolve(structure)
-        values = anatomy.match_label(wanted, scan.structures) if wanted else []
+        known = anatomy.resolve(structure)
+        values = anatomy.match_label(known, scan.structures) if known else []
         organ = np.isin(scan.labels, values)
         if not organ.any():
             raise InputError(f"The case {scan.number} has no label of the {structure}: it is left out.")
         prediction, volume = scan.prediction, scan.images[0]
         name, labels = class_of(structure, None, prediction.segmenter)
         target = make_target(name, labels, None, prediction)
-        drawn = imaging.resample_labels(prediction.prepared.as_image(target.reference), volume)
-        begun = time.perf_counter()
+        target_mask = imaging.resample_labels(prediction.prepared.as_image(target.reference), volume)
+        started = time.perf_counter()
         probability = checked_probability(
-            guide.locate(volume, wanted or structure, scan.modality, lambda done, total: None), guide.name
+            guide.locate(volume, known or structure, scan.modality, lambda done, total: None), guide.name
         )
         if scan.find_s is None:
-            scan.find_s = time.perf_counter() - begun
-        found = FixedLocalizer(guide.name, guide.threshold, dict(guide.provenance), probability)
-        region = guided_region(volume, probability, drawn, structure, threshold=guide.threshold)
-        # Of the curves: they remove voxels anywhere in the body.
+            scan.find_s = time.perf_counter() - started
+        fixed = FixedLocalizer(guide.name, guide.threshold, dict(guide.provenance), probability)
+        region = guided_region(volume, probability, target_mask, structure, threshold=guide.threshold)
+        # For the curves, which remove voxels anywhere in the body.
         setting = Setting.of(prediction, prediction.decision(), target, volume, baseline=baseline, score=SCORE)
         return cls(
             scan,
             structure,
             organ,
-            found,
+            fixed,
             region,
             setting.scorer,
             setting.changeable,
-            imaging.volume_ml(drawn),
+            imaging.volume_ml(target_mask),
             points,
             random_orders,
             seed,
@@ -212,17 +217,17 @@ class Trial:
         Raises
         ------
         Cancelled
-            `cancelled` said so between two curves.
+            `cancelled` returned True between two curves.
         """
         spacing = _spacing(self.scan.images[0])
         values, probed = xyz(explanation.saliency), xyz(explanation.region.mask) != 0
-        paper = overlap(values, self.organ, probed, spacing, seed=self.seed)
-        null, best = max(paper.controls.items(), key=lambda item: item[1].dice)
+        papers_overlap = overlap(values, self.organ, probed, spacing, seed=self.seed)
+        null, best = max(papers_overlap.controls.items(), key=lambda item: item[1].dice)
         pointing, mass = pointing_game(values, self.organ, spacing), relevance_mass(values, self.organ)
         outside = outside_share(values, xyz(self.region.mask) != 0, spacing)
         chance = self._chance_curves(cancelled)
         curves = self._curves(self._on_network_grid(explanation.saliency), cancelled)
-        timings, found = explanation.record["timings_s"], explanation.measurements
+        timings, numbers = explanation.record["timings_s"], explanation.measurements
         total = sum(seconds for stage, seconds in timings.items() if stage not in ("read", "load"))
         if region == "guided":
             assert self.scan.find_s is not None
@@ -235,11 +240,11 @@ class Trial:
             region_source=explanation.region.source,
             explain_s=float(timings["explain"]),
             total_s=float(total),
-            perturbations=int(found["perturbations"]),
-            patches=int(found["patches_computed"]),
-            score=float(found["score_unperturbed"]),
-            dice=paper.saliency.dice,
-            iou=paper.saliency.iou,
+            perturbations=int(numbers["perturbations"]),
+            patches=int(numbers["patches_computed"]),
+            score=float(numbers["score_unperturbed"]),
+            dice=papers_overlap.saliency.dice,
+            iou=papers_overlap.saliency.iou,
             null=null,
             null_dice=best.dice,
             null_iou=best.iou,
@@ -257,12 +262,12 @@ class Trial:
         )
 
     def fewest_sets(self, method: Lime) -> int:
-        """Sets that tell the supervoxels of the whole scan apart; the guided map is given as many."""
-        chosen = method.sized_for(self.target_ml)
-        assert chosen.size_mm is not None
+        """How many sets are needed to tell the supervoxels of the whole scan apart; the guided map gets as many."""
+        sized = method.sized_for(self.target_ml)
+        assert sized.size_mm is not None
         prepared = self.scan.prediction.prepared
         volume = prepared.network_input[: len(prepared.tensor)]
-        pieces = supervoxels(volume, self.changeable, prepared.spacing_mm, chosen.size_mm, chosen.supervoxels)
+        pieces = supervoxels(volume, self.changeable, prepared.spacing_mm, sized.size_mm, sized.supervoxels)
         return 2 * int(pieces.max())
 
     def _chance_curves(self, cancelled: Callable[[], bool]) -> tuple[Curves, ...]:
@@ -301,7 +306,7 @@ def _spacing(image: sitk.Image) -> Spacing:
 
 
 def machine(device: torch.device) -> str:
-    """What seconds are measured on, in a few words."""
+    """A short description of the machine that seconds are measured on."""
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
     threads = f", {torch.get_num_threads()} of {os.cpu_count()} cores" if device.type == "cpu" else ""
     return f"{kind} ({platform.system()} {platform.machine()}{threads}), PyTorch {torch.__version__}"

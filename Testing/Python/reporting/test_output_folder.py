@@ -207,7 +207,7 @@ def test_without_locks_a_dead_process_is_known_by_its_number(tmp_path: Path, mon
 
 
 def test_a_claim_touches_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output_folder, "BEAT_S", 0.02)
+    monkeypatch.setattr(output_folder, "HEARTBEAT_S", 0.02)
     with claimed(tmp_path):
         os.utime(tmp_path / LOCK, (0, 0))
         deadline = time.monotonic() + 10
