@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from XAICLIPLib.commands.terminal import Interrupt, say, tell
+from XAICLIPLib.commands.terminal import Interrupt, print_message, print_output
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.explainers import methods
 from XAICLIPLib.scoring import options
@@ -132,7 +132,7 @@ def _benchmark(options: argparse.Namespace) -> int:
     plan.check()
     dataset = read_dataset(options.dataset, options.root)
     for problem in dataset.problems:
-        say(f"Left out: {problem}")
+        print_message(f"Left out: {problem}")
     with Interrupt() as interrupt:
         outcome = benchmark(
             dataset,
@@ -143,13 +143,13 @@ def _benchmark(options: argparse.Namespace) -> int:
             localizer=options.localizer,
             device=options.device,
             trust=options.trust,
-            tell=say,
+            tell=print_message,
             cancelled=interrupt,
         )
     write(outcome, plan, dataset, options.output)
-    tell((options.output / "report.md").read_text(encoding="utf-8"))
+    print_output((options.output / "report.md").read_text(encoding="utf-8"))
     if not outcome.complete:
-        say("Interrupted; what was measured is kept. The same command goes on.")
+        print_message("Interrupted; what was measured is kept. The same command goes on.")
         return 130
     return 0 if outcome.rows else 1
 

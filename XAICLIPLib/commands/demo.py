@@ -10,7 +10,7 @@ from typing import Any
 from XAICLIPLib.commands.explain import explain_and_save
 from XAICLIPLib.commands.results_folder import folder_argument, results_folder
 from XAICLIPLib.commands.summary import summary
-from XAICLIPLib.commands.terminal import Interrupt, tell
+from XAICLIPLib.commands.terminal import Interrupt, print_output
 
 
 def add_command(commands: Any) -> None:
@@ -42,7 +42,7 @@ def _demo(options: argparse.Namespace) -> int:
     from XAICLIPLib.imaging.phantom import write_phantom
 
     with results_folder(options.output / "phantom", "") as folder:
-        tell("Making a synthetic torso ...")
+        print_output("Making a synthetic torso ...")
         scan, _ = write_phantom(folder)
     runs = [("the synthetic torso", scan, options.output / "phantom-liver")]
     real = options.data / "totalseg" / "example_ct.nii.gz"
@@ -50,19 +50,19 @@ def _demo(options: argparse.Namespace) -> int:
         runs.append(("a real CT", real, options.output / "ct-liver"))
     pictures = []
     with Interrupt(at_once=True) as interrupt:
-        for what, volume, wanted in runs:
-            tell(f"Explaining the liver of {what} ({volume}) ...")
-            with results_folder(wanted, "liver", interrupt) as folder:
+        for what, volume, output in runs:
+            print_output(f"Explaining the liver of {what} ({volume}) ...")
+            with results_folder(output, "liver", interrupt) as folder:
                 explanation, written = explain_and_save(volume, "liver", folder, interrupt)
-            tell(summary(explanation) + "\n")
+            print_output(summary(explanation) + "\n")
             pictures.append(written["figure"])
             if interrupt.asked:
                 break
     if len(runs) == 1:
-        tell(f"A real CT would be explained too, were there one at {real}.")
-    tell("Interrupted; what there is:" if interrupt.asked else "Done. Look at:")
+        print_output(f"A real CT would be explained too, were there one at {real}.")
+    print_output("Interrupted; what there is:" if interrupt.asked else "Done. Look at:")
     for picture in pictures:
-        tell(f"  {picture}")
+        print_output(f"  {picture}")
     command = sys.argv[0] if Path(sys.argv[0]).stem == "xaiclip" else "xaiclip"
-    tell(f'Your own scan: {command} explain SCAN.nii.gz --prompt "left kidney"')
+    print_output(f'Your own scan: {command} explain SCAN.nii.gz --prompt "left kidney"')
     return 130 if interrupt.asked else 0

@@ -1,6 +1,6 @@
-"""What would run here, and what is missing.
+"""The command ``xaiclip doctor``: whether explanations can run on this machine, and what is missing.
 
-Nothing but the standard library is imported before it is looked at: this is what is run where a package is missing.
+Only the standard library is imported at first: this command must run where packages are missing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from XAICLIPLib import __version__
-from XAICLIPLib.commands.terminal import tell, tell_json
+from XAICLIPLib.commands.terminal import print_json, print_output
 from XAICLIPLib.errors import InputError, first_line
 from XAICLIPLib.system.packages import REQUIREMENTS, installed
 
@@ -24,25 +24,25 @@ EXTRAS = {
     "transformers": "only for SAM and for localizers with a Hugging Face text tower, such as biomedclip",
     "nnunetv2": "only for nnU-Net and TotalSegmentator",
 }
-"""Modules that some models need, and for what."""
+"""Optional packages, and which models need them."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """One thing that was looked at.
+    """The state of one package, device or model. The fields are the keys of ``xaiclip doctor --json``.
 
     Attributes
     ----------
     name, found
-        What was looked at, and what was found.
+        Of the package, device or model; and its state in words.
     ok
         Whether it can be used.
     remedy
-        What to do where not.
+        What to do if it cannot be used.
     optional
-        Everything runs without it, slower or with less.
+        Explanations run without it, but slower or with fewer models.
     here
-        False of a model that can be downloaded and was not.
+        False for a model that can be downloaded, but is not on this machine.
     """
 
     name: str
@@ -54,17 +54,19 @@ class Diagnosis:
 
 
 def examine() -> list[Diagnosis]:
-    """Look at Python, the packages, the device and the models."""
+    """Examine Python, the packages, the device and the models."""
     checks = [
         Diagnosis("xaiclip", __version__),
         Diagnosis("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
     ]
     checks += [package(name, module, oldest) for name, (module, oldest) in REQUIREMENTS.items()]
     for name, purpose in EXTRAS.items():
-        there = find_spec(name) is not None
+        is_installed = find_spec(name) is not None
         remedy = f"pip install {name}, needed {purpose}"
         checks.append(
-            Diagnosis(name, installed(name) or "installed" if there else "not installed", there, remedy, True)
+            Diagnosis(
+                name, installed(name) or "installed" if is_installed else "not installed", is_installed, remedy, True
+            )
         )
     if all(check.ok for check in checks if check.name in ("torch", "numpy")):
         checks.append(device())
@@ -100,7 +102,7 @@ def package(name: str, module: str, oldest: str) -> Diagnosis:
 
 
 def device() -> Diagnosis:
-    """What networks would run on; a CPU is good enough, so that it is a note."""
+    """The device that networks would run on. A CPU is good enough: it is reported as optional."""
     import torch
 
     from XAICLIPLib.system.devices import choose_device
@@ -124,7 +126,7 @@ def device() -> Diagnosis:
 
 
 def models() -> list[Diagnosis]:
-    """Whether the models that are here are what they should be, and where the others come from."""
+    """Whether the installed models are complete and unchanged, and where the others can be downloaded."""
     from XAICLIPLib.models import catalogue
 
     try:
@@ -149,7 +151,7 @@ def models() -> list[Diagnosis]:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version, which is all that bounds are made of."""
+    """The leading numbers of a version, to compare it with the oldest that works."""
     return tuple(int(n) for n in re.findall(r"\d+", re.split(r"[^\d.]", version)[0]))
 
 
@@ -169,15 +171,15 @@ def _doctor(options: argparse.Namespace) -> int:
     checks = examine()
     broken = [check for check in checks if not check.ok and not check.optional]
     if options.json:
-        tell_json([vars(check) for check in checks])
+        print_json([vars(check) for check in checks])
         return 1 if broken else 0
     for check in checks:
         mark = "-   " if not check.here else "ok  " if check.ok else "note" if check.optional else "NO  "
-        tell(f"{mark} {check.name:<16} {check.found}")
+        print_output(f"{mark} {check.name:<16} {check.found}")
         if not check.ok and check.remedy:
-            tell(f"     {'':<16} -> {check.remedy}")
+            print_output(f"     {'':<16} -> {check.remedy}")
     if broken:
-        tell(f"\nXAI-CLIP cannot run properly here. To mend: {', '.join(check.name for check in broken)}.")
+        print_output(f"\nXAI-CLIP cannot run properly here. To mend: {', '.join(check.name for check in broken)}.")
     else:
-        tell("\nAll that is needed is here.")
+        print_output("\nAll that is needed is here.")
     return 1 if broken else 0

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from XAICLIPLib.commands.results_folder import folder_argument, results_folder
 from XAICLIPLib.commands.summary import summary
-from XAICLIPLib.commands.terminal import Bars, Interrupt, say, tell, tell_json
+from XAICLIPLib.commands.terminal import Bars, Interrupt, print_json, print_message, print_output
 from XAICLIPLib.errors import Cancelled
 from XAICLIPLib.explainers import methods
 from XAICLIPLib.scoring import options
@@ -30,7 +30,7 @@ PASSED_ON = tuple(
     "region model localizer prompts method target score baseline threshold modality series device precision batch_size "
     "seed trust check".split()
 )
-"""Options that go to `XAICLIPLib.explain` as they are, under the same name."""
+"""Options that are passed to `XAICLIPLib.explain` unchanged, under the same name."""
 
 
 def add_command(commands: Any) -> None:
@@ -174,29 +174,29 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_parameters(group: argparse._ArgumentGroup, parameters: list[dict[str, Any]]) -> None:
-    """An option for each parameter of a method; where two methods share one, it stands with the first."""
+    """Add an option for each parameter of a method; a parameter of two methods is listed with the first."""
     for parameter in parameters:
         option = f"--{parameter['name'].removesuffix('_mm').replace('_', '-')}"
-        argument: dict[str, Any] = {"dest": parameter["name"], "default": None, "help": parameter["help"]}
+        settings: dict[str, Any] = {"dest": parameter["name"], "default": None, "help": parameter["help"]}
         if parameter["type"] == "flag":
-            argument["action"] = "store_true"
+            settings["action"] = "store_true"
         elif parameter["type"] == "choice":
-            argument |= {"choices": parameter["choices"]}
+            settings |= {"choices": parameter["choices"]}
         else:
             kinds = {"number": float, "integer": int, "text": str}
-            argument |= {
+            settings |= {
                 "type": kinds[parameter["type"]],
                 "metavar": parameter["unit"].upper() or parameter["name"].upper(),
             }
         if parameter["default"] not in (None, False):
-            argument["help"] += f"; default: {parameter['default']}"
+            settings["help"] += f"; default: {parameter['default']}"
         with contextlib.suppress(argparse.ArgumentError):
-            group.add_argument(option, **argument)
+            group.add_argument(option, **settings)
 
 
-def _text(argument: str) -> str:
-    """Words of the user, without the bytes that are no text."""
-    text = argument.encode("utf-8", "replace").decode("utf-8")
+def _text(given: str) -> str:
+    """A text from the command line, in which bytes that are no valid text are replaced."""
+    text = given.encode("utf-8", "replace").decode("utf-8")
     if not text.strip():
         raise argparse.ArgumentTypeError('it is empty; say what to explain, such as "liver"')
     return text
@@ -232,13 +232,13 @@ def _explain(options: argparse.Namespace) -> int:
             **{name: value for name in _parameter_names() if (value := getattr(options, name)) is not None},
         )
         if options.json:
-            # Read back: the file has null where the numbers are not finite, which JSON could not hold.
+            # Read from the file, which has null for numbers that are not finite: JSON cannot hold those.
             record = json.loads(written["explanation"].read_text(encoding="utf-8"))
-            tell_json(record | {"files": {n: str(p.resolve()) for n, p in written.items()}})
+            print_json(record | {"files": {n: str(p.resolve()) for n, p in written.items()}})
         else:
-            tell(summary(explanation))
+            print_output(summary(explanation))
             what = "Written" if explanation.complete else "Interrupted; the partial result was written"
-            tell(f"{what} to {folder}: {', '.join(path.name for path in written.values())}")
+            print_output(f"{what} to {folder}: {', '.join(path.name for path in written.values())}")
     return 0 if explanation.complete else 130
 
 
@@ -249,7 +249,7 @@ def _parameter_names() -> set[str]:
 def explain_and_save(
     volume: str | Path | list[str], prompt: str, folder: Path, interrupt: Interrupt, **options: Any
 ) -> tuple[Explanation, dict[str, Path]]:
-    """Explain and save, with progress bars on stderr and nothing on stdout, whatever the packages have to say."""
+    """Explain and save, with progress bars on stderr. Output of packages goes to stderr too, so that stdout is free."""
     import torch
 
     from XAICLIPLib.pipeline import explain
@@ -269,13 +269,13 @@ def explain_and_save(
             explanation = explain(volume, prompt, on_progress=show, cancelled=interrupt, **options)
         written = explanation.save(folder)
     for warning in explanation.warnings:
-        say(f"Warning: {one_line(warning)}")
+        print_message(f"Warning: {one_line(warning)}")
     return explanation, written
 
 
 @contextlib.contextmanager
 def _nothing_written_yet(interrupt: Interrupt) -> Iterator[None]:
-    """Say of a signal that ended at once that nothing was written."""
+    """Turn an interrupt before there was a result into a message that says so."""
     try:
         yield
     except KeyboardInterrupt:

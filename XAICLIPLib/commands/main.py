@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import XAICLIPLib
 from XAICLIPLib.commands import benchmark, demo, doctor, explain, models, report, tune_prompts
-from XAICLIPLib.commands.terminal import drop_output, say
+from XAICLIPLib.commands.terminal import drop_output, print_message
 from XAICLIPLib.errors import Cancelled, InputError, first_line
 from XAICLIPLib.system.displaytext import one_line
 from XAICLIPLib.system.packages import packages_quiet
@@ -32,30 +32,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if sys.stdout is not None:
                 sys.stdout.flush()  # here, where a closed pipe or a full disk can still be told
     except InputError as error:
-        say(f"xaiclip: {one_line(error)}")
+        print_message(f"xaiclip: {one_line(error)}")
         return 1
     except Cancelled:
-        say("xaiclip: interrupted before there was a result, so nothing was written.")
+        print_message("xaiclip: interrupted before there was a result, so nothing was written.")
         return 130
     except KeyboardInterrupt:
-        say("xaiclip: interrupted.")
+        print_message("xaiclip: interrupted.")
         return 130
     except BrokenPipeError:
         drop_output()
         return 141
     except ImportError as error:
-        say(f"xaiclip: A package is missing or broken ({first_line(error)}): `xaiclip doctor` says what to install.")
+        print_message(
+            f"xaiclip: A package is missing or broken ({first_line(error)}): `xaiclip doctor` says what to install."
+        )
         return 1
     except OSError as error:
         drop_output()
-        say(f"xaiclip: {error.filename or 'The output'} cannot be read or written ({error.strerror or error}).")
+        print_message(
+            f"xaiclip: {error.filename or 'The output'} cannot be read or written ({error.strerror or error})."
+        )
         return 1
     except (MemoryError, RuntimeError) as error:
         from XAICLIPLib.segmentation.batching import out_of_memory
 
         if not out_of_memory(error):
             raise  # a mistake of ours, for whose report the traceback is needed
-        say("xaiclip: There is not enough memory: crop the scan, lower --batch-size, or try --device cpu.")
+        print_message("xaiclip: There is not enough memory: crop the scan, lower --batch-size, or try --device cpu.")
         return 1
 
 

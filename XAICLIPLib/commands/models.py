@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from XAICLIPLib.commands.terminal import Interrupt, say, tell, tell_json
+from XAICLIPLib.commands.terminal import Interrupt, print_json, print_message, print_output
 from XAICLIPLib.errors import Cancelled, InputError
 from XAICLIPLib.system.displaytext import one_line
 
@@ -92,18 +92,18 @@ def _list(options: argparse.Namespace) -> int:
     listed = entries()
     defaults = {entry.kind: entry.name for entry in reversed(listed)}
     if options.json:
-        tell_json([described(entry, defaults[entry.kind] == entry.name) for entry in listed])
+        print_json([described(entry, defaults[entry.kind] == entry.name) for entry in listed])
         return 0
     for kind, heading, own in (
         ("segmenter", "Segmentation networks (--model)", "its folder, or the zip file of a MONAI bundle"),
         ("localizer", "Localizers, which find the prompt in the scan (--localizer)", "any open_clip model"),
     ):
-        tell(heading)
+        print_output(heading)
         for entry in listed:
             if entry.kind == kind:
-                tell(f"\n  {entry.name}{' (default)' if defaults[kind] == entry.name else ''}")
+                print_output(f"\n  {entry.name}{' (default)' if defaults[kind] == entry.name else ''}")
                 _print_lines(entry, LISTED_STRUCTURES)
-        tell(f"\n  or a model of your own: {own}\n")
+        print_output(f"\n  or a model of your own: {own}\n")
     return 0
 
 
@@ -115,14 +115,14 @@ def _info(options: argparse.Namespace) -> int:
     if options.json:
         place = entry.folder
         more = {"folder": None if place is None else str(place), "files": dict(entry.files)}
-        tell_json(described(entry, default) | more)
+        print_json(described(entry, default) | more)
         return 0
-    tell(f"{entry.name}{' (default)' if default else ''}")
+    print_output(f"{entry.name}{' (default)' if default else ''}")
     _print_lines(entry, None)
     if entry.citation:
         _print_wrapped(f"Cite: {entry.citation}")
     if entry.folder is not None:
-        tell(f"    Files: {entry.folder}")
+        print_output(f"    Files: {entry.folder}")
     if entry.trust:
         _print_wrapped("Its code was reviewed and runs without --trust, so long as its files are unchanged.")
     return 0
@@ -158,7 +158,7 @@ def _source(entry: Any) -> str:
 def _print_wrapped(text: str, hanging: str = "") -> None:
     width = min(max(shutil.get_terminal_size().columns, 60), 100)
     lines = textwrap.wrap(text, width - 4, subsequent_indent=hanging, break_on_hyphens=False, break_long_words=False)
-    tell(textwrap.indent("\n".join(lines), " " * 4))
+    print_output(textwrap.indent("\n".join(lines), " " * 4))
 
 
 def _download(options: argparse.Namespace) -> int:
@@ -167,19 +167,19 @@ def _download(options: argparse.Namespace) -> int:
 
     entry = find(options.name)
     if options.given is not None:
-        tell(f"Installed in {acquisition.install(entry, options.given)}")
+        print_output(f"Installed in {acquisition.install(entry, options.given)}")
         return 0
     if entry.installed:
         entry.check()
-        tell(f"The model {entry.name} is on this machine already.")
+        print_output(f"The model {entry.name} is on this machine already.")
         return 0
     try:
         with Interrupt("Stopping; what came so far is kept. Ctrl-C again ends at once.") as interrupt, _Bar() as bar:
             place = acquisition.download(entry, bar.show, interrupt)
     except Cancelled as error:
-        say(f"xaiclip: {error}")
+        print_message(f"xaiclip: {error}")
         return 130
-    tell(f"Installed in {place}. Licence: {one_line(entry.licence)}.")
+    print_output(f"Installed in {place}. Licence: {one_line(entry.licence)}.")
     return 0
 
 
@@ -188,7 +188,7 @@ def _remove(options: argparse.Namespace) -> int:
     from XAICLIPLib.models.user_entries import remove
 
     deleted = remove(find(options.name))
-    tell(f"Deleted {', '.join(map(str, deleted))}." if deleted else f"The model {options.name} is forgotten.")
+    print_output(f"Deleted {', '.join(map(str, deleted))}." if deleted else f"The model {options.name} is forgotten.")
     return 0
 
 
@@ -202,7 +202,7 @@ def _add(options: argparse.Namespace) -> int:
         option = "--localizer" if entry.kind == "localizer" else "--model"
         if entry.kind == "segmenter" and isinstance(entry.source, Path):
             _try(entry, options.trust)
-        tell(f"Added. To use it: {option} {entry.name}")
+        print_output(f"Added. To use it: {option} {entry.name}")
     return 0
 
 
@@ -240,14 +240,14 @@ def _try(entry: Entry, trust: bool) -> None:
         remove(entry)
         raise
     except InputError as error:
-        say(f"It does not load as it is: {error}")
+        print_message(f"It does not load as it is: {error}")
         return
     modality = network.modality if network.modality in MODALITIES else "any"
     listed = replace(entry, structures=class_names(network), modality=modality, inputs=tuple(network.inputs))
     try:
         update(listed)
     except InputError:  # names that a catalogue cannot hold, such as two inputs that are both called CT
-        say("Its inputs or structures have names that the list cannot show; it can be used all the same.")
+        print_message("Its inputs or structures have names that the list cannot show; it can be used all the same.")
         return
     _print_lines(listed, LISTED_STRUCTURES)
 
@@ -281,5 +281,5 @@ class _Bar:
             self._bar.update(done - self._bar.n)
         elif time.monotonic() >= self._told + LINE_EVERY_S:
             self._told = time.monotonic()
-            say(f"{name}: {done / 1e6:,.1f}{'' if total is None else f' of {total / 1e6:,.1f}'} MB")
+            print_message(f"{name}: {done / 1e6:,.1f}{'' if total is None else f' of {total / 1e6:,.1f}'} MB")
         self._name = name

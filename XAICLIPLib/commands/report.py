@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from XAICLIPLib.commands.results_folder import folder_argument
-from XAICLIPLib.commands.terminal import tell
+from XAICLIPLib.commands.terminal import print_output
 
 
 def add_command(commands: Any) -> None:
@@ -42,5 +42,5 @@ def _report(options: argparse.Namespace) -> int:
 
     written = save_report(options.folder, options.output, volume=options.volume, series=options.series, pdf=options.pdf)
     for path in written.values():
-        tell(f"Written: {path}")
+        print_output(f"Written: {path}")
     return 0

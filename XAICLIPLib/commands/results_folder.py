@@ -1,4 +1,4 @@
-"""The folder of results: named after the prompt, made and claimed before the work, gone where nothing came of it."""
+"""The folder of results: named after the prompt, made before the computation, and removed if there is no result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from XAICLIPLib.errors import InputError
 from XAICLIPLib.reporting import output_folder
 
 LONGEST_NAME = 60
-"""Characters of a prompt that a folder is named after: at most 240 bytes, and file systems take 255."""
+"""Characters of a prompt in the name of a folder: at most 240 bytes, of 255 that file systems allow."""
 
 
 def folder_argument(argument: str) -> Path:
@@ -29,7 +29,7 @@ def folder_argument(argument: str) -> Path:
 def results_folder(
     requested: Path | None, prompt: str, interrupt: Interrupt | None = None, inputs: Sequence[object] = ()
 ) -> Iterator[Path]:
-    """The output folder: made, tried and claimed before the work, not after it; gone where nothing came of it."""
+    """The output folder: made, tested and locked before the computation, and removed if there is no result."""
     parent = requested or Path("results")
     new_folders: list[Path] = []
     try:
@@ -61,15 +61,15 @@ def _remove_empty(folders: list[Path]) -> None:
 
 
 def new_folder(parent: Path, prompt: str) -> Path:
-    """Make a folder that was not there, named after the prompt, so that no earlier result is replaced.
+    """Make a new folder, named after the prompt, so that no earlier result is replaced.
 
-    The name has letters, digits and hyphens alone, of any script: no prompt leads out of the parent.
+    The name consists of letters and digits of any script, and hyphens, so that it never leads out of the parent.
     """
     name = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFC", prompt).lower())
     name = name.strip("-")[:LONGEST_NAME].strip("-") or "explanation"
     for number in itertools.count(1):
         folder = parent / (name if number == 1 else f"{name}-{number}")
         with contextlib.suppress(FileExistsError):
-            folder.mkdir()  # not asked first: another process may be quicker
+            folder.mkdir()  # without a test whether it exists: another process could make it in between
             break
     return folder

@@ -1,4 +1,4 @@
-"""What a person at a terminal sees and presses: messages, progress bars, Ctrl-C."""
+"""The terminal: messages, output, progress bars and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -29,32 +29,32 @@ STAGES = {
 LINE_EVERY_S = 10.0
 
 INTERRUPTED = 130
-"""Exit status."""
+"""Exit status of an interrupted command."""
 
-HEARD_AFTER_S = 2.0
-"""A signal that Python has not heard of after so long has met native code that may never come back."""
+HANDLED_WITHIN_S = 2.0
+"""If Python's handler has not run this long after a signal, the main thread is in native code that may never return."""
 
 
-def say(text: str) -> None:
-    """Tell the user something that is not the command's output; nothing in it commands the terminal."""
+def print_message(text: str) -> None:
+    """Print a message for the user on stderr; control characters in it have no effect on the terminal."""
     if sys.stderr is not None:
         with _while_there_is_a_terminal():
             print(for_terminal(text), file=sys.stderr, flush=True)
 
 
-def tell(text: str = "") -> None:
-    """Write a part of the command's output, for a person; nothing in it commands the terminal."""
+def print_output(text: str = "") -> None:
+    """Print a part of the command's output on stdout; control characters in it have no effect on the terminal."""
     print(for_terminal(text), flush=True)
 
 
-def tell_json(value: Any) -> None:
-    """Write the command's output for a program: JSON, which has an escape for whatever commands a terminal."""
+def print_json(value: Any) -> None:
+    """Print the command's output for a program as JSON, in which control characters are escaped."""
     print(json.dumps(value, indent=2).replace("\x7f", "\\u007f"), flush=True)
 
 
 @contextlib.contextmanager
 def _while_there_is_a_terminal() -> Iterator[None]:
-    """Do without a terminal that was lost: what was computed for its user is still to be saved."""
+    """Ignore that the terminal was lost: what was computed must still be saved."""
     try:
         yield
     except OSError as error:
@@ -64,7 +64,7 @@ def _while_there_is_a_terminal() -> Iterator[None]:
 
 
 def drop_output() -> None:
-    """Send what is still to be written nowhere, where it cannot be written: Python would complain as it ends."""
+    """Discard output that cannot be written any more: otherwise Python would report an error when it ends."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
@@ -76,70 +76,71 @@ def drop_output() -> None:
 
 
 class Interrupt:
-    """Whether Ctrl-C was pressed, SIGTERM sent or the terminal lost: within the block the first time asks to end.
+    """Whether an interrupt was requested within the block: by Ctrl-C, by SIGTERM, or because the terminal was lost.
 
-    The second time ends at once, and so does the first as long as there is nothing to keep: with a `KeyboardInterrupt`,
-    or, where native code (the reading of a file from a drive that has gone) does not come back, without.
+    The first interrupt asks the command to end, the second ends it at once. While there is no result to keep, the first
+    ends it at once too. To end at once is a `KeyboardInterrupt`; if the main thread is in native code that does not
+    return (such as reading a file from a drive that has gone), another thread ends the process.
 
     Parameters
     ----------
-    told
-        What the user is told the first time.
+    message
+        Printed at the first interrupt.
     at_once
-        Whether there is nothing to keep yet.
+        Whether there is no result to keep yet.
 
     Attributes
     ----------
     asked
-        Whether it was pressed.
+        Whether an interrupt was requested.
     at_once
-        To be set to False when there is something to keep.
+        To be set to False when there is a result to keep.
     undo
-        What is called before the process ends without a `KeyboardInterrupt`, by another thread.
+        Functions that the other thread calls before it ends the process.
     """
 
     SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
     def __init__(
-        self, told: str = "Ending with what is known so far; Ctrl-C again ends at once.", at_once: bool = False
+        self, message: str = "Ending with what is known so far; Ctrl-C again ends at once.", at_once: bool = False
     ) -> None:
         self.asked, self.at_once = False, at_once
         self.undo: list[Callable[[], object]] = []
-        self._told = told
-        self._heard = 0
+        self._message = message
+        self._handled = 0
 
     def __call__(self) -> bool:
-        """Whether it was pressed."""
+        """Whether an interrupt was requested."""
         return self.asked
 
     def __enter__(self) -> Interrupt:
         self._before: dict[signal.Signals, Any] = {}
-        self._terminals = [n for n in (1, 2) if os.isatty(n)]  # a lost one would not say that it is one
+        self._terminals = [n for n in (1, 2) if os.isatty(n)]  # once lost, a terminal is no longer recognised as one
         if threading.current_thread() is threading.main_thread():
-            # Python's handlers wait for native code, the system's own tells the watcher at once.
-            self._wakes, self._woken = socket.socketpair()
-            self._wakes.setblocking(False)
-            self._fd_before = signal.set_wakeup_fd(self._wakes.fileno(), warn_on_full_buffer=False)
-            threading.Thread(target=self._watch, args=(self._woken,), daemon=True).start()
+            # Python's handlers wait until native code returns; the wakeup file tells the watcher at once.
+            self._wakeup_writer, wakeup_reader = socket.socketpair()
+            self._wakeup_writer.setblocking(False)
+            self._fd_before = signal.set_wakeup_fd(self._wakeup_writer.fileno(), warn_on_full_buffer=False)
+            threading.Thread(target=self._watch, args=(wakeup_reader,), daemon=True).start()
             for number in self.SIGNALS:
                 before = signal.getsignal(number)
                 if number == getattr(signal, "SIGHUP", None) and before == signal.SIG_IGN:
-                    continue  # by nohup: it shall outlive its terminal
+                    continue  # started by nohup: the process must outlive its terminal
                 self._before[number] = signal.signal(number, self._ask)
         return self
 
     def _ask(self, number: int, *_: object) -> None:
-        self._heard += 1
+        self._handled += 1
         if number == getattr(signal, "SIGHUP", None):
             self._leave_terminals()
         if self.asked or self.at_once:
             self.asked = True
             raise KeyboardInterrupt
         self.asked = True
-        self._write(self._told)
+        self._write(self._message)
 
     def _leave_terminals(self) -> None:
-        """Write to a terminal no more: it is not there."""
+        """Stop writing to the terminal, which is gone."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for number in self._terminals:
             os.dup2(nowhere, number)
@@ -147,18 +148,18 @@ class Interrupt:
 
     @staticmethod
     def _write(text: str) -> None:
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # not print: this may have interrupted one
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # not `print`, which may be running now
             os.write(sys.stderr.fileno(), f"\n{text}\n".encode())
 
-    def _watch(self, woken: socket.socket) -> None:
-        """End the process where a signal that ends at once is not heard: its main thread is in native code."""
-        came = 0
-        while numbers := woken.recv(64):
-            came += sum(number in self._before for number in numbers)
-            ends, deadline = self.at_once or came > 1, time.monotonic() + HEARD_AFTER_S
-            while self._heard < came and time.monotonic() < deadline:
+    def _watch(self, wakeup_reader: socket.socket) -> None:
+        """End the process if a signal that ends it at once is not handled: the main thread is in native code."""
+        received = 0
+        while numbers := wakeup_reader.recv(64):
+            received += sum(number in self._before for number in numbers)
+            ends, deadline = self.at_once or received > 1, time.monotonic() + HANDLED_WITHIN_S
+            while self._handled < received and time.monotonic() < deadline:
                 time.sleep(0.05)
-            if ends and self._heard < came:
+            if ends and self._handled < received:
                 for undo in self.undo:
                     with contextlib.suppress(Exception):
                         undo()
@@ -170,7 +171,7 @@ class Interrupt:
             signal.signal(number, before)
         if threading.current_thread() is threading.main_thread():
             signal.set_wakeup_fd(self._fd_before)
-            self._wakes.close()  # by which the watcher ends
+            self._wakeup_writer.close()  # this ends the watcher
 
 
 class Bars:
@@ -179,7 +180,7 @@ class Bars:
     def __init__(self) -> None:
         self._bar: Any = None
         self._stage = ""
-        self._told, self._tenth = 0.0, 0
+        self._last_printed, self._tenth = 0.0, 0
 
     def __enter__(self) -> Bars:
         return self
@@ -188,7 +189,7 @@ class Bars:
         self._close()
 
     def show(self, progress: Progress) -> None:
-        """Draw how far an explanation is."""
+        """Show the progress of an explanation."""
         if sys.stderr is None:
             return
         with _while_there_is_a_terminal():
@@ -196,7 +197,7 @@ class Bars:
 
     def _show(self, progress: Progress) -> None:
         if not sys.stderr.isatty():
-            self._tell(progress)
+            self._print_line(progress)
             return
         from tqdm import tqdm
 
@@ -214,14 +215,14 @@ class Bars:
         self._bar.total = progress.total
         self._bar.update(progress.done - self._bar.n)
 
-    def _tell(self, progress: Progress) -> None:
-        """A line of text, where a bar would fill a log file."""
+    def _print_line(self, progress: Progress) -> None:
+        """Print a line of text instead of a bar, which would fill a log file."""
         tenth, now = 10 * progress.done // max(progress.total, 1), time.monotonic()
-        if progress.stage == self._stage and (tenth == self._tenth or now < self._told + LINE_EVERY_S):
+        if progress.stage == self._stage and (tenth == self._tenth or now < self._last_printed + LINE_EVERY_S):
             return
         left = "" if not progress.seconds_left else f", {progress.seconds_left:.0f} s left"
-        say(f"{STAGES[progress.stage]}: {progress.done} of {progress.total}{left}")
-        self._stage, self._tenth, self._told = progress.stage, tenth, now
+        print_message(f"{STAGES[progress.stage]}: {progress.done} of {progress.total}{left}")
+        self._stage, self._tenth, self._last_printed = progress.stage, tenth, now
 
     def _close(self) -> None:
         if self._bar is not None:
@@ -231,7 +232,7 @@ class Bars:
 
 
 def _columns() -> int:
-    """Width of the terminal that the bars are drawn on; where it has none to tell (containers, CI), a usual one."""
+    """Width of the terminal in columns; 80 if it is not known (containers, CI)."""
     try:
         return os.get_terminal_size(sys.stderr.fileno()).columns or 80
     except OSError:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from XAICLIPLib.commands.terminal import say, tell
+from XAICLIPLib.commands.terminal import print_message, print_output
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.system.files import ensure_writable_folder
 
@@ -97,16 +97,16 @@ def _tune(options: argparse.Namespace) -> int:
         steps=options.steps,
         seed=options.seed,
         modality=options.modality,
-        tell=say,
+        tell=print_message,
     )
-    written = learned_prompts.save(tuned.prompts, localizer.model, options.output)
-    tell(f"Regions and labels of {len(validation)} held-out scans, without the margin:\n")
-    tell(prompts.table(tuned.before, tuned.after))
+    written = context.save(tuned.contexts, localizer.model, options.output)
+    print_output(f"Regions and labels of {len(validation)} held-out scans, without the margin:\n")
+    print_output(prompts.table(tuned.before, tuned.after))
     if tuned.absent:
-        say(f"Warning: No training label has the {', '.join(tuned.absent)}: nothing was learned for them.")
+        print_message(f"Warning: No training label has the {', '.join(tuned.absent)}: nothing was learned for them.")
     if not tuned.better:
-        say("Warning: On the held-out scans these prompts are no better than the hand-written ones.")
-    tell(f"\nWritten to {written}, the best of all after {tuned.step} steps.")
+        print_message("Warning: On the held-out scans these prompts are no better than the hand-written ones.")
+    print_output(f"\nWritten to {written}, the best of all after {tuned.step} steps.")
     return 0
 
 

@@ -593,7 +593,7 @@ def test_a_read_that_hangs_ends_at_the_first_signal(tmp_path: Path, name: str, s
     os.mkfifo(tmp_path / name)
     code = (  # what reads it in Python first is left out: native code alone hangs
         "import sys\nfrom XAICLIPLib import imaging\nfrom XAICLIPLib.commands import main, terminal\n"
-        "terminal.HEARD_AFTER_S = 0.3\n"
+        "terminal.HANDLED_WITHIN_S = 0.3\n"
         "if sys.argv[2].endswith('.mha'):\n"
         "    import SimpleITK\n"
         "    imaging.read_volume = lambda path: SimpleITK.ReadImage(str(path), imageIO='MetaImageIO')\n"
@@ -701,7 +701,7 @@ def test_results_are_saved_even_where_nobody_reads_the_warnings(
         warnings = property(lambda self: ["beware"])  # type: ignore[assignment]
 
     monkeypatch.setattr(pipeline, "Explanation", Warned)
-    monkeypatch.setattr("XAICLIPLib.commands.explain.say", gone)
+    monkeypatch.setattr("XAICLIPLib.commands.explain.print_message", gone)
     assert main.main(quick(scan, bundle, "--output", "out")) == 141
     assert {path.name for path in (here / "out").iterdir()} == FILES
 

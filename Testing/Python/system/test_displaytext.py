@@ -53,9 +53,9 @@ def test_a_name_cannot_begin_a_line_of_its_own() -> None:
 def test_messages_and_output_of_commands_are_made_fit(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    terminal.say("said \x1b[2J")
-    terminal.tell("told \x1b[2J")
-    terminal.tell_json({"name": "\x1b[2J\x7f\x9b"})
+    terminal.print_message("said \x1b[2J")
+    terminal.print_output("told \x1b[2J")
+    terminal.print_json({"name": "\x1b[2J\x7f\x9b"})
     output, messages = capsys.readouterr()
     assert messages == "said \\x1b[2J\n" and output.startswith("told \\x1b[2J\n")
     assert "\x1b" not in output and "\x7f" not in output
