@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from XAICLIPLib.experiment.datasets.published import Dataset
 
 KINDS = ("flare22", "chaos", "btcv", "msd", "nnunet", "folder", "manifest")
-"""As `XAICLIPLib.experiment.datasets.published.Kind`, which is not imported for a help text."""
+"""The same as `XAICLIPLib.experiment.datasets.published.Kind`, which would be slow to import for a help text."""
 
-PAPERS = "occlusion,rise,lime"
+PAPERS_METHODS = "occlusion,rise,lime"
 
 
 def add_command(commands: Any) -> None:
@@ -43,9 +43,9 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--methods",
         type=_names,
-        default=_names(PAPERS),
+        default=_names(PAPERS_METHODS),
         metavar="NAME,NAME",
-        help=f"of {', '.join(methods.METHODS)}; default: {PAPERS}, the paper's",
+        help=f"of {', '.join(methods.METHODS)}; default: {PAPERS_METHODS}, the paper's",
     )
     parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="where to write")
     parser.add_argument(
@@ -83,7 +83,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--score",
         default=options.SCORES[0],
-        type=lambda given: given.replace("-", " "),
+        type=lambda text: text.replace("-", " "),
         choices=options.SCORES,
         metavar="|".join(score.replace(" ", "-") for score in options.SCORES),
         help="by which maps are made; default: soft-dice",
@@ -101,11 +101,11 @@ def add_command(commands: Any) -> None:
     parser.set_defaults(command=_benchmark)
 
 
-def _names(given: str) -> tuple[str, ...]:
-    found = tuple(dict.fromkeys(name.strip() for name in given.split(",") if name.strip()))
-    if not found:
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names:
         raise argparse.ArgumentTypeError("it is empty; give names with commas between them")
-    return found
+    return names
 
 
 def _benchmark(options: argparse.Namespace) -> int:
@@ -155,7 +155,7 @@ def _benchmark(options: argparse.Namespace) -> int:
 
 
 def write(outcome: Outcome, plan: Plan, dataset: Dataset, folder: Path) -> None:
-    """Write the report, the table and the picture; and, apart from them, what may name patients.
+    """Write the report, the table and the picture, and two separate files that may name patients.
 
     Raises
     ------

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from XAICLIPLib.models.entry import Entry
 
 LISTED_STRUCTURES = 24
-"""More than these are counted, not listed, where all models are."""
+"""Structures of a model that are named in the list of all models; the others are only counted."""
 
 LINE_EVERY_S = 5.0
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
-    """Give the parser of ``xaiclip models`` its commands; without one, it lists."""
+    """Add its subcommands to the parser of ``xaiclip models``; without a subcommand, it lists the models."""
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(command=_list)
     commands = parser.add_subparsers(metavar="COMMAND")
@@ -48,7 +48,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     download.add_argument(
         "--from",
         type=Path,
-        dest="given",
+        dest="local_path",
         metavar="FILE",
         help="use this archive, folder or file instead of the network; its checksum is compared all the same",
     )
@@ -82,8 +82,8 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
 def described(entry: Any, default: bool) -> dict[str, Any]:
     """An entry of the catalogue for programs."""
     keys = ("name", "kind", "format", "title", "modality", "structures", "licence", "citation", "size_mb", "trust")
-    told = {key: getattr(entry, key) for key in keys}
-    return told | {"source": entry.origin, "installed": entry.installed, "default": default}
+    described_keys = {key: getattr(entry, key) for key in keys}
+    return described_keys | {"source": entry.origin, "installed": entry.installed, "default": default}
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -129,7 +129,7 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _print_lines(entry: Any, most: int | None) -> None:
-    """What there is to know of an entry, in a few lines."""
+    """Print what is known of an entry, in a few lines."""
     _print_wrapped(entry.title)
     modality = "any modality" if entry.modality == "any" else entry.modality
     size = "" if entry.size_mb is None else f"; {entry.size_mb:,.3g} MB"
@@ -166,15 +166,18 @@ def _download(options: argparse.Namespace) -> int:
     from XAICLIPLib.models.catalogue import find
 
     entry = find(options.name)
-    if options.given is not None:
-        print_output(f"Installed in {acquisition.install(entry, options.given)}")
+    if options.local_path is not None:
+        print_output(f"Installed in {acquisition.install(entry, options.local_path)}")
         return 0
     if entry.installed:
         entry.check()
         print_output(f"The model {entry.name} is on this machine already.")
         return 0
     try:
-        with Interrupt("Stopping; what came so far is kept. Ctrl-C again ends at once.") as interrupt, _Bar() as bar:
+        with (
+            Interrupt("Stopping; what came so far is kept. Ctrl-C again ends at once.") as interrupt,
+            _DownloadBar() as bar,
+        ):
             place = acquisition.download(entry, bar.show, interrupt)
     except Cancelled as error:
         print_message(f"xaiclip: {error}")
@@ -207,7 +210,7 @@ def _add(options: argparse.Namespace) -> int:
 
 
 def _check_known(path: Path) -> None:
-    """Refuse what is no model before it gets a name."""
+    """Refuse a path that is no model, before it is added."""
     from XAICLIPLib.models.archives import is_archive
     from XAICLIPLib.segmentation.networks import formats
 
@@ -220,12 +223,12 @@ def _check_known(path: Path) -> None:
 
 
 def _try(entry: Entry, trust: bool) -> None:
-    """Load a network of the user once, and write down what it draws; where it does not load, say why.
+    """Load a user's network once, and record the structures that it draws; if it does not load, print why.
 
     Raises
     ------
     InputError
-        It is an archive without a network, which is forgotten again.
+        It is an archive without a network; its entry is removed again.
     """
     import torch
 
@@ -252,15 +255,15 @@ def _try(entry: Entry, trust: bool) -> None:
     _print_lines(listed, LISTED_STRUCTURES)
 
 
-class _Bar:
-    """How far a download is: a bar on a terminal, elsewhere a line every few seconds."""
+class _DownloadBar:
+    """Shows the progress of a download: by a bar on a terminal, otherwise by a line every few seconds."""
 
     def __init__(self) -> None:
         self._bar: Any = None
         self._name = ""
-        self._told = time.monotonic()
+        self._last_printed = time.monotonic()
 
-    def __enter__(self) -> _Bar:
+    def __enter__(self) -> _DownloadBar:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -268,7 +271,7 @@ class _Bar:
             self._bar.close()
 
     def show(self, name: str, done: int, total: int | None) -> None:
-        """Show how many bytes of a file are here."""
+        """Show how many bytes of a file have arrived."""
         if sys.stderr is None:
             return
         if sys.stderr.isatty():
@@ -279,7 +282,7 @@ class _Bar:
                 self._bar = tqdm(desc=name, file=sys.stderr, unit="B", unit_scale=True, ncols=80)
             self._bar.total = total
             self._bar.update(done - self._bar.n)
-        elif time.monotonic() >= self._told + LINE_EVERY_S:
-            self._told = time.monotonic()
+        elif time.monotonic() >= self._last_printed + LINE_EVERY_S:
+            self._last_printed = time.monotonic()
             print_message(f"{name}: {done / 1e6:,.1f}{'' if total is None else f' of {total / 1e6:,.1f}'} MB")
         self._name = name

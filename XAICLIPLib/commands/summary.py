@@ -13,50 +13,50 @@ if TYPE_CHECKING:
 
 def summary(explanation: Explanation) -> str:
     """An explanation in a few lines for a person."""
-    found, region, name = explanation.measurements, explanation.region, one_line(explanation.target["name"])
-    drawn = "the mask given" if explanation.target["voxels"] == "given" else "what the network drew"
-    where = {
+    values, region, name = explanation.measurements, explanation.region, one_line(explanation.target["name"])
+    target = "the mask given" if explanation.target["voxels"] == "given" else "what the network drew"
+    region_words = {
         "guided": "the region found for the prompt",
         "prediction box": "a box around what the network drew",
         "whole": "the whole scan",
         "prediction": "what the network drew, and a margin",
         "file": "the mask given",
     }[region.source]
-    held = f", with {region.agreement.recall:.0%} of {drawn} inside" if region.agreement else ""
+    overlap = f", with {region.agreement.recall:.0%} of {target} inside" if region.agreement else ""
     lines = [
-        f"Explained: {name}, {found['target_volume_ml']:.0f} ml ({drawn})",
+        f"Explained: {name}, {values['target_volume_ml']:.0f} ml ({target})",
     ]
     captions = methods.METHODS[explanation.record["parameters"]["method"]].captions
-    if "structures" in found:
+    if "structures" in values:
         lines += [
-            f"Tried:     {len(found['structures'])} structures were removed whole, those in or across {where}",
-            f"Effect:    of the score of {found['score_unperturbed']:.3f} up to "
-            f"{max(0.0, found['largest_score_lost']):.3f} was lost ({captions.value})",
+            f"Tried:     {len(values['structures'])} structures were removed whole, those in or across {region_words}",
+            f"Effect:    of the score of {values['score_unperturbed']:.3f} up to "
+            f"{max(0.0, values['largest_score_lost']):.3f} was lost ({captions.value})",
         ]
     elif captions.value:
         lines += [
-            f"Tried:     {where}, {region.volume_ml:.0f} ml, {region.share_of_body:.0%} of the body{held}",
-            f"Effect:    hiding a part of it lowers the score of {found['score_unperturbed']:.3f} by up to "
-            f"{max(0.0, found['largest_score_lost']):.3f} ({captions.value})",
+            f"Tried:     {region_words}, {region.volume_ml:.0f} ml, {region.share_of_body:.0%} of the body{overlap}",
+            f"Effect:    hiding a part of it lowers the score of {values['score_unperturbed']:.3f} by up to "
+            f"{max(0.0, values['largest_score_lost']):.3f} ({captions.value})",
         ]
     else:
         lines.append("Tried:     nothing was hidden: gradients over all that the network sees around the target")
-    for row in found.get("structures", [])[:5]:
+    for row in values.get("structures", [])[:5]:
         without = f"           without {one_line(row['structure'])}"
         lines.append(f"{without}: {row['score_lost']:+.3f} lost ({row['volume_ml']:.0f} ml)")
-    if found.get("not_removed"):
-        lines.append(f"           not removed, as they lie outside: {', '.join(map(one_line, found['not_removed']))}")
-    if found["effect_inside_target"] is None:
+    if values.get("not_removed"):
+        lines.append(f"           not removed, as they lie outside: {', '.join(map(one_line, values['not_removed']))}")
+    if values["effect_inside_target"] is None:
         lines.append("           nothing made any difference")
-    elif "structures" in found:
+    elif "structures" in values:
         lines.append(
-            f"           {found['effect_inside_target']:.0%} of all that was lost went with {name} itself; were all "
-            f"structures alike, {found['effect_inside_target_if_uniform']:.0%} would"
+            f"           {values['effect_inside_target']:.0%} of all that was lost went with {name} itself; were all "
+            f"structures alike, {values['effect_inside_target_if_uniform']:.0%} would"
         )
     else:
         lines.append(
-            f"           {found['effect_inside_target']:.0%} of the effect lies inside the structure; spread evenly, "
-            f"{found['effect_inside_target_if_uniform']:.0%} would"
+            f"           {values['effect_inside_target']:.0%} of the effect lies inside the structure; spread evenly, "
+            f"{values['effect_inside_target_if_uniform']:.0%} would"
         )
     record = explanation.record
     if record.get("faithfulness") or record.get("stability"):
@@ -66,8 +66,8 @@ def summary(explanation: Explanation) -> str:
             if flag["name"] in ("like the null", "no more than the outline", "unstable")
         ]
     work = f"{sum(record['timings_s'].values()):.0f} s on {record['parameters']['device']}"
-    work += f", {found['perturbations']} {captions.counted}"
-    full, computed = found["patches_full_inference_would_compute"], found["patches_computed"]
+    work += f", {values['perturbations']} {captions.counted}"
+    full, computed = values["patches_full_inference_would_compute"], values["patches_computed"]
     if computed:
         work += f", {computed} network patches"
         if full > computed:

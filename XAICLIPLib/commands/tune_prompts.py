@@ -54,18 +54,22 @@ def add_command(commands: Any) -> None:
         help="the scans to choose the best prompts by: the last N by name, or a folder with scans and labels; default: "
         "a fifth of the scans",
     )
-    parser.add_argument("--context", type=_whole, default=8, metavar="M", help="vectors of each structure; default: 8")
-    parser.add_argument("--steps", type=_whole, default=200, metavar="N", help="at most so many; default: 200")
+    parser.add_argument(
+        "--context", type=_positive_integer, default=8, metavar="M", help="vectors of each structure; default: 8"
+    )
+    parser.add_argument(
+        "--steps", type=_positive_integer, default=200, metavar="N", help="at most so many; default: 200"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="equal seeds give equal prompts; default: 0")
     parser.add_argument("--modality", choices=["CT", "MR"], help="default: guessed from the intensities")
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda|mps", help="default: auto, a GPU if any")
     parser.set_defaults(command=_tune)
 
 
-def _whole(given: str) -> int:
-    if not given.isdecimal() or not 0 < int(given) < 10**6:
-        raise argparse.ArgumentTypeError(f"{given} is no whole number from 1")
-    return int(given)
+def _positive_integer(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 10**6:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from 1")
+    return int(text)
 
 
 def _tune(options: argparse.Namespace) -> int:
@@ -110,20 +114,20 @@ def _tune(options: argparse.Namespace) -> int:
     return 0
 
 
-def _split(found: list[Pair], validation: str | None) -> tuple[list[Pair], list[Pair]]:
-    """What is learned from, and what is held out."""
+def _split(pairs: list[Pair], validation: str | None) -> tuple[list[Pair], list[Pair]]:
+    """The training pairs, and the validation pairs that are held out."""
     from XAICLIPLib.training.pairs import find_pairs
 
     if validation is not None and not validation.isdecimal():
-        held = find_pairs([Path(validation)], [Path(validation)])
-        shared = {pair.image.resolve() for pair in held} & {pair.image.resolve() for pair in found}
+        held_out = find_pairs([Path(validation)], [Path(validation)])
+        shared = {pair.image.resolve() for pair in held_out} & {pair.image.resolve() for pair in pairs}
         if shared:
             raise InputError(f"{min(shared)} is to be learned from and to validate on: leave it out of one of them.")
-        return found, held
-    count = max(1, len(found) // 5) if validation is None else int(validation)
-    if not 0 < count < len(found):
+        return pairs, held_out
+    count = max(1, len(pairs) // 5) if validation is None else int(validation)
+    if not 0 < count < len(pairs):
         raise InputError(
-            f"Of {len(found)} labelled scans {count} cannot be held out: at least one is needed to learn from, and one "
+            f"Of {len(pairs)} labelled scans {count} cannot be held out: at least one is needed to learn from, and one "
             "to validate on."
         )
-    return found[:-count], found[-count:]
+    return pairs[:-count], pairs[-count:]
