@@ -1,4 +1,4 @@
-"""The experiment in a table and in sentences: what of the paper's claims holds here, and what only its metric says.
+"""The experiment as a table and as sentences: which of the paper's claims hold here, and which come from its metric.
 
 Every sentence is made from the numbers; none names a file or a patient.
 """
@@ -22,19 +22,19 @@ PAPER_TIME, PAPER_DICE, PAPER_IOU = -0.60, 0.446, 0.967
 more IoU (arXiv 2602.07017, abstract)."""
 
 FEW_CASES = 10
-"""Below this, an interval rests on the distribution of the cases, which so few do not show."""
+"""With fewer cases, an interval is valid only for normally distributed cases, which so few cases cannot show."""
 
 SEEN_OUTSIDE = {
     "occlusion": "a guided map shows of it what lies within a window of the region",
     "structures": "a guided map shows of it what belongs to structures that reach into the region",
 }
-"""What guiding leaves of the effect outside the region, where it leaves some."""
+"""Which part of the effect outside the region a guided map shows, for the methods that show any of it."""
 
 REGION_WORDS = {"guided": "guided", "whole": "unguided"}
 
 
 def write_csv(rows: Sequence[MapMeasurements], path: Path) -> None:
-    """All maps, one a line."""
+    """Write the measurements of all maps as CSV, one map on each line."""
     with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
@@ -43,7 +43,7 @@ def write_csv(rows: Sequence[MapMeasurements], path: Path) -> None:
 
 
 def write_report(outcome: Outcome, plan: Plan, path: Path, figure: str | None = "figure.png") -> None:
-    """The report, in Markdown."""
+    """Write the report, in Markdown."""
     with atomic_file(path) as temporary:
         temporary.write_text(report(outcome, plan, figure), encoding="utf-8")
 
@@ -52,7 +52,7 @@ def report(outcome: Outcome, plan: Plan, figure: str | None = None) -> str:
     """The report, in Markdown; ``figure`` is the picture beside it."""
     rows = outcome.rows
     cases, structures = sorted({r.case for r in rows}), list(dict.fromkeys(r.structure for r in rows))
-    compared = [found for m in plan.methods if (found := gains(rows, m)) is not None]
+    compared = [result for m in plan.methods if (result := gains(rows, m)) is not None]
     parts = [
         "# Guided against unguided explanations",
         f"{len(rows)} {_plural('map', len(rows))} of {len(cases)} {_plural('case', len(cases))} "
@@ -62,7 +62,7 @@ def report(outcome: Outcome, plan: Plan, figure: str | None = None) -> str:
     ]
     if not rows:
         return "\n\n".join([*parts, "Nothing was measured.", *_left_out(outcome)]) + "\n"
-    parts += ["## What holds", *(_bullets(sentences(found)) for found in compared), *_alone(rows, plan)]
+    parts += ["## What holds", *(_bullets(sentences(result)) for result in compared), *_alone(rows, plan)]
     if compared:
         parts += ["## Gains by guiding, beside the paper's", gains_table(compared), _how_gains()]
     parts += ["## Means over the cases", means_table(rows, plan), HOW_TO_READ]
@@ -75,22 +75,22 @@ def report(outcome: Outcome, plan: Plan, figure: str | None = None) -> str:
 # --- sentences ----------------------------------------------------------------------------------
 
 
-def sentences(found: Gains) -> list[str]:
-    """What the numbers of a method say of the paper's claims, in plain words."""
-    said = [_on_time(found), _on_overlap(found), _on_faithfulness(found)]
-    if found.outside is not None:
-        seen = SEEN_OUTSIDE.get(found.method, "a guided map cannot show it")
-        said.append(
-            f"{found.outside.value:.0%}{_range(found.outside, plain=True)} of the effect in the unguided map lies "
-            f"outside the guided region (of an even map's {found.outside_chance:.0%} would): {seen}."
+def sentences(result: Gains) -> list[str]:
+    """What a method's numbers say about the paper's claims, in plain words."""
+    lines = [_on_time(result), _on_overlap(result), _on_faithfulness(result)]
+    if result.outside is not None:
+        seen = SEEN_OUTSIDE.get(result.method, "a guided map cannot show it")
+        lines.append(
+            f"{result.outside.value:.0%}{_range(result.outside, plain=True)} of the effect in the unguided map lies "
+            f"outside the guided region (of an even map's {result.outside_chance:.0%} would): {seen}."
         )
-    cases, pairs = _plural("case", found.cases), _plural("pair", found.maps)
-    said[0] = f"**{found.method}** ({found.cases} {cases}, {found.maps} {pairs} of maps). {said[0]}"
-    return said
+    cases, pairs = _plural("case", result.cases), _plural("pair", result.maps)
+    lines[0] = f"**{result.method}** ({result.cases} {cases}, {result.maps} {pairs} of maps). {lines[0]}"
+    return lines
 
 
-def _on_time(found: Gains) -> str:
-    time, total = found.explain_time, found.total_time
+def _on_time(result: Gains) -> str:
+    time, total = result.explain_time, result.total_time
     if time is None:
         return "Time cannot be compared."
     what = f"Guiding changes the time of explaining by {_change(time)}"
@@ -106,17 +106,17 @@ def _on_time(found: Gains) -> str:
         verdict = "it does take less time, within the paper's up to 60%"
     if time.sign < 0 and total is not None and total.sign > 0:
         verdict += ", but finding the region takes more than it saves"
-    return f"{what}: {verdict}{_about_occlusion(found)}."
+    return f"{what}: {verdict}{_about_occlusion(result)}."
 
 
-def _on_overlap(found: Gains) -> str:
-    dice, iou, null = found.dice, found.iou, found.null_dice
-    if dice is None or iou is None or null is None or found.null_iou is None:
+def _on_overlap(result: Gains) -> str:
+    dice, iou, null = result.dice, result.iou, result.null_dice
+    if dice is None or iou is None or null is None or result.null_iou is None:
         return "The unguided maps overlap the organ nowhere, so that there is no relative gain in Dice."
     what = f"Dice with the organ changes by {_change(dice)} and IoU by {_change(iou)} (the paper: +44.6% and +96.7%)"
     control = (
         f"a map that knows nothing of the network, cut to the same region, changes them by {null.value:+.0%} and "
-        f"{found.null_iou.value:+.0%}"
+        f"{result.null_iou.value:+.0%}"
     )
     if dice.sign < 0 or (dice.sign == 0 and dice.value <= 0):
         return f"{what}: the claimed gain does not show here; {control}."
@@ -129,8 +129,8 @@ def _on_overlap(found: Gains) -> str:
     return f"{what}{doubt}; {control}: the rest, {dice.value - null.value:.0%}, is not the region's doing alone."
 
 
-def _on_faithfulness(found: Gains) -> str:
-    change = found.faithfulness
+def _on_faithfulness(result: Gains) -> str:
+    change = result.faithfulness
     if change is None:
         return "Faithfulness cannot be compared."
     verdict = {
@@ -147,25 +147,25 @@ def _on_faithfulness(found: Gains) -> str:
     )
 
 
-def _about_occlusion(found: Gains) -> str:
-    return "" if found.method == "occlusion" else " (the paper's number is of occlusion)"
+def _about_occlusion(result: Gains) -> str:
+    return "" if result.method == "occlusion" else " (the paper's number is of occlusion)"
 
 
 def _alone(rows: Sequence[MapMeasurements], plan: Plan) -> list[str]:
-    """Of each kind of map, whether it tells more than a random order and a null map."""
-    said = []
+    """Compare the maps of each method and region with random orders and with the best control map."""
+    lines = []
     for method, region, some in _groups(rows, plan):
         faithful, chance = (
             mean_over_cases(some, quantity) for quantity in (lambda r: r.faithfulness, lambda r: r.random_faithfulness)
         )
         better = sum(row.faithfulness > row.random_faithfulness for row in some)
         above = sum(row.lead > 0 for row in some)
-        said.append(
+        lines.append(
             f"{method}, {REGION_WORDS[region]}: more faithful than a random order in {better} of {len(some)} maps "
             f"(mean {faithful:+.3f}, chance {chance:+.3f}); overlaps the organ better than the best null map in the "
             f"same region in {above} of {len(some)}."
         )
-    return ["Against controls:", _bullets(said)]
+    return ["Against controls:", _bullets(lines)]
 
 
 # --- tables -------------------------------------------------------------------------------------
@@ -210,18 +210,18 @@ def means_table(rows: Sequence[MapMeasurements], plan: Plan) -> str:
 
 
 def gains_table(compared: Sequence[Gains]) -> str:
-    """One line for each method, and the paper's."""
+    """One line with the paper's numbers, and one for each method."""
     head = ["method", "cases", "explain time", "total time", "patches", "Dice", "null × region: Dice", "IoU"]
     head += ["null × region: IoU", "faithfulness"]
     lines = [
         ["*XAI-CLIP paper, occlusion*", "", "up to −60%", "", "", "+44.6%", "not told", "+96.7%"] + ["not told"] * 2
     ]
-    for found in compared:
-        changes = (found.explain_time, found.total_time, found.patches, found.dice, found.null_dice, found.iou)
-        shown = ["–" if c is None else _change(c) for c in (*changes, found.null_iou)]
-        assert found.faithfulness is not None
-        ends = _range(found.faithfulness, form="+.3f")
-        lines.append([found.method, str(found.cases), *shown, f"{found.faithfulness.value:+.3f}{ends}"])
+    for result in compared:
+        changes = (result.explain_time, result.total_time, result.patches, result.dice, result.null_dice, result.iou)
+        shown = ["–" if c is None else _change(c) for c in (*changes, result.null_iou)]
+        assert result.faithfulness is not None
+        ends = _range(result.faithfulness, form="+.3f")
+        lines.append([result.method, str(result.cases), *shown, f"{result.faithfulness.value:+.3f}{ends}"])
     return _table(head, lines, words=1)
 
 
@@ -264,7 +264,7 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[str]], words: int) -> s
 def _made(outcome: Outcome, plan: Plan) -> list[str]:
     settings, rows = outcome.settings, outcome.rows
     machines = sorted({row.machine for row in rows})
-    said = [
+    lines = [
         f"Dataset: {settings['dataset'] or 'given'}, of {settings['cases']} cases; they are told by their numbers.",
         *(f"{what.capitalize()}: {_named(settings[what])}." for what in ("model", "localizer")),
         f"Score: {plan.score}; baseline: {plan.baseline}; seed {plan.seed}. Curves: {plan.points} points, "
@@ -275,33 +275,33 @@ def _made(outcome: Outcome, plan: Plan) -> list[str]:
         f"XAI-CLIP {settings['version']}.",
     ]
     if plan.paper_like:
-        said.append(
+        lines.append(
             "Paper-like: parameters that are told of the paper at second hand, in mm instead of pixels; they are not "
             "known to be the paper's."
         )
     guided = [row for row in rows if row.region == "guided"]
     fallen = sum(row.region_source != "guided" for row in guided)
     if fallen:
-        said.append(
+        lines.append(
             f"In {fallen} of {len(guided)} guided maps the localizer's region was no use, and the box around the "
             "network's own drawing was taken."
         )
     if len({row.case for row in rows}) < FEW_CASES:
-        said.append(
+        lines.append(
             f"With fewer than {FEW_CASES} cases, the intervals rest on the cases being normally distributed: they "
             "are wide, and to be read as a hint."
         )
-    return said
+    return lines
 
 
 def _parameters(method: str, plan: Plan) -> str:
-    given = parameters_of(method, plan)
-    told = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in given.items()}
-    said = [f"{name} {told[name]}" for name, value in given.items() if value is not None]
-    if method == "lime" and given.get("samples") is not None:
-        said.append("but at least two sets for each supervoxel of the whole scan, and all sets where there are fewer")
-    by_size = any(name in given and given[name] is None for name in ("window_mm", "cell_mm", "size_mm"))
-    return ", ".join(said + ["size by the volume of the structure"] * by_size) or "no parameters"
+    parameters = parameters_of(method, plan)
+    texts = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in parameters.items()}
+    lines = [f"{name} {texts[name]}" for name, value in parameters.items() if value is not None]
+    if method == "lime" and parameters.get("samples") is not None:
+        lines.append("but at least two sets for each supervoxel of the whole scan, and all sets where there are fewer")
+    by_size = any(name in parameters and parameters[name] is None for name in ("window_mm", "cell_mm", "size_mm"))
+    return ", ".join(lines + ["size by the volume of the structure"] * by_size) or "no parameters"
 
 
 def _named(provenance: Mapping[str, Any]) -> str:

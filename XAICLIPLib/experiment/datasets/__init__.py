@@ -1,1 +1,1 @@
-"""Labelled data sets as they are published, and those of users."""
+"""Readers of labelled datasets: published ones, and those of users."""

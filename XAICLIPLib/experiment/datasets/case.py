@@ -1,6 +1,6 @@
-"""One labelled scan of a dataset, read when it is asked for, and the checks that every dataset needs.
+"""One labelled scan of a dataset, read only when it is needed, and the checks that every dataset needs.
 
-Nothing here comes from a DICOM header but geometry: identifiers are those of the published folders and files.
+Only geometry is taken from DICOM headers: identifiers are those of the published folders and files.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Case:
     unnamed : mapping of int to str
         Labels that the dataset has under a name that the vocabulary lacks ("cancer").
     read_image, read_labels : callable
-        What `image` and `labels` call.
+        The functions that `image` and `labels` call.
     """
 
     identifier: str
@@ -77,7 +77,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Dataset(Sequence[Case]):
-    """The usable cases of a dataset, as a sequence, and what is wrong with the others.
+    """The usable cases of a dataset, as a sequence, and the problems of the others.
 
     Parameters
     ----------
@@ -101,8 +101,8 @@ class Dataset(Sequence[Case]):
         return self.cases[index]
 
 
-def gather(found: Iterable[Case | InputError], root: Path) -> Dataset:
-    """Keep the good cases of a dataset and the sentences about the others.
+def gather(cases_and_errors: Iterable[Case | InputError], root: Path) -> Dataset:
+    """Collect the usable cases of a dataset, and the problems of the others.
 
     Raises
     ------
@@ -111,7 +111,7 @@ def gather(found: Iterable[Case | InputError], root: Path) -> Dataset:
     """
     cases: dict[str, Case] = {}
     problems: list[str] = []
-    for item in found:
+    for item in cases_and_errors:
         if isinstance(item, InputError):
             problems.append(str(item))
         elif item.identifier in cases:
@@ -127,7 +127,7 @@ def gather(found: Iterable[Case | InputError], root: Path) -> Dataset:
 
 
 def attempt(make: Callable[..., Case], *arguments: Any) -> Case | InputError:
-    """Make a case, or keep what is wrong with it, so that one broken case does not lose the others."""
+    """Make a case, or return its error, so that one broken case does not stop the reading of the others."""
     try:
         return make(*arguments)
     except InputError as error:
@@ -140,10 +140,10 @@ def natural(name: str | Path) -> list[tuple[int, int, str]]:
 
 
 def name_labels(labels: Mapping[int, str]) -> tuple[dict[int, str], dict[int, str]]:
-    """Divide a dataset's class names by label into names of the vocabulary and those that it lacks; 0 is neither."""
-    found = {value: resolve(name) for value, name in sorted(labels.items()) if value != 0}
-    structures = {value: structure.name for value, structure in found.items() if structure}
-    return structures, {value: labels[value] for value, structure in found.items() if not structure}
+    """Divide a dataset's labels into those that the vocabulary knows, by its names, and the others; 0 is left out."""
+    known = {value: resolve(name) for value, name in sorted(labels.items()) if value != 0}
+    structures = {value: structure.name for value, structure in known.items() if structure}
+    return structures, {value: labels[value] for value, structure in known.items() if not structure}
 
 
 # --- cases of files -----------------------------------------------------------------------------
@@ -157,9 +157,9 @@ def case_of_files(
     modality: Modality | None = None,
     sequence: str | None = None,
 ) -> Case:
-    """Make a case of volume files (or DICOM folders, for the image), one image for each channel.
+    """Make a case from volume files (or DICOM folders, for the image), one image for each channel.
 
-    Only headers are read now, and no DICOM folder.
+    Only headers of files are read here, and no DICOM folders.
 
     Raises
     ------
@@ -173,9 +173,9 @@ def case_of_files(
         raise InputError(f"The image {images[0]} has no labels: {labels} is missing.")
     structures, unnamed = name_labels(names)
     if not structures:
-        given = ", ".join(f'"{name}"' for value, name in sorted(names.items()) if value) or "none"
+        listed = ", ".join(f'"{name}"' for value, name in sorted(names.items()) if value) or "none"
         raise InputError(
-            f"No label of {labels} has a name of the vocabulary (given: {given}): "
+            f"No label of {labels} has a name of the vocabulary (given: {listed}): "
             f"name them as Resources/anatomy.json does."
         )
     if images[0].is_file():

@@ -54,7 +54,7 @@ def find_chaos(root: Path) -> Iterator[Case | InputError]:
         yield attempt(_ct_case, patient)
     for patient in _patients(sets / "MR"):
         for sequence in _SEQUENCES:
-            # Who works on one sequence may keep only that one; half a sequence is an error.
+            # A copy may hold only some of the sequences; half a sequence is an error.
             if (patient / sequence[2]).exists() or (patient / sequence[2].parts[0]).exists():
                 yield attempt(_mr_case, patient, *sequence)
 

@@ -157,14 +157,14 @@ def _channel_cases(
     sequence: str | None,
 ) -> Iterator[Case | InputError]:
     """Pair NAME.nii.gz among the labels with NAME_0000.nii.gz … or one NAME.nii.gz among the images."""
-    there = {p.name.removesuffix(ending): p for p in _files(images, ending)}
+    with_images = {p.name.removesuffix(ending): p for p in _files(images, ending)}
     with_labels = {p.name.removesuffix(ending): p for p in _files(labels, ending)}
-    plain = any(name in there for name in with_labels)
-    of_images = {name if plain else re.sub(r"_\d{4}$", "", name) for name in there}
+    plain = any(name in with_images for name in with_labels)
+    of_images = {name if plain else re.sub(r"_\d{4}$", "", name) for name in with_images}
     for name in sorted(with_labels.keys() | of_images, key=natural):
-        files = [there.get(f"{name}_{c:04d}", images / f"{name}_{c:04d}{ending}") for c in range(channels)]
-        if name in there and not any(f.exists() for f in files):
-            files = [there[name]]
+        files = [with_images.get(f"{name}_{c:04d}", images / f"{name}_{c:04d}{ending}") for c in range(channels)]
+        if name in with_images and not any(f.exists() for f in files):
+            files = [with_images[name]]
         label = with_labels.get(name, labels / (name + ending))
         yield attempt(case_of_files, name, files, label, names, modality, sequence)
 
@@ -172,8 +172,8 @@ def _channel_cases(
 def _label_names(labels: Any, path: Path) -> dict[int, str]:
     """Names by value, from {"1": "liver"} (version 1), {"liver": 1} or {"whole": [1, 2]} (version 2).
 
-    A value of its own has the name of its own; one that occurs in regions alone has those of all, which names no
-    structure.
+    A value that a label names alone gets that name. A value that occurs only in regions of several values gets a name
+    made of all their names, which means no structure.
     """
     wrong = InputError(f'{path} does not say what its labels mean: give "labels": {{"liver": 1}} or {{"1": "liver"}}.')
     if not isinstance(labels, dict) or not labels:
@@ -195,7 +195,7 @@ def _label_names(labels: Any, path: Path) -> dict[int, str]:
 
 
 def _unnamed(names: Mapping[int, str], path: Path) -> list[InputError]:
-    """Sentence about the labels that the vocabulary lacks, if any; raises where it lacks them all."""
+    """A problem that lists the labels which the vocabulary lacks, if any; raises an error if it lacks all of them."""
     structures, unnamed = name_labels(names)
     listing = ", ".join(f'{value} "{name}"' for value, name in unnamed.items()) or "none"
     if not structures:
@@ -209,7 +209,7 @@ def _unnamed(names: Mapping[int, str], path: Path) -> list[InputError]:
 
 
 def _modality(names: list[str]) -> Modality | None:
-    """CT or MR, where names of channels say so."""
+    """CT or MR, if the names of channels say so."""
     words = {word for name in names for word in re.split(r"[^a-z0-9]+", name.lower()) if word}
     if words & {"ct", "cect", "ncct", "cta"}:
         return "CT"
@@ -241,26 +241,26 @@ def _find_manifest(root: Path) -> Iterator[Case | InputError]:
 
 def _manifest_case(path: Path, number: int, row: Mapping[str, str]) -> Case:
     cells = {column: value.strip() for column, value in row.items()}
-    here, where = path.parent, f"Row {number} of {path}"
+    folder, place = path.parent, f"Row {number} of {path}"
     if not cells.get("image") or not cells.get("label"):
-        raise InputError(f"{where} lacks the path of its image or label: fill it in.")
+        raise InputError(f"{place} lacks the path of its image or label: fill it in.")
     modality = cells.get("modality", "").upper()
     if modality not in ("CT", "MR", "MRI", ""):
-        raise InputError(f'{where} has the modality "{cells["modality"]}": write CT, MR or nothing.')
-    given = cells.get("names") or cells.get("structures") or "labels.json"
-    if given.lower().endswith(".json"):
-        names = _names_file(here / given)[0]
+        raise InputError(f'{place} has the modality "{cells["modality"]}": write CT, MR or nothing.')
+    label_names = cells.get("names") or cells.get("structures") or "labels.json"
+    if label_names.lower().endswith(".json"):
+        names = _names_file(folder / label_names)[0]
     else:
-        parts = [re.split(r"[:=]", part, maxsplit=1) for part in re.split(r"[;|]", given) if part.strip()]
+        parts = [re.split(r"[:=]", part, maxsplit=1) for part in re.split(r"[;|]", label_names) if part.strip()]
         if not all(len(part) == 2 and part[0].strip().isdecimal() for part in parts):
-            raise InputError(f'{where} names its labels as "{given}": write them as "1: liver; 2: spleen".')
+            raise InputError(f'{place} names its labels as "{label_names}": write them as "1: liver; 2: spleen".')
         names = {int(value): name.strip() for value, name in parts}
-    images = [here / part.strip() for part in cells["image"].split(";")]
+    images = [folder / part.strip() for part in cells["image"].split(";")]
     # File names may hold a patient's; the number of the row does not.
     identifier = cells.get("case") or f"case-{number:03d}"
     known: dict[str, Modality | None] = {"CT": "CT", "MR": "MR", "MRI": "MR"}
     return case_of_files(
-        identifier, images, here / cells["label"], names, known.get(modality), cells.get("sequence") or None
+        identifier, images, folder / cells["label"], names, known.get(modality), cells.get("sequence") or None
     )
 
 
@@ -275,20 +275,20 @@ def _find_folder(root: Path) -> Iterator[Case | InputError]:
         images = {n.replace("_image.", ".", 1): p for n, p in flat.items() if "_image." in n}
         labels = {n.replace("_label.", ".", 1): p for n, p in flat.items() if "_label." in n}
         image_of, label_of = (partial(_with_suffix, root, kind) for kind in ("_image", "_label"))
-    everyone = sorted(images.keys() | labels.keys(), key=natural)
-    if not everyone:
+    all_names = sorted(images.keys() | labels.keys(), key=natural)
+    if not all_names:
         raise InputError(
             f"{root} holds no labelled images: give a folder with images and labels of equal names, or with files "
             f"NAME_image.nii.gz and NAME_label.nii.gz."
         )
     names: dict[int, str]
     modality: Modality | None
-    if (root / "labels.json").exists() or not all(re.fullmatch(r"abdomen_\d+\..*", name) for name in everyone):
+    if (root / "labels.json").exists() or not all(re.fullmatch(r"abdomen_\d+\..*", name) for name in all_names):
         names, modality = _names_file(root / "labels.json")
     else:
         names, modality = BTCV, "CT"
     yield from _unnamed(names, root / "labels.json")
-    for name in everyone:
+    for name in all_names:
         image, label = images.get(name, image_of(name)), labels.get(name, label_of(name))
         yield attempt(case_of_files, _stem(name), (image,), label, names, modality)
 
@@ -318,7 +318,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _files(folder: Path, *endings: str) -> list[Path]:
-    """Files of a folder with these endings, less hidden ones: archives made on a Mac have a ._ file beside each."""
+    """Files of a folder with these endings, without hidden ones: archives made on a Mac have a ._ file beside each."""
     return [p for p in folder.iterdir() if p.name.endswith(endings) and not p.name.startswith(".") and p.is_file()]
 
 
