@@ -212,7 +212,7 @@ class Report(Request):
 
 @dataclass(frozen=True, kw_only=True)
 class Describe(Request):
-    """Ask what a network draws and takes."""
+    """Ask for the structures that a network draws, and the images that it takes."""
 
     type = "describe"
     model: str = _field(json_values.path)
@@ -361,7 +361,7 @@ class Downloaded(Reply):
 
 @dataclass(frozen=True, kw_only=True)
 class Removed(Reply):
-    """Answers `Remove`; ``installed`` where the model is still here, in the cache of a library."""
+    """Answers `Remove`; ``installed`` is true if the model is still on this machine, in the cache of a library."""
 
     type = "removed"
     name: str = _field(json_values.text)

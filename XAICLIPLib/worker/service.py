@@ -230,7 +230,7 @@ class RequestHandler:
     def _describe(self, request: Describe) -> protocol.Described:
         from XAICLIPLib.segmentation.segmenter import class_names
 
-        network = self._models.segmenter(request.model, _ready(request.device), bool(request.trust))
+        network = self._models.segmenter(request.model, _prepared_device(request.device), bool(request.trust))
         return protocol.Described(
             id=request.id, structures=class_names(network), inputs=tuple(getattr(network, "inputs", ()))
         )

@@ -305,12 +305,12 @@ def test_an_estimate_that_the_client_has_deleted_is_no_mistake(tmp_path: Path) -
 
 
 def test_a_network_is_described_and_kept(tmp_path: Path) -> None:
-    answers = Answers(tmp_path, lambda _reply: None)
-    reply = answers.compute(protocol.Describe(id=3, model="abdomen-ct", device="cpu"), lambda: False, lambda: False)
+    handler = RequestHandler(tmp_path, lambda _reply: None)
+    reply = handler.compute(protocol.Describe(id=3, model="abdomen-ct", device="cpu"), lambda: False, lambda: False)
     assert isinstance(reply, protocol.Described) and reply.id == 3
     assert len(reply.structures) == 13 and "left kidney" in reply.structures and "background" not in reply.structures
     assert len(reply.inputs) == 1
-    assert len(answers._models._loaded) == 1
+    assert len(handler._models._loaded) == 1
 
 
 def test_a_model_is_removed_where_it_was_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,6 +321,6 @@ def test_a_model_is_removed_where_it_was_downloaded(tmp_path: Path, monkeypatch:
     assert tmp_path in there.parents
     there.mkdir(parents=True)
     (there / "file").write_text("x")
-    answers = Answers(tmp_path, lambda _reply: None)
-    reply = answers.compute(protocol.Remove(id=4, name="spleen-ct"), lambda: False, lambda: False)
+    handler = RequestHandler(tmp_path, lambda _reply: None)
+    reply = handler.compute(protocol.Remove(id=4, name="spleen-ct"), lambda: False, lambda: False)
     assert reply == protocol.Removed(id=4, name="spleen-ct", installed=False) and not there.exists()
