@@ -103,7 +103,7 @@ def _tune(options: argparse.Namespace) -> int:
         modality=options.modality,
         tell=print_message,
     )
-    written = context.save(tuned.contexts, localizer.model, options.output)
+    written = learned_prompts.save(tuned.prompts, localizer.model, options.output)
     print_output(f"Regions and labels of {len(validation)} held-out scans, without the margin:\n")
     print_output(prompts.table(tuned.before, tuned.after))
     if tuned.absent:

@@ -102,7 +102,7 @@ def write(record: Mapping[str, Any], path: Path) -> Path:
     text = json.dumps(_plain(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     try:
         # A prompt from a terminal may hold bytes that are no valid text: they are written as escapes.
-        write_whole(path, text.encode("utf-8", errors="backslashreplace"))
+        write_atomically(path, text.encode("utf-8", errors="backslashreplace"))
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}): choose another folder.") from error
     return path

@@ -24,7 +24,15 @@ from XAICLIPLib.models.entry import Entry, Remote
 from XAICLIPLib.progress import Progress
 from XAICLIPLib.worker import protocol
 from XAICLIPLib.worker.protocol import Box, Explain, Mask, NamedStructure, Reply
-from XAICLIPLib.worker.service import KEPT_ESTIMATES, KEPT_MODELS, RequestHandler, ModelCache, DownloadProgress, ProgressReporter, _entry_summary
+from XAICLIPLib.worker.service import (
+    KEPT_ESTIMATES,
+    KEPT_MODELS,
+    DownloadProgress,
+    ModelCache,
+    ProgressReporter,
+    RequestHandler,
+    _entry_summary,
+)
 
 REAL_EXPLAIN = pipeline.explain
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
