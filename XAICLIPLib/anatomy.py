@@ -4,7 +4,7 @@ The vocabulary itself is data: ``Resources/anatomy.json``. A prompt becomes a se
 side; it means a structure only if every word of it is accounted for and the side is the same.
 
 What a text means is found with the standard library alone, so that 3D Slicer's panel can ask before any package is
-installed; what it may have meant (`suggestion`, `suggestions`) needs rapidfuzz.
+installed; what it may have meant (`closest_structure`, `suggestions`) needs rapidfuzz.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ LARGEST_SCALE = 4.0
 """What a way gains is known from its two ends. Where its gradients add up to less than a quarter of it, or to more than
 four times as much, they say too little to be scaled to it."""
 
-EVEN = 0.5
+EVEN = 0.8
 """Share of the organ's credit that is spread evenly over it. Within an organ gradients are noisy, and by the other half
 every part of it draws itself; what this is worth is measured in Testing/benchmarks/EXPLAINERS.md."""
 
