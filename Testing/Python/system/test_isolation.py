@@ -131,4 +131,7 @@ def test_only_isolated_children_are_started() -> None:
     assert list(starts('run([sys.executable, "-m", "XAICLIPLib"])')) == [1]
     places = [path for folder in ("XAICLIPLib", "XAICLIP") for path in sorted((ROOT / folder).rglob("*.py"))]
     found = {path.relative_to(ROOT).as_posix() for path in places if list(starts(path.read_text(encoding="utf-8")))}
-    assert found == {"XAICLIPLib/system/isolation.py"}
+    # pip's working directory is an empty folder, and Slicer's Python needs the variables that ``-I`` would drop.
+    pip = "XAICLIP/XAICLIPModule/installation/package_installation.py"
+    assert found == {"XAICLIPLib/system/isolation.py", pip}
+    assert "process.setWorkingDirectory(" in (ROOT / pip).read_text(encoding="utf-8")

@@ -436,7 +436,7 @@ def test_a_damaged_slice_is_named_not_left_out(folder: Path) -> None:
 def test_a_real_series_lies_on_its_labels(shared_data: Path) -> None:
     folder = shared_data / "totalseg" / "example_ct_dicom"
     image = imaging.read_volume(folder)
-    labels = sitk.ReadImage(str(shared_data / "totalseg" / "example_seg_series.nii.gz"))
+    labels = sitk.ReadImage(str(shared_data / "totalseg" / "example_seg_dicom.nii.gz"))
     assert imaging.same_geometry(image, sitk.DICOMOrient(labels, "LPS"))
     hu = sitk.GetArrayFromImage(image)
     of = sitk.GetArrayFromImage(sitk.DICOMOrient(labels, "LPS"))
