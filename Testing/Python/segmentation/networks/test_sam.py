@@ -450,7 +450,7 @@ def test_a_mask_elsewhere_is_refused(tiny: SamSegmenter) -> None:
 
 
 def test_patches_are_all_slices() -> None:
-    tiling = Tiling.of((5, 6, 3), sam.slices_of)
+    tiling = Tiling.of((5, 6, 3), sam.slice_tiling)
     assert len(tiling.patches) == 3 and tiling.weight.shape == (5, 6, 1)
     volume = torch.rand(1, 5, 6, 3)
     assert torch.equal(predict_logits(lambda x: x, volume, tiling), volume)
