@@ -172,8 +172,15 @@ class XAICLIPLogic(ScriptedLoadableModuleLogic):
         # One wrapper for each node: each observes it for as long as it lives, and nothing ends that.
         if self._parameters is None or self._parameters.parameterNode is not node:
             repair(node)
+            # Before the wrapper, whose cache reads all that a scene which is loaded puts into the node.
+            self._endObserving.append(observe(node, vtk.vtkCommand.ModifiedEvent, self._onParametersModified, 1.0))
             self._parameters = wrap(node)
         return self._parameters
+
+    def _onParametersModified(self, node: Any, _event: Any) -> None:
+        from XAICLIPModule.parameters import repair
+
+        repair(node)
 
     def forgetParameterNode(self) -> None:
         """Wrap it anew when it is next asked for: a scene that closes empties it."""

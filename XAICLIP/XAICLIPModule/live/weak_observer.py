@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-def observe(subject: Any, event: int, method: Callable[..., Any]) -> Callable[[], Any]:
+def observe(subject: Any, event: int, method: Callable[..., Any], priority: float = 0.0) -> Callable[[], Any]:
     """Call a bound method on an event of a VTK object, while somebody else holds the method's owner.
 
     Returns
@@ -24,6 +24,6 @@ def observe(subject: Any, event: int, method: Callable[..., Any]) -> Callable[[]
 
     if hasattr(method, "CallDataType"):  # what VTK looks at to hand over what the event is about
         call.CallDataType = method.CallDataType  # type: ignore[attr-defined]
-    end = weakref.finalize(method.__self__, subject.RemoveObserver, subject.AddObserver(event, call))  # type: ignore[attr-defined]
+    end = weakref.finalize(method.__self__, subject.RemoveObserver, subject.AddObserver(event, call, priority))  # type: ignore[attr-defined]
     end.atexit = False  # scenes go before Python does
     return end

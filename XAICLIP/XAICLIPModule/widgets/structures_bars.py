@@ -11,6 +11,8 @@ from typing import Any
 import qt
 from slicer.i18n import tr as _
 
+from XAICLIPModule.panel.foreign_text import shown
+
 LONGEST = 1000
 """Value of the longest bar."""
 
@@ -33,7 +35,7 @@ def show(table: Any, structures: Sequence[Mapping[str, Any]]) -> None:
     table.setRowCount(len(lost))
     for row, (structure, score) in enumerate(zip(structures, lost, strict=True)):
         name = qt.QTableWidgetItem(str(structure["structure"]))
-        name.setToolTip(_("{volume:.0f} ml").format(volume=float(structure.get("volume_ml") or 0)))
+        name.setToolTip(shown(_("{volume:.0f} ml").format(volume=float(structure.get("volume_ml") or 0))))
         table.setItem(row, 0, name)
         bar = qt.QProgressBar()
         bar.setRange(0, LONGEST)
