@@ -24,8 +24,9 @@ help:
 demo: $(INSTALLED)
 	@$(BIN)/xaiclip demo
 
+# One thread for each of the workers, which already share the cores.
 test: lint
-	@$(BIN)/python -m pytest -q --durations=15 -n auto --maxprocesses=4 --dist=loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=15 -n auto --maxprocesses=4 --dist=loadfile
 
 lint: $(INSTALLED)
 	@$(BIN)/ruff check .
