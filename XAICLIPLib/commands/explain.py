@@ -194,9 +194,9 @@ def _add_parameters(group: argparse._ArgumentGroup, parameters: list[dict[str, A
             group.add_argument(option, **settings)
 
 
-def _text(given: str) -> str:
+def _text(argument: str) -> str:
     """A text from the command line, in which bytes that are no valid text are replaced."""
-    text = given.encode("utf-8", "replace").decode("utf-8")
+    text = argument.encode("utf-8", "replace").decode("utf-8")
     if not text.strip():
         raise argparse.ArgumentTypeError('it is empty; say what to explain, such as "liver"')
     return text

@@ -323,12 +323,12 @@ def test_a_network_is_described_and_kept(tmp_path: Path) -> None:
 
 def test_a_model_is_removed_where_it_was_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XAICLIP_MODELS", str(tmp_path / "models"))
-    from XAICLIPLib.models.folder import downloaded
+    from XAICLIPLib.models.folder import download_folder
 
-    there = downloaded("spleen-ct")
-    assert tmp_path in there.parents
-    there.mkdir(parents=True)
-    (there / "file").write_text("x")
+    model_folder = download_folder("spleen-ct")
+    assert tmp_path in model_folder.parents
+    model_folder.mkdir(parents=True)
+    (model_folder / "file").write_text("x")
     handler = RequestHandler(tmp_path, lambda _reply: None)
     reply = handler.compute(protocol.Remove(id=4, name="spleen-ct"), lambda: False, lambda: False)
-    assert reply == protocol.Removed(id=4, name="spleen-ct", installed=False) and not there.exists()
+    assert reply == protocol.Removed(id=4, name="spleen-ct", installed=False) and not model_folder.exists()
