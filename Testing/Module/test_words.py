@@ -39,7 +39,7 @@ def test_lupdate_finds_every_string_that_is_translated() -> None:
 def test_what_the_library_says_of_its_methods_can_be_translated(module_path: Path, slicer_host: Any) -> None:
     from XAICLIPModule.widgets import method_form, method_words
 
-    arguments = [call.args[0] for call in calls(MODULE / "XAICLIPModule" / "panel" / ONE_DOOR)]
+    arguments = [call.args[0] for call in calls(MODULE / "XAICLIPModule" / "widgets" / ONE_DOOR)]
     literals = {argument.value for argument in arguments if isinstance(argument, ast.Constant)}
     assert set(method_words.sentences()) <= literals
     for name, description in methods.describe().items():

@@ -41,6 +41,13 @@ def summary(explanation: Explanation) -> str:
         ]
     else:
         lines.append("Tried:     nothing was hidden: gradients over all that the network sees around the target")
+    if "credit_of_organ" in values:
+        lines += [
+            f"Credit:    {values['credit_of_organ']:.3f} of the score to the {name} itself, "
+            f"{values['credit_of_context']:.3f} to what lies around it",
+            f"           shown alone, the {name} scores {values['organ_alone']:.3f}, and all around it "
+            f"{values['context_alone']:.3f}, of {values['score_unperturbed']:.3f}",
+        ]
     for row in values.get("structures", [])[:5]:
         without = f"           without {one_line(row['structure'])}"
         lines.append(f"{without}: {row['score_lost']:+.3f} lost ({row['volume_ml']:.0f} ml)")

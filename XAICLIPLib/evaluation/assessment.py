@@ -26,7 +26,7 @@ from XAICLIPLib.explainers.setting import Setting
 from XAICLIPLib.localization.region import Agreement
 
 POINTS = 5
-"""Points of each curve: from a thousandth of the region to all of it, each step 5.6 times as large as the last."""
+"""Points of each curve: from one cube to everything that was tried, each step larger than the last by one factor."""
 
 ORDERS = 7
 """Removal orders that are compared: the map's, a random one, and those of five control maps, made without the network:
@@ -201,7 +201,9 @@ def faithfulness_record(faithfulness: Faithfulness | None) -> dict[str, Any] | N
         "map": _curves_record(faithfulness.saliency),
         "controls": {name: _curves_record(curves) for name, curves in named.items()},
         "lead": {direction: faithfulness.lead(direction) for direction in DIRECTIONS},
-        "lead_over_outline": {direction: faithfulness.lead(direction, controls=OUTLINE) for direction in DIRECTIONS},
+        "lead_over_outline": {
+            direction: faithfulness.lead(direction, controls=OUTLINE, over_chance=False) for direction in DIRECTIONS
+        },
     }
 
 

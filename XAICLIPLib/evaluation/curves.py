@@ -132,17 +132,22 @@ class Faithfulness:
         return (curve.area - chance) / span
 
     def lead(
-        self, direction: Direction, score: Score = "soft dice", controls: Collection[str] | None = None
+        self,
+        direction: Direction,
+        score: Score = "soft dice",
+        controls: Collection[str] | None = None,
+        over_chance: bool = True,
     ) -> float | None:
         """The map's normalized area minus that of the best control; at or below 0 the map is of no use.
 
-        Chance counts as a control with area 0. ``controls`` names those to compare with; by default all.
+        ``controls`` names those to compare with; by default all. With ``over_chance`` chance is one of them, with an
+        area of 0.
         """
         area = self.normalized_area(direction, score)
         names = [name for name in self.controls if controls is None or name in controls]
         others = [self.normalized_area(direction, score, name) for name in names]
         known = [value for value in others if value is not None]
-        return None if area is None or len(known) < len(others) else area - max([0.0, *known])
+        return None if area is None or len(known) < len(others) else area - max([0.0] * over_chance + known)
 
 
 def faithfulness(
@@ -209,7 +214,7 @@ def removal_curves(
     """Deletion and insertion curves in the order of a map, the highest values first.
 
     Voxels are replaced by the scorer's baseline. All scores are read from the same network calls. Beside the map, one
-    int32 volume is kept.
+    int32 volume is kept, and with cubes an int64 one.
 
     Parameters
     ----------
@@ -235,9 +240,10 @@ def removal_curves(
     scores
         The scores of the target that curves are made of.
     grain_mm
-        Edge of the cubes that are removed as wholes, in the order of the map's mean over each; 0 removes voxel by
-        voxel. Scattered single voxels are salt noise, which ruins a network's output long before a hole of the same
-        volume does. Maps of different grain can therefore be compared only at one grain.
+        Edge of the cubes that are removed one after the other, in the order of the map's mean over each; the first step
+        is at least one cube. 0 removes voxel by voxel. Scattered single voxels are salt noise, which ruins a network's
+        output long before a hole of the same volume does. Maps of different grain can therefore be compared only at one
+        grain.
 
     Raises
     ------
@@ -248,9 +254,7 @@ def removal_curves(
     cubes = cube_numbers(shape, spacing_mm, grain_mm) if grain_mm else None
     ranks, order = removal_order(saliency, shape, removable, seed, cubes)
     voxel_mm3 = math.prod(spacing_mm)
-    amounts = step_sizes(len(order), count, steps, round(first_mm3 / voxel_mm3))
-    if cubes is not None:
-        amounts = whole_cubes(cubes.ravel()[order], amounts)
+    amounts = step_sizes(len(order), count, steps, round(max(first_mm3, grain_mm**3) / voxel_mm3))
     extents = _extents(order, ranks.shape, amounts)
     everything = len(order)
     device = scorer.volume.device
@@ -296,13 +300,6 @@ def cube_numbers(shape: tuple[int, ...], spacing_mm: Spacing, edge_mm: float) ->
     return np.asarray((axes[0] * counts[1] + axes[1]) * counts[2] + axes[2], np.int64)
 
 
-def whole_cubes(cubes: NDArray[np.int64], amounts: Sequence[int]) -> list[int]:
-    """Round each amount up to whole cubes; ``cubes`` holds the cube of each voxel, in the order of removal."""
-    ends = np.append(np.flatnonzero(np.diff(cubes)) + 1, len(cubes))
-    moved: list[int] = np.unique(ends[np.searchsorted(ends, amounts)]).tolist()
-    return moved
-
-
 def removal_order(
     saliency: Tensor,
     shape: tuple[int, ...],
@@ -312,7 +309,8 @@ def removal_order(
 ) -> tuple[Tensor, NDArray[np.int64]]:
     """The order in which a map removes voxels: by falling value, equal values at random.
 
-    With ``cubes`` (X, Y, Z), the number of each voxel's cube, whole cubes are removed, by the map's mean over each.
+    With ``cubes`` (X, Y, Z), the number of each voxel's cube, cubes are removed one after the other, by the map's mean
+    over each. A step that ends within a cube cuts off a slab of it, so that all orders have the same steps.
 
     Returns
     -------
@@ -333,17 +331,15 @@ def removal_order(
     shuffled = np.random.default_rng(seed).permutation(allowed)
     if not np.isfinite(values[shuffled]).all():
         raise InputError("The saliency holds values that are not finite: no order follows from them.")
-    keys = values[shuffled]
-    if cubes is not None:
-        numbers = cubes.ravel()[shuffled]
-        sums, sizes = np.bincount(numbers, keys.astype(np.float64)), np.bincount(numbers)
-        # Cubes of equal mean get different ranks, so that each is removed as a whole before the next.
+    if cubes is None:
+        order = shuffled[np.argsort(-values[shuffled], kind="stable")]
+    else:
+        numbers = cubes.ravel()[allowed]
+        sums, sizes = np.bincount(numbers, values[allowed].astype(np.float64)), np.bincount(numbers)
         chance = np.random.default_rng(seed).permutation(len(sums))
-        cube_order = np.lexsort((chance, -sums / np.maximum(sizes, 1)))
-        cube_rank = np.empty(len(cube_order), np.int64)
-        cube_rank[cube_order] = np.arange(len(cube_order))
-        keys = -cube_rank[numbers]
-    order = shuffled[np.argsort(-keys, kind="stable")]
+        place = np.empty(len(sums), np.int64)
+        place[np.lexsort((chance, -sums / np.maximum(sizes, 1)))] = np.arange(len(sums))
+        order = allowed[np.argsort(place[numbers], kind="stable")]
     ranks = np.full(values.size, -1, np.int32)
     ranks[order] = np.arange(len(order), dtype=np.int32)
     return torch.from_numpy(ranks.reshape(shape)), order

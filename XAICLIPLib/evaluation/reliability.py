@@ -43,8 +43,8 @@ Noise of other seeds gets areas that scatter by a standard deviation of 0.05 to 
 (Testing/benchmarks/planted.py), where occlusion leads by 0.2 to 0.4. The best of several controls already lies above
 chance by that scatter; a map could lead it by the same amount by luck."""
 
-OUTLINE_LEAD = 0.02
-"""By how much a map must lead the best map made of the outline, on the same scale."""
+OUTLINE_LEAD = LEAD
+"""By how much a map must lead the best map made of the outline: that, too, may be the best of several by luck."""
 
 UNFAMILIAR = 0.5
 """Largest share of the body's voxels outside the network's intensity range. Lungs, bowel gas and bone may lie outside
@@ -212,8 +212,8 @@ def like_the_null(evidence: Evidence) -> ReliabilityFlag | None:
         lead <= LEAD,
         f"The map explains the {evidence.name} no better than a picture that knows nothing of the network "
         "(noise, or edges of the scan): do not read it.",
-        f"Hiding what the map marks first destroys the {evidence.name} sooner, and showing it first restores it "
-        "sooner, than in the order of pictures that know nothing of the network.",
+        f"Hiding what the map marks first destroys the {evidence.name} sooner and showing it first restores it "
+        "sooner, both taken together, than in the order of pictures that know nothing of the network.",
     )
 
 
@@ -253,7 +253,8 @@ def _mean_lead(evidence: Evidence, outline: bool) -> float | None:
     if faithfulness is None:
         return None
     names = [name for name in faithfulness.controls if (name in OUTLINE) == outline]
-    leads = [lead for d in DIRECTIONS if (lead := faithfulness.lead(d, controls=names)) is not None]
+    curves = [faithfulness.lead(d, controls=names, over_chance=not outline) for d in DIRECTIONS]
+    leads = [lead for lead in curves if lead is not None]
     return float(np.mean(leads)) if names and leads else None
 
 

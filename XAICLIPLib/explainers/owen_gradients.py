@@ -5,7 +5,8 @@ outline, and the context is credited where half an organ is seen through half a 
 and context are two unions: the context is shown step by step once beside the whole organ and once without it, the organ
 once within the whole context and once without it, and each gets the mean of its two. So each voxel has its Owen value
 with infinitely small players (Aumann and Shapley's value within Owen's unions), and all of them add up to the score of
-the scan over that of the baseline.
+the scan over that of the baseline. What is shown of it is smoothed: credit is summed over cubes, and most of the
+organ's is spread evenly over it (`OwenGradients.even_share`).
 
 References
 ----------
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from XAICLIPLib.errors import InputError
@@ -37,31 +38,23 @@ if TYPE_CHECKING:
 else:
     np, torch = lazy("numpy"), lazy("torch")
 
-LARGEST_SCALE = 4.0
-"""What a way gains is known from its two ends. Where its gradients add up to less than a quarter of it, or to more than
-four times as much, they say too little to be scaled to it."""
-
-EVEN = 0.8
-"""Share of the organ's credit that is spread evenly over it. Within an organ gradients are noisy, and by the other half
-every part of it draws itself; what this is worth is measured in Testing/benchmarks/EXPLAINERS.md."""
-
 
 @dataclass(frozen=True)
 class OwenGradients(Method):
-    """What the network needs around the organ and which part of the organ it needs, told apart, by gradients."""
+    """How much of the score is owed to the organ and to its surroundings, and to which places, by gradients."""
 
     name: ClassVar[str] = "owen-gradients"
     captions: ClassVar[Captions] = Captions(
-        "gradients", "credited to the cube around a place", region="Region of interest"
+        "gradients", "", "credit of the cube around a place (share of the {score})", "Region of interest"
     )
 
     detail_mm: float = parameter(12.0, "edge of the cube over which a place's credit is summed", 1, 100, "mm")
-    steps: int = parameter(6, "points on the two ways beside the rest of the scan; those without it have fewer", 2, 100)
-
-    @property
-    def reach_mm(self) -> float:
-        """Half the cube."""
-        return self.detail_mm / 2
+    steps: int = parameter(
+        6, "points on each path beside the rest of the scan; those without it have half as many", 2, 100
+    )
+    even_share: float = parameter(
+        0.8, "share of the organ's credit that is spread evenly over it: within an organ gradients are noisy", 0, 1
+    )
 
     def estimates(self, setting: Setting, seed: int) -> Iterator[Estimate]:
         """See `owen_gradients`."""
@@ -72,6 +65,7 @@ class OwenGradients(Method):
             setting.spacing_mm,
             detail_mm=self.detail_mm,
             steps=self.steps,
+            even_share=self.even_share,
         )
 
 
@@ -83,10 +77,11 @@ def owen_gradients(
     *,
     detail_mm: float = 12.0,
     steps: int = 6,
+    even_share: float = 0.8,
 ) -> Iterator[Estimate]:
-    """Gradients of the score along four ways; the saliency of a place is the credit of the cube around it.
+    """Gradients of the score along four paths; the saliency of a place is the credit of the cube around it.
 
-    Each way is integrated by the Gauss-Legendre rule. Yields an estimate after every gradient, of which each costs the
+    Each path is integrated by the Gauss-Legendre rule. Yields an estimate after every gradient, of which each costs the
     target's patches twice forward and once back; the last estimate is complete. Close the iterator to cancel.
 
     Parameters
@@ -103,8 +98,11 @@ def owen_gradients(
         Edge of the cube whose credit is summed for its middle voxel: single voxels of a gradient are noise. Organ and
         context are summed apart, so that neither bleeds into the other.
     steps
-        Points on each of the two ways beside the rest; the two without it, where the network draws next to nothing,
-        have half of them, at least 2.
+        Points on each of the two paths beside the rest of the scan; the two without it, where the network draws next
+        to nothing, have half of them, at least 2.
+    even_share
+        Share of the organ's credit that is spread evenly over it. On the validation subjects the gradient's detail
+        within an organ was worth little, and the outline's order beside it much (`Testing/benchmarks/EXPLAINERS.md`).
 
     Raises
     ------
@@ -113,10 +111,11 @@ def owen_gradients(
 
     Notes
     -----
-    What each way gains is known exactly from the scores at its two ends, and its credit is scaled to that: the score of
-    a network often jumps between two points. The findings are ``credit_of_organ`` and ``credit_of_context``, which add
-    up to ``score_change`` (of the volume over the baseline) where all ways could be scaled; ``completeness_gap``, how
-    far they are from it before scaling; and ``organ_alone`` and ``context_alone``: the score where only that is shown.
+    What each path gains is known exactly from the scores at its two ends. The credit of its gradients is scaled to
+    that, by no more than `SCALE`, because a network's score often jumps between two points. The findings are
+    ``credit_of_organ`` and ``credit_of_context``; ``score_change``, of the volume over the baseline; ``organ_alone``
+    and ``context_alone``, the score where only that is shown; and ``completeness_gap`` and
+    ``completeness_gap_scaled``: how far the credit is from adding up to the change before scaling and after it.
     """
     if not isinstance(scorer.baseline, torch.Tensor):
         raise InputError(
@@ -127,47 +126,52 @@ def owen_gradients(
     organ, context = organ.to(device) & changeable.to(device), changeable.to(device) & ~organ.to(device)
     baseline = scorer.baseline.to(scorer.volume)
     difference = scorer.volume - baseline
-    nothing = torch.zeros_like(organ)
-    scores = {
-        name: scorer.differentiable_score(torch.where(shown, scorer.volume, baseline))
-        for name, shown in {"organ": organ, "context": context, "nothing": ~(organ | context)}.items()
-    }
-    scores["all"] = scorer.differentiable_score()
-    # What is shown step by step, what beside it all the while, at how many points, and what that gains.
+    nothing, fixed = torch.zeros_like(organ), ~(organ | context)  # what cannot change is always shown
+    shown = {"nothing": nothing, "organ": organ, "context": context, "all": organ | context}
+    running = _OwenMap(organ, context, in_voxels(detail_mm, spacing_mm), even_share)
+    for name, mask in shown.items():
+        running.scores[name] = scorer.differentiable_score(torch.where(mask | fixed, scorer.volume, baseline))
     few = max(2, steps // 2)
-    ways = (
-        (context, organ, steps, scores["all"] - scores["organ"]),
-        (organ, context, steps, scores["all"] - scores["context"]),
-        (context, nothing, few, scores["context"] - scores["nothing"]),
-        (organ, nothing, few, scores["organ"] - scores["nothing"]),
+    # What is shown step by step, what beside it all the while, at how many points, and from which score to which.
+    plans = (
+        (context, organ, steps, "organ", "all"),
+        (organ, context, steps, "context", "all"),
+        (context, nothing, few, "nothing", "context"),
+        (organ, nothing, few, "nothing", "organ"),
     )
-    points = [
-        (abs(node), way, float(node + 1) / 2, float(weight) / 2)
-        for way, (_, _, count, _) in enumerate(ways)
-        for node, weight in zip(*np.polynomial.legendre.leggauss(count), strict=True)
-    ]
-    credits = [_Way(torch.zeros_like(difference[0]), gain) for *_, gain in ways]
-    running = _OwenMap(organ, context, credits, in_voxels(detail_mm, spacing_mm), scores)
-    # From the middle of each way outwards, so that a running estimate knows something of all.
-    for done, (_, way, at, weight) in enumerate(sorted(points), 1):
-        moving, beside, _, _ = ways[way]
-        volume = baseline + difference * (at * moving + beside.to(difference.dtype))
-        volume = torch.where(organ | context, volume, scorer.volume)
-        credits[way].credit += weight * (scorer.gradient(volume) * difference * moving).sum(0)
-        credits[way].covered += weight
+    points: list[tuple[Any, ...]] = []
+    for moving, beside, count, start, end in plans:
+        path = _Path(torch.zeros_like(difference[0]), running.scores[end] - running.scores[start])
+        running.paths.append(path)
+        if bool(moving.any()):
+            nodes, weights = np.polynomial.legendre.leggauss(count)
+            points += [
+                (abs(node), len(points) + n, path, moving, beside, float(node + 1) / 2, float(weight) / 2)
+                for n, (node, weight) in enumerate(zip(nodes, weights, strict=True))
+            ]
+    # From the middle of each path outwards, so that a running estimate knows something of all.
+    points.sort(key=lambda point: point[:2])
+    for done, (_, _, path, moving, beside, at, weight) in enumerate(points, 1):
+        volume = baseline + difference * (at * moving + (beside | fixed).to(difference.dtype))
+        path.credit += weight * (scorer.gradient(volume) * difference * moving).sum(0)
+        path.covered += weight
         yield Estimate(done, len(points), running)
 
 
+SCALE = 4.0
+"""The credit of a path is scaled to its gain by at most this factor, and by no less than its inverse."""
+
+
 @dataclass
-class _Way:
-    """One way from hidden to shown.
+class _Path:
+    """One path from hidden to shown.
 
     Attributes
     ----------
     credit
         (X, Y, Z): what its gradients so far give each voxel.
     gain
-        What it gains in all, from its two ends.
+        What it gains in all: the score at its end less that at its start.
     covered
         How much of it was covered, from 0 to 1.
     """
@@ -177,14 +181,13 @@ class _Way:
     covered: float = 0.0
 
     def total(self) -> float:
-        """What its gradients add up to, as of the whole way."""
+        """What its gradients add up to, as of the whole path."""
         return float(self.credit.sum(dtype=torch.float64)) / self.covered if self.covered else 0.0
 
     def scaled(self) -> Tensor:
-        """(X, Y, Z): the credit, scaled to the gain where it is near enough."""
+        """(X, Y, Z): the credit of the whole path, scaled towards its gain."""
         total = self.total()
-        factor = self.gain / total if total else 0.0
-        factor = factor if 1 / LARGEST_SCALE <= factor <= LARGEST_SCALE else 1.0
+        factor = min(max(self.gain / total, 1 / SCALE), SCALE) if total else 0.0
         return self.credit * (factor / max(self.covered, 1e-12))
 
 
@@ -196,23 +199,30 @@ class _OwenMap(RunningMap):
     ----------
     organ, context
         (X, Y, Z) bool: the unions.
-    ways
-        Context beside the organ, organ within the context, context alone, organ alone.
     cube
         Voxels along each axis over which credit is summed.
+    even_share
+        Share of the organ's credit that is spread evenly over it.
+    paths
+        Context beside the organ, organ within the context, context alone, organ alone.
     scores
         Where only the organ, only the context, all or nothing is shown.
     """
 
     organ: Tensor
     context: Tensor
-    ways: list[_Way]
     cube: tuple[int, ...]
-    scores: dict[str, float]
+    even_share: float
+    paths: list[_Path] = field(default_factory=list)
+    scores: dict[str, float] = field(default_factory=dict)
 
     def credit(self) -> Tensor:
-        """(X, Y, Z), on the device: of each voxel the mean of its two ways."""
-        return sum((way.scaled() for way in self.ways), torch.zeros_like(self.ways[0].credit)) / 2
+        """(X, Y, Z), on the device: of each voxel the mean of its two paths, the organ's spread as asked."""
+        credit = sum((path.scaled() for path in self.paths), torch.zeros_like(self.paths[0].credit)) / 2
+        if bool(self.organ.any()):
+            even = credit[self.organ].mean()
+            credit = torch.where(self.organ, torch.lerp(credit, even.expand_as(credit), self.even_share), credit)
+        return credit
 
     def saliency(self) -> Tensor:
         credit = self.credit().cpu().numpy().astype(np.float64)
@@ -223,8 +233,6 @@ class _OwenMap(RunningMap):
         """(X, Y, Z): credit of the cube around each voxel of a union, as of a cube that lies wholly in it."""
         from scipy.ndimage import uniform_filter
 
-        if union.any() and np.array_equal(union, self.organ.cpu().numpy()):
-            credit = (1 - EVEN) * credit + EVEN * credit[union].mean()
         sums, sizes = (
             uniform_filter(np.where(union, values, 0.0), self.cube, mode="constant")
             for values in (credit, np.ones(union.shape))
@@ -237,13 +245,14 @@ class _OwenMap(RunningMap):
 
     def findings(self) -> dict[str, Any]:
         credit = self.credit()
-        raw = sum(way.total() for way in self.ways) / 2
+        organ, context = (float(credit[union].sum(dtype=torch.float64)) for union in (self.organ, self.context))
         change = self.scores["all"] - self.scores["nothing"]
         return {
-            "credit_of_organ": float(credit[self.organ].sum(dtype=torch.float64)),
-            "credit_of_context": float(credit[self.context].sum(dtype=torch.float64)),
+            "credit_of_organ": organ,
+            "credit_of_context": context,
             "organ_alone": self.scores["organ"],
             "context_alone": self.scores["context"],
             "score_change": change,
-            "completeness_gap": abs(raw - change),
+            "completeness_gap": abs(sum(path.total() for path in self.paths) / 2 - change),
+            "completeness_gap_scaled": abs(organ + context - change),
         }

@@ -340,10 +340,10 @@ def _faithfulness(record: Mapping[str, Any]) -> Section:
     ]
     leads = [lead for lead in faithfulness["lead"].values() if lead is not None]
     paragraphs = [
-        "Voxels were hidden in the order of the map, the brightest first, and in another run shown in that order, "
-        "with all else that was tried hidden. A map that tells what the network leans on makes the drawing vanish "
-        "sooner, and come back sooner, than orders that know nothing of the network: chance, the middle of the region, "
-        "and edges of the scan."
+        "Cubes of 12 mm were hidden in the order of the map, the brightest first, and in another run shown in that "
+        "order, with all else that was tried hidden. A map that tells what the network leans on makes the drawing "
+        "vanish sooner, and come back sooner, than orders that know nothing of the network: chance, edges of the scan, "
+        "and what everybody sees already: the drawing itself, its depth, its border, and the middle of what was tried."
     ]
     if leads:
         lead = sum(leads) / len(leads)

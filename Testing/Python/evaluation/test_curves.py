@@ -12,6 +12,7 @@ from torch import Tensor
 
 from Testing.Python.scoring.test_scorer import Case, convolutions_of_two_channels, make_case, segresnet
 from XAICLIPLib.errors import InputError
+from XAICLIPLib.evaluation.controls import random_map
 from XAICLIPLib.evaluation.curves import (
     Curve,
     Steps,
@@ -20,7 +21,6 @@ from XAICLIPLib.evaluation.curves import (
     removal_curves,
     removal_order,
     step_sizes,
-    whole_cubes,
 )
 from XAICLIPLib.scoring.scorer import Scorer
 from XAICLIPLib.scoring.scores import target_score
@@ -192,9 +192,26 @@ def test_cubes_go_as_wholes_by_the_mean_of_the_map() -> None:
     assert len(first) == len(np.unique(gone)), "each cube goes as one"
     means = [float(values[inside & torch.from_numpy(cubes == number)].mean()) for number in gone[first]]
     assert means == sorted(means, reverse=True)
-    amounts = whole_cubes(gone, [1, 5, 100, len(order)])
-    assert set(amounts) <= {*first[1:].tolist(), len(order)}
-    assert amounts[0] == first[1] and amounts[-1] == len(order)
+    for number in np.unique(gone)[:5]:
+        assert (np.diff(order[gone == number]) > 0).all(), "a cube that is cut is cut in slabs"
+
+
+def test_all_orders_have_the_same_steps_where_cubes_are_removed(case: Case) -> None:
+    """Also where the removable voxels are few and of an odd shape: areas over different axes cannot be compared."""
+    removable = torch.zeros(SHAPE, dtype=torch.bool)
+    removable[3:14, 5:16, 2:13] = True
+    maps = [random_map(SHAPE, SPACING, seed) for seed in range(3)] + [removable.float()]
+    volumes = {
+        removal_curves(
+            case.scorer(), values, SPACING, removable=removable, count=5, grain_mm=12.0, scores=("soft dice",)
+        )
+        .deletion["soft dice"]
+        .volumes_mm3
+        for values in maps
+    }
+    assert len(volumes) == 1
+    ((first, *_),) = volumes
+    assert first == pytest.approx(12.0**3, rel=0.01)
 
 
 def test_scatter_wins_nothing_where_cubes_go_as_wholes(case: Case) -> None:

@@ -103,3 +103,44 @@ def test_a_baseline_for_each_place_is_refused() -> None:
     scorer.baseline = lambda box, strength: torch.zeros(1)
     with pytest.raises(InputError, match="choose the baseline air, mean or blur"):
         explained(scorer)
+
+
+def test_what_cannot_change_is_always_shown() -> None:
+    """Where only a part can change, both the paths and their ends keep the rest of the scan."""
+    case = make_case(segresnet, (24, 22, 18), (12.0, 11.0, 9.0))
+    scorer, changeable = case.scorer(), torch.zeros(24, 22, 18, dtype=torch.bool)
+    changeable[6:20, 4:18, 3:15] = True
+    findings = final(
+        owen_gradients(scorer, scorer.target.reference, changeable, SPACING, detail_mm=1.0, steps=16)
+    ).findings()
+    assert isinstance(scorer.baseline, Tensor)
+    hidden = scorer.differentiable_score(torch.where(changeable, scorer.baseline, scorer.volume))
+    assert findings["score_change"] == pytest.approx(scorer.full_score - hidden, abs=1e-6)
+    assert findings["completeness_gap"] < 0.02
+    assert findings["completeness_gap_scaled"] < 1e-5
+    total = findings["credit_of_organ"] + findings["credit_of_context"]
+    assert total == pytest.approx(findings["score_change"], abs=1e-5)
+    assert abs(total) > 0.01
+
+
+@pytest.mark.parametrize("empty", ["organ", "context"])
+def test_an_empty_union_costs_nothing_and_gets_nothing(empty: str) -> None:
+    case = make_case(segresnet, (24, 22, 18), (12.0, 11.0, 9.0))
+    scorer = case.scorer()
+    organ = scorer.target.reference
+    changeable = ~organ if empty == "organ" else organ
+    *_, last = owen_gradients(scorer, organ, changeable, SPACING, detail_mm=1.0, steps=4)
+    assert last.done == last.planned == 4 + 2
+    findings = last.findings()
+    assert findings[f"credit_of_{empty}"] == 0
+    assert bool(torch.isfinite(last.saliency()).all())
+    assert float(last.saliency()[~changeable].abs().max()) == 0
+
+
+def test_the_even_share_moves_credit_within_the_organ_alone() -> None:
+    scorer = make_case(segresnet, (24, 22, 18), (12.0, 11.0, 9.0)).scorer()
+    organ = scorer.target.reference
+    rough, even = explained(scorer, even_share=0.0).saliency(), explained(scorer, even_share=1.0).saliency()
+    assert torch.allclose(rough[~organ], even[~organ])
+    assert float(even[organ].std()) < 1e-6 < float(rough[organ].std())
+    assert float(rough[organ].sum()) == pytest.approx(float(even[organ].sum()), rel=1e-4)

@@ -1,4 +1,4 @@
-"""Label maps on another grid; the rest of the module is tested in test_imaging.py."""
+"""Label maps on another grid; the rest of the module is tested in test_volumes.py."""
 
 from __future__ import annotations
 

@@ -66,11 +66,13 @@ def sentences() -> tuple[str, ...]:
         _("Pairs"),
         _("Also remove every two of this many most important structures together."),
         # owen-gradients
-        _("What the network needs around the organ and which part of the organ it needs, told apart, by gradients."),
+        _("How much of the score is owed to the organ and to its surroundings, and to which places, by gradients."),
         _("Detail"),
         _("Edge of the cube over which a place's credit is summed."),
         _("Steps"),
-        _("Points on the two ways beside the rest of the scan; those without it have fewer."),
+        _("Points on each path beside the rest of the scan; those without it have half as many."),
+        _("Even share"),
+        _("Share of the organ's credit that is spread evenly over it: within an organ gradients are noisy."),
         # integrated-gradients
         _("For comparison: gradients of the score along the way from the baseline to the scan."),
         _("Points on the way."),
