@@ -183,7 +183,7 @@ def explain(
     with run.timed("load"):
         models = load_models(model, scan, question, torch_device, trust, run)
     with run.timed("localize"):
-        probability = locate_prompt(models, scan, question, run)
+        probability = point_at_prompt(models, scan, question, run)
     with run.timed("segment"):
         target_case = segment(models, scan, question, torch_device, run)
     with run.timed("localize"):
@@ -205,7 +205,7 @@ def explain(
         )
         response_flags = network_response.response_flags(setting.scorer)
         last, complete = run_explainer(question, setting, target_case, scan, run, on_estimate)
-    return measured(
+    return assemble_explanation(
         models,
         scan,
         question,
@@ -362,7 +362,7 @@ class Models:
     Attributes
     ----------
     segmenter
-        The network; one that must be pointed at becomes a segmenter in `locate_prompt`.
+        The network; one that must be pointed at becomes a segmenter in `point_at_prompt`.
     image
         What it is given: one component per pixel for each of its inputs.
     localizer
@@ -420,7 +420,7 @@ def load_localizer(search: PromptSearch, device: torch.device) -> Localizer:
     return search.localizer
 
 
-def locate_prompt(models: Models, scan: Scan, question: Question, run: Run) -> sitk.Image | None:
+def point_at_prompt(models: Models, scan: Scan, question: Question, run: Run) -> sitk.Image | None:
     """Point a network that must be pointed at: at the user's mask, or at what the localizer finds without a margin.
 
     Returns the probability of the prompt, where it was looked for.
@@ -557,7 +557,7 @@ def run_explainer(
     return last, complete
 
 
-def measured(
+def assemble_explanation(
     models: Models,
     scan: Scan,
     question: Question,

@@ -7,11 +7,6 @@ the explanation. Both come from the same network calls.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
-
-EffectName = Literal["total", "local", "remote"]
-EFFECTS: tuple[EffectName, ...] = get_args(EffectName)
-"""``total``: the score lost; ``local``: the part of it that lands where the input was changed; ``remote``: the rest."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +41,3 @@ class Effect:
     def remote(self) -> float:
         """The share of the voxels whose own input stayed what it was."""
         return self.total - self.local
-
-    def of(self, name: EffectName) -> float:
-        """The effect of this name."""
-        return {"total": self.total, "local": self.local, "remote": self.remote}[name]

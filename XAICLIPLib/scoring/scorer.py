@@ -410,8 +410,8 @@ class Scorer:
         moved = self._values(self.kind, logits) - before.values.index_select(0, rows)
         shares = -moved * share_of(self.kind, reference, before.score, before.total + moved.sum(), self._size)
         hidden = self._hidden(pending, rows)
-        added = shares[(moved > 0) & ~reference].sum()
-        numbers = [shares.sum(), shares[hidden].sum(), added]
+        added = (shares * ((moved > 0) & ~reference)).sum()
+        numbers = [shares.sum(), (shares * hidden).sum(), added]  # no indices: they would make a GPU wait
         if groups is None:
             return torch.stack(numbers)
         landed = torch.zeros(count, dtype=shares.dtype, device=shares.device)
@@ -426,9 +426,8 @@ class Scorer:
         inside = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
         for place, size in zip(places, changed.shape, strict=True):
             inside &= (place >= 0) & (place < size)
-        hidden = torch.zeros_like(inside)
-        hidden[inside] = changed[tuple(place[inside] for place in places)]
-        return hidden
+        nearest = tuple(place.clamp(0, size - 1) for place, size in zip(places, changed.shape, strict=True))
+        return changed[nearest] & inside
 
     def _try_reduced(self) -> None:
         """Turn to half precision where it says of the most important perturbation what full precision says."""
