@@ -127,9 +127,9 @@ class Explanation:
             self.region.mask,
             self.prediction,
             title=f"Why did the network draw the {self.target['name']} here?",
-            subtitle=f"{self.record['models']['segmenter']['name']} · {_REGION_WORDS[parameters['region']]}"
-            f"{parameters['described']}, baseline {parameters['baseline']}"
-            + ("" if self.complete else " · cancelled before the end"),
+            subtitle=f"{self.record['models']['segmenter']['name']} · "
+            f"{_REGION_WORDS[parameters['region']] if captions.value else ''}{parameters['described']}, "
+            f"baseline {parameters['baseline']}" + ("" if self.complete else " · cancelled before the end"),
             modality=self.record["input"]["modality"],
             target_label="Given mask" if self.target["voxels"] == "given" else "Predicted target",
             region_label=captions.region,

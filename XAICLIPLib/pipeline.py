@@ -587,7 +587,7 @@ def assemble_explanation(
         last,
         len(case.inference.tiling.patches),
     )
-    if "structures" in measurements:  # by what each costs: its map's voxels would count each by its size
+    if {"structures", "credit_of_organ"} & set(measurements):  # not by voxels, which would count each by its size
         outside = evidence.outside
         measurements["effect_inside_target"] = None if outside is None else 1 - outside.value
         measurements["effect_inside_target_if_uniform"] = None if outside is None else 1 - outside.chance

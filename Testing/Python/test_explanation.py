@@ -679,7 +679,9 @@ def test_a_prompt_with_line_breaks_is_one_prompt_and_its_error_one_line(lines: s
 
 
 def test_no_error_that_a_user_can_mend_is_of_several_lines() -> None:
-    assert str(InputError("The mask a\nb.nii \r\n is\u2028empty.")) == "The mask a b.nii is empty."
+    message = str(InputError("The mask a\nb.nii \r\n is\u2028empty."))
+    assert message.splitlines() == [message]
+    assert message.startswith("The mask a b.nii ") and message.endswith("empty.")
 
 
 def test_a_region_that_disagrees_with_the_prediction_is_warned_of() -> None:

@@ -98,6 +98,10 @@ def _outside(method: Method, setting: Setting, last: Estimate, saliency: Tensor)
         total = sum(row["share"] for row in rows)
         known = len(rows) > len(others) and total > 0
         return Share(float(sum(others)) / total, len(others) / len(rows)) if known else None
+    findings = last.findings()
+    if "credit_of_organ" in findings:  # told apart by the method itself, and not by how many voxels each has
+        organ, context = (abs(float(findings[f"credit_of_{part}"])) for part in ("organ", "context"))
+        return Share(context / (organ + context), 0.5) if organ + context else None
     reference = setting.scorer.target.reference.cpu()
     if not bool((saliency != 0).any()) or not bool(reference.any()):
         return None

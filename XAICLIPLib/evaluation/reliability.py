@@ -229,7 +229,8 @@ def no_more_than_the_outline(evidence: Evidence) -> ReliabilityFlag | None:
     if lead <= 0:
         bad = (
             f"The map says no more than the outline of the {evidence.name}: removing tissue in the order of the "
-            f"outline alone does better, by {-lead:.0%} of the way from chance to an ideal order."
+            f"outline alone does better, by {-lead:.0%} of the way from chance to an ideal order. Read it as where the "
+            "network draws, and not as why."
         )
     else:
         bad = (

@@ -34,7 +34,8 @@ class Captions:
     counted
         What the perturbations, or steps, of the method are called.
     value
-        What a voxel's value is, to follow "score lost"; empty where it is not a score lost.
+        What a voxel's value is, to follow "score lost". Empty where nothing is hidden, as in methods by gradients: then
+        no text speaks of hiding, of the region, or of what was not tried.
     label
         Of the colours, with ``{score}`` for the score.
     region

@@ -33,6 +33,9 @@ CONTROL_STYLES: Mapping[str, tuple[str, str, str]] = {
     "random": (GREY, "--", "chance"),
     "centre": (BLUE, "-.", "middle of the region"),
     "edges": (PURPLE, ":", "edges of the scan"),
+    "mask": (GREY, "-", "the drawing itself"),
+    "depth": (BLUE, "-", "depth in the drawing"),
+    "border": (PURPLE, "-", "nearness to its border"),
 }
 """Colour, line style and name of each control: the line styles differ, so that no reader needs the colours."""
 

@@ -188,6 +188,13 @@ def _summary(record: Mapping[str, Any]) -> Section:
             f"Hiding parts of the scan lowered the score of {score:.3f} by up to {max(lost, 0.0):.3f} "
             f"({captions.value})."
         )
+    credits = [_float(measurements, f"credit_of_{part}") for part in ("organ", "context")]
+    alone = [_float(measurements, f"{part}_alone") for part in ("organ", "context")]
+    if None not in (*credits, *alone):
+        paragraphs.append(
+            f"Of the score {credits[0]:.3f} are owed to the {name} itself and {credits[1]:.3f} to what lies around it. "
+            f"Shown alone, the {name} scores {alone[0]:.3f}, and all around it without it {alone[1]:.3f}."
+        )
     inside = _float(measurements, "effect_inside_target")
     uniform = _float(measurements, "effect_inside_target_if_uniform")
     if inside is not None and uniform is not None and "structures" in measurements:
@@ -395,6 +402,8 @@ def _reading(record: Mapping[str, Any]) -> Section:
         if "structures" in record["measurements"]
         else "Outside the region nothing was tried (of occlusion, nothing beyond one cube around it): no colour there "
         "means not tried, and not unimportant."
+        if captions.value
+        else "The gradients are those of all that the network sees around the target; the region plays no part in them."
     )
     return Section(
         "How to read it",

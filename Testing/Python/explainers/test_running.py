@@ -443,7 +443,7 @@ def test_margin_and_threshold_and_modality_are_honoured() -> None:
     assert [result.record["parameters"]["threshold"] for result in (low, high)] == [0.2, 0.9]
     told = explained("occlusion", modality="MR")
     assert told.record["input"]["modality"] == "MR"
-    assert any("looks like MR" in warning for warning in told.warnings)
+    assert any("you say that this volume is MR" in warning for warning in told.warnings)
 
 
 @pytest.mark.parametrize(
