@@ -65,6 +65,12 @@ def summary(explanation: Explanation) -> str:
             f"           {values['effect_inside_target']:.0%} of the effect lies inside the structure; spread evenly, "
             f"{values['effect_inside_target_if_uniform']:.0%} would"
         )
+    follows = values.get("correlation_with_overlap")
+    if follows is not None:
+        lines.append(
+            f"           the effect of a cube follows how much of the {name} it hides: r = {follows:.2f} (1: it is "
+            "the outline again)"
+        )
     record = explanation.record
     if record.get("faithfulness") or record.get("stability"):
         lines += ["Checked:"] + [

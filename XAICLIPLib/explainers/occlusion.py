@@ -325,14 +325,14 @@ def occlusion(
         "stride_mm_used": in_mm(stride, spacing_mm),
         "coarse_to_fine": sparse,
     }
-    running = _OcclusionMap(known, tuple(region.shape), changeable, int(free.sum()), used)
+    running = _OcclusionMap(known, tuple(region.shape), changeable, free, used)
 
     chosen = np.flatnonzero(~known.evaluated & (grid.coarse | (not sparse)))
     if not len(chosen):  # all of the coarse grid costs nothing, or the region lies between its places
         chosen = np.flatnonzero(~known.evaluated)
     chosen = chosen[_spread_out(grid.overlap[chosen])]
     step = max(8, len(chosen) // 2)
-    planned = min(len(chosen) + (2 * step if sparse else 0), len(grid.all) - running.free)
+    planned = min(len(chosen) + (2 * step if sparse else 0), len(grid.all) - int(free.sum()))
     expected = known.interpolated()
     while len(chosen):
         for batch in scorer.lost([grid.all[n] for n in chosen]):
@@ -364,8 +364,8 @@ class _OcclusionMap(RunningMap):
         Their scores.
     shape, changeable
         Of the volume, and the voxels that can change.
-    free
-        Windows that no patch of the target sees.
+    beyond
+        (N,) bool: windows that no patch of the target sees, which lose nothing.
     used
         Findings that do not change: the sizes in whole voxels.
     done, rounds, surprise
@@ -377,7 +377,7 @@ class _OcclusionMap(RunningMap):
     known: _Known
     shape: tuple[int, ...]
     changeable: Tensor | None
-    free: int
+    beyond: NDArray[np.bool_]
     used: Mapping[str, Any]
     done: int = 0
     rounds: int = 0
@@ -403,12 +403,24 @@ class _OcclusionMap(RunningMap):
             **self.used,
             "windows": len(windows.all) + windows.of_air,
             "windows_of_air": windows.of_air,
-            "windows_beyond_the_target": self.free,
+            "windows_beyond_the_target": int(self.beyond.sum()),
             "windows_evaluated": self.done,
             "windows_interpolated": int((~self.known.evaluated).sum()),
+            "correlation_with_overlap": self._correlation_with_overlap(),
             "rounds_of_refinement": self.rounds,
             "surprise_of_last_round": self.surprise,
         }
+
+    def _correlation_with_overlap(self) -> float | None:
+        """Pearson correlation of the score lost with how much of the target a window hides: what needs no network.
+
+        None where fewer than `FEW` windows were evaluated, or either is the same for all of them.
+        """
+        evaluated = self.known.evaluated & ~self.beyond
+        lost, overlap = self.known.lost[evaluated], self.known.windows.overlap[evaluated]
+        if len(lost) < FEW or np.ptp(lost) == 0 or np.ptp(overlap) == 0:
+            return None
+        return float(np.corrcoef(lost, overlap)[0, 1])
 
     def _measured(self) -> tuple[Tensor, Tensor]:
         if self.finished:

@@ -188,6 +188,12 @@ def _summary(record: Mapping[str, Any]) -> Section:
             f"Hiding parts of the scan lowered the score of {score:.3f} by up to {max(lost, 0.0):.3f} "
             f"({captions.value})."
         )
+    follows = _float(measurements, "correlation_with_overlap")
+    if follows is not None:
+        paragraphs.append(
+            f"The effect of a hidden cube follows how much of the {name} it hides, with a correlation of {follows:.2f}. "
+            "At 1 the map is the outline of the drawing again, and says nothing more."
+        )
     credits = [_float(measurements, f"credit_of_{part}") for part in ("organ", "context")]
     alone = [_float(measurements, f"{part}_alone") for part in ("organ", "context")]
     if None not in (*credits, *alone):

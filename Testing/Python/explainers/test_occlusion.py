@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 import torch
@@ -423,3 +423,37 @@ def test_a_tolerance_up_to_the_largest_makes_a_difference() -> None:
         last(occlusion(scorer, large_organ(), (1, 1, 1), window_mm=8, stride_mm=4, tolerance=tolerance))
         counts.append(len(scorer.boxes))
     assert counts[0] < counts[1]
+
+
+class Rule:
+    """Scores windows by a rule, without a network."""
+
+    def __init__(self, rule: Callable[[Perturbation], float]) -> None:
+        self.rule = rule
+
+    def touched(self, perturbation: Perturbation) -> list[int]:
+        return [0]
+
+    def lost(self, perturbations: Iterable[Perturbation]) -> Iterator[list[tuple[int, float]]]:
+        for number, perturbation in enumerate(perturbations):
+            yield [(number, self.rule(perturbation))]
+
+
+def test_it_is_told_how_far_the_map_is_the_outline_again() -> None:
+    """A score that falls with the share of the organ that is hidden, and one that does not know the organ."""
+    shape, region = (24, 24, 24), torch.ones(24, 24, 24, dtype=torch.bool)
+    organ = torch.zeros(shape, dtype=torch.bool)
+    organ[8:16, 8:16, 8:16] = True
+    rules: dict[str, Callable[[Perturbation], float]] = {
+        "overlap": lambda p: float(organ[p.box].sum()),
+        "elsewhere": lambda p: float(p.box[0].start == 0),
+        "nothing": lambda p: 0.0,
+    }
+    told = {"window_mm": 8.0, "stride_mm": 4.0, "exhaustive": True, "target": organ}
+    found = {
+        name: last(occlusion(Rule(rule), region, (1.0, 1.0, 1.0), **told)).findings()["correlation_with_overlap"]
+        for name, rule in rules.items()
+    }
+    assert found["overlap"] == pytest.approx(1.0)
+    assert found["elsewhere"] < 0.3
+    assert found["nothing"] is None
