@@ -191,7 +191,7 @@ def _summary(record: Mapping[str, Any]) -> Section:
     follows = _float(measurements, "correlation_with_overlap")
     if follows is not None:
         paragraphs.append(
-            f"The effect of a hidden cube follows how much of the {name} it hides, with a correlation of {follows:.2f}. "
+            f"The effect of a hidden cube follows how much of the {name} it hides, at a correlation of {follows:.2f}. "
             "At 1 the map is the outline of the drawing again, and says nothing more."
         )
     credits = [_float(measurements, f"credit_of_{part}") for part in ("organ", "context")]
