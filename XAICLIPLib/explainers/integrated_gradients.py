@@ -73,14 +73,9 @@ def integrated_gradients(scorer: Scorer, *, steps: int = 32) -> Iterator[Estimat
     """
     from scipy.stats.qmc import Halton
 
-    if not isinstance(scorer.baseline, torch.Tensor):
-        raise InputError(
-            "Integrated gradients need one baseline for the whole volume, and surroundings are others for each place: "
-            "choose the baseline air, mean or blur."
-        )
+    baseline = fixed_baseline(scorer, "Integrated gradients")
     nodes, weights = np.polynomial.legendre.leggauss(steps)
     order = Halton(1, scramble=False).random(steps).ravel().argsort()
-    baseline = scorer.baseline.to(scorer.volume)
     difference = scorer.volume - baseline
     change = scorer.differentiable_score() - scorer.differentiable_score(baseline)
     running = _GradientsMap(torch.zeros_like(difference), difference, change)
@@ -89,6 +84,22 @@ def integrated_gradients(scorer: Scorer, *, steps: int = 32) -> Iterator[Estimat
         running.total += float(weights[point]) * gradient
         running.covered += float(weights[point])
         yield Estimate(done, steps, running)
+
+
+def fixed_baseline(scorer: Scorer, method: str) -> Tensor:
+    """(C, X, Y, Z): the baseline of a scorer, on the volume's device.
+
+    Raises
+    ------
+    InputError
+        It is another one for each perturbation: ``method`` needs one.
+    """
+    if not isinstance(scorer.baseline, torch.Tensor):
+        raise InputError(
+            f"{method} need one baseline for the whole volume, and surroundings are others for each place: "
+            "choose the baseline air, mean or blur."
+        )
+    return scorer.baseline.to(scorer.volume)
 
 
 @dataclass

@@ -22,8 +22,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from XAICLIPLib.errors import InputError
 from XAICLIPLib.explainers.base import Captions, Estimate, Method, RunningMap, in_voxels
+from XAICLIPLib.explainers.integrated_gradients import fixed_baseline
 from XAICLIPLib.explainers.parameters import parameter
 from XAICLIPLib.system.lazy import lazy
 
@@ -117,14 +117,9 @@ def owen_gradients(
     and ``context_alone``, the score where only that is shown; and ``completeness_gap`` and
     ``completeness_gap_scaled``: how far the credit is from adding up to the change before scaling and after it.
     """
-    if not isinstance(scorer.baseline, torch.Tensor):
-        raise InputError(
-            "Owen gradients need one baseline for the whole volume, and surroundings are others for each place: "
-            "choose the baseline air, mean or blur."
-        )
+    baseline = fixed_baseline(scorer, "Owen gradients")
     device = scorer.volume.device
     organ, context = organ.to(device) & changeable.to(device), changeable.to(device) & ~organ.to(device)
-    baseline = scorer.baseline.to(scorer.volume)
     difference = scorer.volume - baseline
     nothing, fixed = torch.zeros_like(organ), ~(organ | context)  # what cannot change is always shown
     shown = {"nothing": nothing, "organ": organ, "context": context, "all": organ | context}
