@@ -183,6 +183,16 @@ def table(work: Path) -> str:
             shown = [" " if v is None else f"{v:+.3f}" for v in values]
             wins = f"{sum(lead > 0 for lead in leads)} of {len(leads)}"
             lines.append(f"| {name} | " + " | ".join(shown) + f" | {np.mean(leads):+.3f} | {wins} |")
+    costs: dict[str, list[dict[str, float]]] = {}
+    for row in rows:
+        if "seconds" in row:
+            costs.setdefault(row["map"], []).append(row)
+    for name, measured in costs.items():
+        means = {key: np.mean([row[key] for row in measured]) for key in ("seconds", "patches", "gradients")}
+        lines.append(
+            f"\n{name}, mean of {len(measured)} explanations: {means['seconds']:.0f} s, {means['patches']:.0f} network "
+            f"patches, {means['gradients']:.0f} gradients (each about four times the target's patches)"
+        )
     return "\n".join(lines)
 
 
