@@ -25,7 +25,7 @@ from torch import Tensor
 
 from XAICLIPLib import imaging
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.evaluation.controls import GRAIN_MM, centre_map, outline_maps, random_map
+from XAICLIPLib.evaluation.controls import GRAIN_MM, centre_map, edge_map, outline_maps, random_map
 from XAICLIPLib.evaluation.curves import removal_curves
 from XAICLIPLib.explainers import methods
 from XAICLIPLib.explainers.base import final
@@ -62,6 +62,8 @@ def controls(setting: Setting, domain: str, where: Tensor) -> dict[str, Callable
     outline = outline_maps(setting.scorer.target.reference, spacing)
     maps["depth"] = lambda: outline["depth"]  # outside: how near to the organ
     maps["border"] = lambda: outline["border"]
+    maps["edges of the scan"] = lambda: edge_map(setting.volume, spacing)
+    maps["brightness"] = lambda: setting.volume.mean(0).cpu()
     if domain == "whole":
         maps["mask"] = lambda: outline["mask"]
     if domain == "within":
