@@ -86,7 +86,8 @@ def evidence_of(
 
 def _outside(method: Method, setting: Setting, last: Estimate, saliency: Tensor) -> Share | None:
     """Share of the effect outside the target. Whole structures count by the score lost, not by their volume."""
-    rows = last.findings().get("structures")
+    findings = last.findings()
+    rows = findings.get("structures")
     if rows is not None:
         # A structure that overlaps the target cannot be removed without a part of the target: it is left out.
         parts = setting.parts
@@ -98,7 +99,6 @@ def _outside(method: Method, setting: Setting, last: Estimate, saliency: Tensor)
         total = sum(row["share"] for row in rows)
         known = len(rows) > len(others) and total > 0
         return Share(float(sum(others)) / total, len(others) / len(rows)) if known else None
-    findings = last.findings()
     if "credit_of_organ" in findings:  # told apart by the method itself, and not by how many voxels each has
         organ, context = (abs(float(findings[f"credit_of_{part}"])) for part in ("organ", "context"))
         return Share(context / (organ + context), 0.5) if organ + context else None

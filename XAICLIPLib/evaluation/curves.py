@@ -328,10 +328,10 @@ def removal_order(
     allowed = np.arange(values.size) if removable is None else np.flatnonzero(removable.cpu().numpy())
     if not len(allowed):
         raise InputError("No voxel may be removed, so there is no curve: give a mask that is not empty.")
-    shuffled = np.random.default_rng(seed).permutation(allowed)
-    if not np.isfinite(values[shuffled]).all():
+    if not np.isfinite(values[allowed]).all():
         raise InputError("The saliency holds values that are not finite: no order follows from them.")
     if cubes is None:
+        shuffled = np.random.default_rng(seed).permutation(allowed)
         order = shuffled[np.argsort(-values[shuffled], kind="stable")]
     else:
         numbers = cubes.ravel()[allowed]
