@@ -251,7 +251,7 @@ def localize(
     (read,) = read_images([image], series)
     volume, kind = read.image, modality_of(read, modality)
     prompt = " ".join(prompt.split())
-    guide = load_localizer(search, choose_device(device))
+    guide = load_localizer(search.localizer, choose_device(device), search.prompts)
     with run.timed("localize"):
         probability = search.locate(guide, volume, prompt, kind.for_methods, run)
         return search.region(guide, volume, probability, prompt, None)
@@ -402,7 +402,9 @@ def load_models(
     else:
         class_of(question.prompt, question.target, segmenter)  # refused before a localizer is loaded, or downloaded
     needed = question.guided or pointed_by == "localizer"
-    return Models(segmenter, image, load_localizer(question.search, device) if needed else None, pointed_by)
+    search = question.search
+    localizer = load_localizer(search.localizer, device, search.prompts) if needed else None
+    return Models(segmenter, image, localizer, pointed_by)
 
 
 def load_segmenter(model: Any, device: torch.device, trust: bool) -> Segmenter:
@@ -413,11 +415,13 @@ def load_segmenter(model: Any, device: torch.device, trust: bool) -> Segmenter:
     return segmenter
 
 
-def load_localizer(search: PromptSearch, device: torch.device) -> Localizer:
-    """A localizer by its name or path; an object is taken as it is."""
-    if search.localizer is None or isinstance(search.localizer, (str, Path)):
-        return catalogue.load_localizer(search.localizer, device, search.prompts)
-    return search.localizer
+def load_localizer(
+    localizer: str | Path | Localizer | None, device: torch.device, prompts: str | Path | None = None
+) -> Localizer:
+    """A localizer by its name or path, with learned prompts; an object is taken as it is."""
+    if localizer is None or isinstance(localizer, (str, Path)):
+        return catalogue.load_localizer(localizer, device, prompts)
+    return localizer
 
 
 def point_at_prompt(models: Models, scan: Scan, question: Question, run: Run) -> sitk.Image | None:

@@ -31,8 +31,7 @@ from XAICLIPLib.explainers import methods
 from XAICLIPLib.explainers.lime import Lime
 from XAICLIPLib.explainers.methods import METHODS
 from XAICLIPLib.localization.localizer import Localizer
-from XAICLIPLib.models import catalogue
-from XAICLIPLib.pipeline import explain
+from XAICLIPLib.pipeline import explain, load_localizer, load_segmenter
 from XAICLIPLib.scoring.options import BASELINES, SCORES, Baseline, Score
 from XAICLIPLib.segmentation.segmenter import Promptable, Segmenter
 from XAICLIPLib.system.devices import choose_device
@@ -213,16 +212,10 @@ def benchmark(
     plan = replace(plan, structures=tuple(dict.fromkeys(names)))
     cases = list(_selected_cases(dataset, plan.cases))
     torch_device = choose_device(device)
-    segmenter = (
-        catalogue.load_segmenter(model, torch_device, trust) if isinstance(model, (str, Path, type(None))) else model
-    )
+    segmenter = load_segmenter(model, torch_device, trust)
     if isinstance(segmenter, Promptable):
         raise InputError("The experiment needs a network that draws by itself, and this one must be pointed at.")
-    guide = (
-        catalogue.load_localizer(localizer, torch_device)
-        if isinstance(localizer, (str, Path, type(None)))
-        else localizer
-    )
+    guide = load_localizer(localizer, torch_device)
     settings = settings_of(dataset, plan, kind, segmenter, guide, torch_device)
     run = _Run(Results(Path(folder), settings), plan, segmenter, guide, torch_device, tell, cancelled)
     complete = True

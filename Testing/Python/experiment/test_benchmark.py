@@ -25,6 +25,7 @@ from XAICLIPLib.experiment.datasets.published import read_dataset
 from XAICLIPLib.experiment.map_measurements import MapMeasurements
 from XAICLIPLib.experiment.report import report
 from XAICLIPLib.experiment.results import Results
+from XAICLIPLib.models import catalogue
 from XAICLIPLib.pipeline import explain
 
 NAMES = ("Mustermann_Erika", "Doe_John")
@@ -326,8 +327,8 @@ def test_the_command_writes_a_report_without_names(
 ) -> None:
     folder, output = done.data, done.output
     shipped: Callable[..., Any] = lambda *_: Network()  # noqa: E731
-    monkeypatch.setattr(module.catalogue, "load_segmenter", shipped)
-    monkeypatch.setattr(module.catalogue, "load_localizer", lambda *_: Finder())
+    monkeypatch.setattr(catalogue, "load_segmenter", shipped)
+    monkeypatch.setattr(catalogue, "load_localizer", lambda *_: Finder())
     arguments = f"benchmark --dataset folder --root {folder} --structures liver --methods occlusion --window 24"
     arguments += f" --stride 12 --points 3 --random-orders 1 --device cpu --output {output}"
     assert main.main(arguments.split()) == 0
