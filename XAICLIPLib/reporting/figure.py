@@ -1,4 +1,7 @@
-"""The picture of an explanation: three planes through the target, with and without its saliency.
+"""The picture of an explanation: three planes through the target, plain and with the effect around it and within it.
+
+What is hidden of an organ costs more than all that lies around it, so that on one scale the organ is a bright copy of
+its outline and the surroundings are dim: each has a row of its own, with a scale of its own.
 
 The planes lie along the patient's axes, whatever the orientation of the volume, and are sampled
 directly from it. Positions are LPS mm, as in SimpleITK (x grows to the left, y to posterior, z to
@@ -41,7 +44,9 @@ Style = dict[str, Any]
 WIDTH, DPI = 1600, 100  # of the picture, in pixels
 LEFT, RIGHT, GAP = 70, 170, 44  # pixels beside the panels and between them
 NEIGHBOURHOOD_MM = 10.0  # how far from the target its most informative point may lie
+SURROUNDINGS_MM = 30.0  # and how far the surroundings are looked at
 LEAST_SECTION = 0.15  # of the target's largest section: what each plane must show of the target
+FAIR_SECTION = 0.4  # the same where the planes are chosen by the surroundings
 MARGIN_MM = 10.0  # around the body
 SIGNED_FROM = 0.15  # share of the largest value from which negative values count
 OPACITY = 0.8  # of the strongest saliency
@@ -250,13 +255,14 @@ class Scale:
     signed: bool
 
     @classmethod
-    def of(cls, saliency: sitk.Image) -> Scale:
-        """Scale for a saliency volume. It is robust against a few outlying voxels."""
+    def of(cls, saliency: sitk.Image, part: npt.NDArray[np.bool_] | None = None) -> Scale:
+        """Scale for a saliency volume, or a part of it (z, y, x). It is robust against a few outlying voxels."""
         values = sitk.GetArrayViewFromImage(saliency)
-        low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
+        values = values if part is None else values[part]
+        low, high = min(float(values.min(initial=0)), 0.0), max(float(values.max(initial=0)), 0.0)
         signed = -low > SIGNED_FROM * max(-low, high)
         size = np.abs(values) if signed else values
-        tenth, largest = np.sort(np.partition(size, -10, axis=None)[-10:])[[0, -1]]
+        tenth, largest = np.sort(np.partition(size, -min(10, size.size), axis=None)[-10:])[[0, -1]]
         limit = tenth if 0 < 1.5 * tenth < largest else largest
         return cls(max(float(limit), 0.0), low, high, signed)
 
@@ -278,10 +284,16 @@ def _number(value: float) -> str:
 
 
 class _Sheet:
-    """A page of two rows of panels, measured in pixels from its top left corner."""
+    """A page of rows of panels, measured in pixels from its top left corner."""
 
     def __init__(
-        self, planes: list[Plane], title: str, subtitle: str, notes: list[str], warnings: Sequence[str] = ()
+        self,
+        planes: list[Plane],
+        rows: Sequence[str],
+        title: str,
+        subtitle: str,
+        notes: list[str],
+        warnings: Sequence[str] = (),
     ) -> None:
         self.planes = planes
         sizes = np.abs([(e[1] - e[0], e[3] - e[2]) for e in (plane.extent for plane in planes)])
@@ -295,8 +307,8 @@ class _Sheet:
         longest = float((0.36 * self.mm * self.widths).min())
         self.bar = max((mm for mm in (5, 10, 20, 50, 100) if mm < longest), default=1)
         top = 134.0 if subtitle else 102.0
-        self.tops = (top, top + self.height + GAP)
-        self.foot = self.tops[1] + self.height + 40
+        self.tops = [top + number * (self.height + GAP) for number in range(len(rows))]
+        self.foot = self.tops[-1] + self.height + 40
         # Lines break between notes only.
         lines = textwrap.wrap(" · ".join(note.replace(" ", "\N{NBSP}") for note in notes), 178)
         cautions = [line for text in warnings for line in textwrap.wrap(f"Warning: {text}", 160)]
@@ -309,7 +321,7 @@ class _Sheet:
             self.text(LEFT, self.foot + 34 + 22 * number, line.rstrip(" ·"), 10.5, color=FAINT)
         for number, line in enumerate(cautions, start=len(lines)):
             self.text(LEFT, self.foot + 34 + 22 * number, line, 11, color=CAUTION)
-        for y, name in zip(self.tops, ("Scan", "Saliency"), strict=True):
+        for y, name in zip(self.tops, rows, strict=True):
             self.text(26, y + self.height / 2, name, 14, rotation=90, ha="center")
 
     def text(self, x: float, y: float, text: str, size: float, **style: Any) -> Text:
@@ -370,14 +382,18 @@ class _Sheet:
             axes.plot(x, point[view.down], arrow, transform=axes.get_yaxis_transform(), **marks)
         return axes
 
-    def colour_bar(self, scale: Scale, label: str) -> None:
-        """Draw the bar beside the lower row, over the grey of soft tissue."""
-        x, y = WIDTH - RIGHT + 30, self.tops[1]
+    def colour_bar(self, row: int, scale: Scale, label: str) -> None:
+        """Draw the bar beside a row, over the grey of soft tissue."""
+        x, y = WIDTH - RIGHT + 30, self.tops[row]
         axes = self.axes(x, y, 22)
         axes.set_facecolor("#3a3a3a")
         upright: Style = {"rotation": 90, "ha": "center"}
         label = label if "(" in label or "[" in label else f"{label} (no unit)"
-        self.text(x + 124, y + self.height / 2, label, 12, **upright)
+        lines = self.text(x + 118, y + self.height / 2, label, 12, **upright)
+        for width in range(len(label), 10, -4):  # as many lines as the row's height takes
+            lines.set_text(textwrap.fill(label, width))
+            if lines.get_window_extent(self.canvas.get_renderer()).height <= self.height:
+                break
         if not scale.limit:
             self.text(x + 11, y + self.height / 2, "no effect", 11, **upright)
             return
@@ -425,7 +441,9 @@ def save_figure(
     pieces: bool = False,
     warnings: Sequence[str] = (),
 ) -> Path:
-    """Draw an explanation as one PNG: three planes through the target, without and with saliency.
+    """Draw an explanation as one PNG: three planes through the target, without saliency and with it.
+
+    Where there is a target, the saliency around it and within it have a row and a scale each.
 
     Parameters
     ----------
@@ -460,22 +478,31 @@ def save_figure(
     if not np.isfinite(values := sitk.GetArrayViewFromImage(saliency)).all():
         saliency = sitk.GetImageFromArray(np.nan_to_num(values, nan=0, posinf=0, neginf=0))
         saliency.CopyInformation(image)
-    point, reason = focus(saliency, prediction, region)
-    body, mask = body_mask(image), sitk.GetArrayViewFromImage(prediction) > 0
+    mask = sitk.GetArrayViewFromImage(prediction) > 0
+    apart = bool(mask.any()) and not bool(mask.all())
+    point, reason = _point_to_show(saliency, prediction, region, mask if apart else None)
+    body = body_mask(image)
     target = bounds(prediction, mask) if mask.any() else (point, point)
     boxes = [field_of_view(body, target, point, view) for view in VIEWS]
     planes = [Plane.through(point, view, *box) for view, box in zip(VIEWS, boxes, strict=True)]
-    window, scale = grey_window(image, modality), Scale.of(saliency)
+    window = grey_window(image, modality)
+    rows: list[tuple[str, Scale, bool | None]] = [("Saliency", Scale.of(saliency), None)]
+    if apart:
+        rows = [
+            ("Surroundings", Scale.of(saliency, ~mask), False),
+            ("Within the target", Scale.of(saliency, mask), True),
+        ]
     grey = f"Grey values {_number(window[0])} to {_number(window[1])} (1st–99th percentile)"
     notes = [
         "Radiological view: the patient's right is on the left",
         "CT window W 400 L 40 HU" if modality == "CT" else grey,
         f"Planes through {reason}: {', '.join(position_text(a, point[a]) for a in range(3))}",
     ]
-    if scale.limit:
-        decimals = 2 - int(np.floor(np.log10(max(-scale.low, scale.high))))
-        low, high = (_number(round(value, decimals) + 0.0) for value in (scale.low, scale.high))
-        notes.append(f"Saliency {low} to {high} in the whole volume")
+    extremes = (min(scale.low for _, scale, _ in rows), max(scale.high for _, scale, _ in rows))
+    if any(extremes):
+        decimals = 2 - int(np.floor(np.log10(max(-extremes[0], extremes[1]))))
+        low, high = (_number(round(value, decimals) + 0.0) for value in extremes)
+        notes.append(f"Saliency {low} to {high} in the whole volume" + (", each row on its own scale" if apart else ""))
     outlines: list[tuple[str, sitk.Image, Style]] = []
     for name, part, colour, dashes in (
         (region_label, region, REGION, (0, (4, 2.5))),
@@ -491,29 +518,80 @@ def save_figure(
         else:
             notes.append(f"{name.partition(' (')[0]}: beside these planes")
 
-    sheet = _Sheet(planes, title, subtitle, [*notes, "Research software, not for diagnosis"], warnings)
+    names = ["Scan", *(name for name, _, _ in rows)]
+    sheet = _Sheet(planes, names, title, subtitle, [*notes, "Research software, not for diagnosis"], warnings)
     for column, plane in enumerate(planes):
         name = f"{plane.view.name}   {position_text(plane.view.normal, point[plane.view.normal])}"
         sheet.text(sheet.lefts[column], sheet.tops[0] - 28, name, 13)
         scan = plane.sample(image, outside=np.nan)
-        colours = scale.colour(plane.sample(saliency, nearest=pieces))
+        values, inside = plane.sample(saliency, nearest=pieces), plane.sample(prediction) > 0.5
         placed: Style = {"extent": plane.extent, "aspect": "auto"}
-        for row, thick in enumerate((1.8, 1.0)):
+        for row in range(len(names)):
             axes = sheet.panel(row, column, point)
             axes.imshow(scan, cmap="gray", vmin=window[0], vmax=window[1], **placed)
             if row:
-                axes.imshow(colours, **placed)
+                _, scale, of_target = rows[row - 1]
+                shown = values if of_target is None else np.where(inside == of_target, values, 0)
+                axes.imshow(scale.colour(shown), **placed)
             for _, part, style in outlines:
-                draw_contour(axes, plane, part, linewidth=thick, **style)
+                draw_contour(axes, plane, part, linewidth=1.0 if row else 1.8, **style)
     handles = [Line2D([], [], linewidth=2, label=for_matplotlib(name), **style) for name, _, style in outlines]
     arrow: Style = {"linestyle": "", "marker": "v", "color": INK}
     handles.append(Line2D([], [], label="where the other planes cut", **arrow))
     at = (LEFT - 6) / WIDTH, 1 - sheet.foot / sheet.total
     page: Style = {"ncols": 3, "frameon": False, "borderaxespad": 0, "labelcolor": INK}
     sheet.figure.legend(handles=handles, loc="center left", bbox_to_anchor=at, prop={**FONT, "size": 12}, **page)
-    sheet.colour_bar(scale, saliency_label)
+    for number, (_, scale, _) in enumerate(rows, 1):
+        sheet.colour_bar(number, scale, saliency_label)
     sheet.write(Path(path))
     return Path(path)
+
+
+def _point_to_show(
+    saliency: sitk.Image, prediction: sitk.Image, region: sitk.Image | None, mask: npt.NDArray[np.bool_] | None
+) -> tuple[Point, str]:
+    """The point of the planes, and why: where what lies beyond ``mask`` (z, y, x) matters most, if it does."""
+    if mask is not None:
+        values = np.abs(sitk.GetArrayViewFromImage(saliency))
+        beyond = values[~mask]
+        if float(beyond.max()) > 1.000001 * float(beyond.min()):
+            around = sitk.GetImageFromArray(np.where(mask, 0, values))
+            around.CopyInformation(saliency)
+            point = strongest_planes(around, prediction)
+            if point is not None:
+                return point, "most of the effect of the surroundings near the target"
+    return focus(saliency, prediction, region)
+
+
+def strongest_planes(effect: sitk.Image, target: sitk.Image) -> Point | None:
+    """Where the planes cut that hold most of an effect near a target, and a fair section of the target.
+
+    Parameters
+    ----------
+    effect, target
+        Volumes on one grid: values from 0, and a mask that is not empty.
+
+    Returns
+    -------
+    Point or None
+        LPS mm; None where no such plane along any axis holds an effect.
+    """
+    low, high = bounds(target, sitk.GetArrayViewFromImage(target) > 0)
+    low, high = low - SURROUNDINGS_MM, high + SURROUNDINGS_MM
+    grid = Grid.within(low, high, max(min(target.GetSpacing()), float((high - low).max()) / 160))
+    inside, values = grid.sample(target) > 0.5, grid.sample(effect)
+    inside = inside if inside.any() else grid.sample(target, nearest=True) > 0
+    index, held = [0, 0, 0], 0.0
+    for axis in range(3):
+        others = tuple(a for a in range(3) if a != axis)
+        section = inside.sum(axis=others)
+        fair = (section >= FAIR_SECTION * section.max()) & (section > 0)
+        profile = np.where(fair, values.sum(axis=others, dtype=np.float64), -1.0)
+        best = np.flatnonzero(profile >= profile.max() * (1 - 1e-6))
+        middle = float(np.average(np.arange(len(section)), weights=section)) if section.any() else 0.0
+        index[axis] = int(best[np.argmin(np.abs(best - middle))])
+        held = max(held, float(profile.max()))
+    return grid.position(index) if held > 0 else None
 
 
 def draw_contour(axes: Axes, plane: Plane, mask: sitk.Image, **style: Any) -> None:

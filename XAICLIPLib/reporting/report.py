@@ -270,9 +270,10 @@ def _planes(saved: SavedExplanation, scan: sitk.Image | None) -> Section | None:
         picture=Picture(
             png,
             f"Axial, coronal and sagittal plane through the {name}: above the scan with the outlines of the network's "
-            "drawing and of the region, below the same with the map in colours.",
-            "The planes go through the strongest effect in or near the structure. Radiological view: the patient's "
-            "right is on the left of the picture.",
+            "drawing and of the region, below the same with the map around the drawing and within it in colours.",
+            "The planes go through the strongest effect near the structure, of its surroundings where they have one. "
+            "Each row of colours has its own scale. Radiological view: the patient's right is on the left of the "
+            "picture.",
         ),
     )
 

@@ -343,7 +343,7 @@ def test_the_page_is_legible(codes: str, tmp_path: Path, sheets: list[Any]) -> N
     for text, box in boxes.items():
         assert box.x0 >= 0 and box.y0 >= 0, text.get_text()
         assert box.x1 <= 1600 and box.y1 <= sheets[0].total, text.get_text()
-    for axes in sheets[0].figure.axes[:6]:
+    for axes in sheets[0].figure.axes[:9]:
         size = axes.get_window_extent()
         mm = abs(np.diff(axes.get_xlim())[0]), abs(np.diff(axes.get_ylim())[0])
         assert mm[0] / size.width == pytest.approx(mm[1] / size.height, rel=1e-6)
@@ -358,7 +358,8 @@ def test_the_page_is_legible(codes: str, tmp_path: Path, sheets: list[Any]) -> N
         "50 mm",
     ):
         assert expected in said
-    assert "R 5" in said  # the sagittal plane goes through the liver, on the right
+    (sagittal,) = [t.get_text() for t in texts(sheets[0]) if t.get_text().startswith("Sagittal")]
+    assert "R " in sagittal  # it goes through the liver, on the right
 
 
 def test_the_liver_and_its_contour_are_drawn_on_the_left(tmp_path: Path, sheets: list[Any]) -> None:
@@ -366,7 +367,7 @@ def test_the_liver_and_its_contour_are_drawn_on_the_left(tmp_path: Path, sheets:
     path = save_figure(tmp_path / "a.png", **(scan | {"region": None}), title="", modality="CT")
     with PIL.Image.open(path) as picture:
         rgb = np.asarray(picture.convert("RGB")).astype(int)
-    for axes in sheets[0].figure.axes[:4:2]:  # axial and coronal, without saliency
+    for axes in sheets[0].figure.axes[:4:3]:  # axial and coronal, without saliency
         box = axes.get_window_extent()
         part = rgb[len(rgb) - round(box.y1) : len(rgb) - round(box.y0), round(box.x0) : round(box.x1)]
         line = np.abs(part - (0x5D, 0xFF, 0x7E)).sum(axis=-1) < 40
@@ -379,6 +380,34 @@ def test_the_liver_and_its_contour_are_drawn_on_the_left(tmp_path: Path, sheets:
                 assert rows.mean() > 0.5 * part.shape[0]  # it lies posterior: at the bottom
             else:
                 assert rows.mean() < 0.5 * part.shape[0]  # and superior: at the top
+
+
+def test_the_surroundings_have_a_row_and_a_scale_of_their_own(tmp_path: Path, sheets: list[Any]) -> None:
+    """On the organ's scale an effect beside it that is a hundred times smaller would not be seen."""
+    scan = torso()
+    inside = sitk.GetArrayFromImage(scan["prediction"]) > 0
+    values = np.where(inside, 0.5, 0).astype(np.float32)
+    k, j, _ = np.argwhere(inside).mean(0).round().astype(int)
+    i = int(np.flatnonzero(inside[k, j])[0])
+    values[k - 1 : k + 2, j - 1 : j + 2, i - 3 : i - 1] = 0.005
+    scan["saliency"] = like(scan["image"], values)
+    path = save_figure(tmp_path / "a.png", **scan, title="", modality="CT")
+    said = [t.get_text() for t in texts(sheets[0])]
+    assert {"Scan", "Surroundings", "Within the target"} <= set(said)
+    assert "most of the effect of the surroundings near the target" in words(sheets[0])
+    assert {"0.005", "0.5"} <= set(said)  # the ends of the two scales
+    with PIL.Image.open(path) as picture:
+        rgb = np.asarray(picture.convert("RGB")).astype(int)
+    coloured = []
+    for axes in sheets[0].figure.axes[1:3]:  # the axial plane's lower rows
+        box = axes.get_window_extent()
+        top, left = len(rgb) - round(box.y1), round(box.x0)
+        part = rgb[top : top + int(box.height), left : left + int(box.width)]
+        coloured.append(part[..., 0] - part[..., 2] > 60)  # yellow and orange: the strong end of the colours
+    around, within = coloured
+    assert around.sum() > 50
+    assert within.sum() > 2 * around.sum()
+    assert not (around & within).any()  # what is in the one row is not in the other
 
 
 EDGE_CASES: dict[str, tuple[dict[str, Any], str]] = {
