@@ -80,6 +80,20 @@ class InputError(ValueError):
         self.ways = ways
 
 
+class MethodUnsuited(InputError):
+    """A method of explaining that cannot work on this network, or with this baseline; another one may.
+
+    Attributes
+    ----------
+    reason
+        Why, as a clause: "the network cannot be differentiated".
+    """
+
+    def __init__(self, reason: str, way_out: str) -> None:
+        super().__init__(f"{reason[:1].upper()}{reason[1:]}: {way_out}")
+        self.reason = single_line(reason)
+
+
 class Cancelled(RuntimeError):
     """The user ended a computation before there was anything to return."""
 

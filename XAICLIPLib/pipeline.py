@@ -8,6 +8,7 @@ what came of it; each step is a function below it, in that order.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from XAICLIPLib import imaging
-from XAICLIPLib.errors import InputError
+from XAICLIPLib.errors import InputError, MethodUnsuited
 from XAICLIPLib.evaluation import assessment, network_response, reliability, suitability
 from XAICLIPLib.evaluation.reliability_flag import ReliabilityFlag, in_reading_order
 from XAICLIPLib.explainers import methods
@@ -67,7 +68,7 @@ def explain(
     model: str | Path | Segmenter | Predictor | None = None,
     localizer: str | Path | Localizer | None = None,
     prompts: str | Path | None = None,
-    method: str = "occlusion",
+    method: str | None = None,
     region: MaskSource = "guided",
     target: MaskSource | None = None,
     score: Score = "soft dice",
@@ -109,7 +110,9 @@ def explain(
     prompts
         A file of learned prompts for the localizer; by default the one in its folder, if any.
     method
-        The explainer; see `XAICLIPLib.explainers.methods` for all of them and their parameters.
+        The explainer; see `XAICLIPLib.explainers.methods` for all of them and their parameters. By default Owen
+        gradients, and occlusion where they cannot be had: the network cannot be differentiated, or the baseline is
+        another one for each place.
     region
         ``guided`` (by the localizer), ``whole`` (unguided), ``prediction`` (what the network itself draws), or a place:
         a mask, the path of one, a box (six numbers in mm: from and to along right, anterior, superior).
@@ -166,7 +169,8 @@ def explain(
         prompt=" ".join(prompt.split()),
         target=target,
         region=region,
-        method=methods.method(method, **parameters),
+        method=methods.method(method or methods.default(), **parameters),
+        fallback=None if method else methods.method(methods.FALLBACK),
         score=score,
         baseline=baseline,
         precision=precision,
@@ -204,7 +208,8 @@ def explain(
             shared=target_case.shared,
         )
         response_flags = network_response.response_flags(setting.scorer)
-        last, complete = run_explainer(question, setting, target_case, scan, run, on_estimate)
+        question, estimates = begin_explainer(question, setting, run)
+        last, complete = run_explainer(estimates, setting, target_case, scan, run, on_estimate)
     return assemble_explanation(
         models,
         scan,
@@ -262,12 +267,16 @@ def localize(
 
 @dataclass(frozen=True)
 class Question:
-    """What `explain` was asked, checked; the attributes are its parameters."""
+    """What `explain` was asked, checked; the attributes are its parameters.
+
+    ``fallback`` is taken where ``method`` cannot work; None where the method was asked for by name.
+    """
 
     prompt: str
     target: MaskSource | None
     region: MaskSource
     method: Method
+    fallback: Method | None
     score: Score
     baseline: Baseline
     precision: Precision
@@ -298,7 +307,8 @@ class Question:
 
     def sized_for(self, volume_ml: float) -> Question:
         """With the sizes that were left open chosen for a structure of this volume."""
-        return replace(self, method=self.method.sized_for(volume_ml))
+        fallback = self.fallback and self.fallback.sized_for(volume_ml)
+        return replace(self, method=self.method.sized_for(volume_ml), fallback=fallback)
 
 
 # --- the steps ----------------------------------------------------------------------------------------------------
@@ -532,8 +542,22 @@ def find_region(
     return region
 
 
+def begin_explainer(question: Question, setting: Setting, run: Run) -> tuple[Question, Iterator[Estimate]]:
+    """Make the first step of the method, or of the fallback where it cannot work; the question with what is used."""
+    estimates = question.method.estimates(setting, question.seed)
+    try:
+        first = next(estimates)
+    except MethodUnsuited as error:
+        if question.fallback is None:
+            raise
+        run.warnings.append(f"Explained by {question.fallback.name} and not by {question.method.name}: {error.reason}.")
+        question = replace(question, method=question.fallback, fallback=None)
+        return question, question.method.estimates(setting, question.seed)
+    return question, itertools.chain([first], estimates)
+
+
 def run_explainer(
-    question: Question,
+    estimates: Iterator[Estimate],
     setting: Setting,
     case: TargetCase,
     scan: Scan,
@@ -541,7 +565,6 @@ def run_explainer(
     on_estimate: Callable[[sitk.Image], None] | None,
 ) -> tuple[Estimate, bool]:
     """Run the method to its end or until it is cancelled; the last estimate, and whether it is complete."""
-    estimates: Iterator[Estimate] = question.method.estimates(setting, question.seed)
     due = time.perf_counter() + ESTIMATE_EVERY_S
     last: Estimate | None = None
     complete = True

@@ -76,10 +76,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--method",
-        default=next(iter(methods.METHODS)),
         choices=list(methods.METHODS),
         metavar="|".join(methods.METHODS),
-        help=f"how to explain; default: {next(iter(methods.METHODS))}. Below, each has its own options",
+        help=f"how to explain; default: {methods.default()}, and {methods.FALLBACK} where the network has no gradients. "
+        "Below, each has its own options",
     )
     parser.add_argument(
         "--region",

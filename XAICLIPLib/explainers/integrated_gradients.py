@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from XAICLIPLib.errors import InputError
+from XAICLIPLib.errors import MethodUnsuited
 from XAICLIPLib.explainers.base import Captions, Estimate, Method, RunningMap
 from XAICLIPLib.explainers.parameters import parameter
 from XAICLIPLib.system.lazy import lazy
@@ -95,9 +95,9 @@ def fixed_baseline(scorer: Scorer, method: str) -> Tensor:
         It is another one for each perturbation: ``method`` needs one.
     """
     if not isinstance(scorer.baseline, torch.Tensor):
-        raise InputError(
-            f"{method} need one baseline for the whole volume, and surroundings are others for each place: "
-            "choose the baseline air, mean or blur."
+        raise MethodUnsuited(
+            f"{method} need one baseline for the whole volume, and surroundings are others for each place",
+            "choose the baseline air, mean or blur.",
         )
     return scorer.baseline.to(scorer.volume)
 

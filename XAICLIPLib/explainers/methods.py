@@ -16,15 +16,18 @@ from XAICLIPLib.explainers.base import Method
 from XAICLIPLib.explainers.parameters import checked, described
 
 FILES = (
+    "owen_gradients",
     "occlusion",
     "rise",
     "lime",
     "structures",
-    "owen_gradients",
     "integrated_gradients",
     "seg_grad_cam",
 )
 """The methods in the order in which they are offered; the first is the default."""
+
+FALLBACK = "occlusion"
+"""What is taken where the default cannot work: it needs no gradients, and any baseline will do."""
 
 METHODS: dict[str, type[Method]] = {}
 """Every method by its name."""
@@ -57,6 +60,11 @@ def method(name: str, /, **parameters: Any) -> Method:
     chosen = kind(**checked(kind, parameters, name))
     chosen.check()
     return chosen
+
+
+def default() -> str:
+    """The method where none is named (`Testing/benchmarks/EXPLAINERS.md` tells why this one)."""
+    return next(iter(METHODS))
 
 
 def describe() -> dict[str, dict[str, Any]]:

@@ -12,8 +12,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from XAICLIPLib.errors import InputError
+from XAICLIPLib.errors import InputError, MethodUnsuited
 from XAICLIPLib.segmentation.batching import out_of_memory, run_batch
+
+ANOTHER_METHOD = "choose a method that needs no gradient, such as occlusion."
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -47,12 +49,17 @@ def vector_jacobian_product(
     Raises
     ------
     InputError
-        The network cannot be differentiated.
+        The network cannot be differentiated, or its gradients do not fit into the memory.
     """
-    together = run_together(
-        lambda jobs: [_products(forward, torch.stack([p for p, _ in jobs]), torch.stack([c for _, c in jobs]))],
-        list(zip(patches, cotangents, strict=True)),
-    )
+    try:
+        together = run_together(
+            lambda jobs: [_products(forward, torch.stack([p for p, _ in jobs]), torch.stack([c for _, c in jobs]))],
+            list(zip(patches, cotangents, strict=True)),
+        )
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise MethodUnsuited("the gradients of the network do not fit into the memory", ANOTHER_METHOD) from error
     return torch.cat(together)
 
 
@@ -104,6 +111,4 @@ def _constant(forward: Callable[[Tensor], Tensor], patches: Tensor, output: Tens
 
 def not_differentiable(why: str) -> InputError:
     """The error of a network through which gradients cannot be followed."""
-    return InputError(
-        f"The network cannot be differentiated ({why}): choose a method that needs no gradient, such as occlusion."
-    )
+    return MethodUnsuited(f"the network cannot be differentiated ({why})", ANOTHER_METHOD)

@@ -144,7 +144,7 @@ class RequestHandler:
         if isinstance(request, Describe):
             return self._describe(request)
         # A mistake in the method's parameters is reported at once, and not after PyTorch and the models were loaded.
-        methods.method(request.method or next(iter(methods.METHODS)), **request.parameters or {})
+        methods.method(request.method or methods.default(), **request.parameters or {})
         requested_folder = Path(request.output) if request.output else None
         is_new = requested_folder is None or not requested_folder.exists()
         output = requested_folder or self._new_folder("explanation-")

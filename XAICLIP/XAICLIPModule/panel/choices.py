@@ -415,7 +415,7 @@ class Choices(VTKObservationMixin):
             prompt=parameters.prompt,
             model=ui.modelComboBox.currentData,
             localizer=ui.localizerComboBox.currentData if guided else None,
-            method=name,
+            method=None if name == methods.default() else name,  # the default has a fallback, a choice has none
             parameters=self._allMethodParameters().get(name, {}),
             region=self._drawn("region") or ui.regionSourceComboBox.currentData,
             target=self._drawn("target")

@@ -107,13 +107,13 @@ class Question:
             raise InputError(_("One volume is given for two images: choose another for each."))
         if not self.prompt.strip():
             raise InputError(_('Nothing is asked for: type the name of a structure, such as "liver".'))
-        methods.method(self.method or next(iter(methods.METHODS)), **self.parameters)
+        methods.method(self.method or methods.default(), **self.parameters)
 
     def resultName(self) -> str:
         """What the results are called."""
         if self.name and self.name.strip():
             return self.name.strip()
-        parts = (self.volumeNode.GetName(), self.prompt.strip(), self.method or next(iter(methods.METHODS)))
+        parts = (self.volumeNode.GetName(), self.prompt.strip(), self.method or methods.default())
         return " – ".join(parts)
 
     def localizeRequest(self, folder: Path) -> Work:
