@@ -63,6 +63,9 @@ class Explanation:
         False where the computation was cancelled: the saliency is what was known by then.
     standard_error
         float32, of the saliency, where the method is random; else None.
+    sufficient, necessary
+        uint8, where the map was checked: the places that suffice for most of the score when all else is hidden, and
+        those whose hiding costs half of it (`XAICLIPLib.evaluation.key_regions`); else None.
     """
 
     image: sitk.Image
@@ -77,6 +80,8 @@ class Explanation:
     record: Mapping[str, Any]
     complete: bool = True
     standard_error: sitk.Image | None = None
+    sufficient: sitk.Image | None = None
+    necessary: sitk.Image | None = None
 
     @property
     def warnings(self) -> list[str]:
@@ -86,10 +91,11 @@ class Explanation:
     def save(self, folder: str | Path, compress: bool = True) -> dict[str, Path]:
         """Write volumes (``saliency.nrrd``, ``probed.nrrd``, ...), ``explanation.json`` and ``figure.png``.
 
-        A random method writes ``standard_error.nrrd`` as well, and a target that was given or lies in a box
-        ``target.nrrd``. Returns the path of each by its name without the ending. The files of an earlier explanation
-        are replaced, all of them or none (`XAICLIPLib.reporting.output_folder`). Without ``compress`` the volumes are
-        larger and read at once, for a reader on the same machine.
+        A random method writes ``standard_error.nrrd`` as well, a checked map ``sufficient.nrrd`` and
+        ``necessary.nrrd``, and a target that was given or lies in a box ``target.nrrd``. Returns the path of each by
+        its name without the ending. The files of an earlier explanation are replaced, all of them or none
+        (`XAICLIPLib.reporting.output_folder`). Without ``compress`` the volumes are larger and read at once, for a
+        reader on the same machine.
 
         Raises
         ------
@@ -113,6 +119,8 @@ class Explanation:
                 ("region", self.region.mask),
                 ("segmentation", self.segmentation),
                 ("standard_error", self.standard_error),
+                ("sufficient", self.sufficient),
+                ("necessary", self.necessary),
                 # The network's own label says what was explained, where no one drew it.
                 ("target", None if self.target["voxels"] == "predicted" else self.prediction),
             )

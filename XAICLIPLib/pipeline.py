@@ -22,7 +22,7 @@ from torch import Tensor
 
 from XAICLIPLib import imaging
 from XAICLIPLib.errors import InputError, MethodUnsuited
-from XAICLIPLib.evaluation import assessment, network_response, reliability, suitability
+from XAICLIPLib.evaluation import assessment, key_regions, network_response, reliability, suitability
 from XAICLIPLib.evaluation.reliability_flag import ReliabilityFlag, in_reading_order
 from XAICLIPLib.explainers import methods
 from XAICLIPLib.explainers.base import Estimate, Method
@@ -663,11 +663,14 @@ def assemble_explanation(
             reliability=flags,
             faithfulness=assessment.faithfulness_record(checked.faithfulness),
             stability=assessment.stability_record(checked.stability),
+            key_regions=key_regions.record(checked.regions),
             complete=complete,
             further_images=dict(zip(models.ready.inputs[1:], scan.images[1:], strict=True)),
         ),
         complete=complete,
         standard_error=None if error is None else case.on_scan(error, scan),
+        sufficient=_on_scan_or_none(checked, "sufficient", case, scan),
+        necessary=_on_scan_or_none(checked, "necessary", case, scan),
     )
 
 
@@ -686,6 +689,14 @@ def check_map(question: Question, setting: Setting, last: Estimate, values: Tens
     if checked.stability is None:
         run.warnings.append("The check of the map was cancelled before its end: see what was not checked.")
     return checked
+
+
+def _on_scan_or_none(
+    checked: assessment.Assessment, kind: key_regions.Kind, case: TargetCase, scan: Scan
+) -> sitk.Image | None:
+    """The region that suffices or is necessary in the geometry of the scan; None where none is known."""
+    region = None if checked.regions is None else checked.regions.by_map[kind]
+    return None if region is None else case.on_scan(region.voxels.to(torch.uint8), scan, "nearest")
 
 
 def _target_record(question: Question, scan: Scan, case: TargetCase, numbers: list[int]) -> dict[str, Any]:

@@ -78,8 +78,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--method",
         choices=list(methods.METHODS),
         metavar="|".join(methods.METHODS),
-        help=f"how to explain; default: {methods.default()}, and {methods.FALLBACK} where the network has no gradients. "
-        "Below, each has its own options",
+        help=f"how to explain; default: {methods.default()}, and {methods.FALLBACK} where the network has no "
+        "gradients. Below, each has its own options",
     )
     parser.add_argument(
         "--region",

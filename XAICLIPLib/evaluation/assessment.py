@@ -1,12 +1,13 @@
 """Whether to believe the map that was just computed.
 
 `evidence_of` collects what is known without running the network again. `assess_map` tests the map on the network: it
-takes `PERTURBATIONS` perturbations of the whole region for the deletion and insertion curves, and one more explanation,
-of the scan with a little noise added.
+takes `PERTURBATIONS` perturbations of the whole region for the deletion and insertion curves, about `REGION_CALLS` for
+the regions that suffice or are necessary, and one more explanation, of the scan with a little noise added.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 from XAICLIPLib.errors import Cancelled
 from XAICLIPLib.evaluation.controls import GRAIN_MM, OUTLINE, centre_map, edge_map, outline_maps, random_map
 from XAICLIPLib.evaluation.curves import DIRECTIONS, Curves, Faithfulness, removal_curves
+from XAICLIPLib.evaluation.key_regions import KeyRegions, key_regions
 from XAICLIPLib.evaluation.metrics import Share, outside_share
 from XAICLIPLib.evaluation.reliability import Evidence
 from XAICLIPLib.evaluation.stability import RADIUS, Stability, stability
@@ -37,6 +39,9 @@ SURE = 2.0
 
 PERTURBATIONS = ORDERS * (2 * POINTS - 1)
 
+REGION_CALLS = 40
+"""About how many perturbations the sufficient and necessary regions take, by the map and by the outline."""
+
 
 @dataclass(frozen=True)
 class Assessment:
@@ -47,11 +52,14 @@ class Assessment:
     faithfulness
         Deletion and insertion curves of the map, of a random order and of control maps, over the probed voxels. Whole
         cubes of 12 mm are removed, so that no map wins because its values are scattered.
+    regions
+        How little of the scan suffices, and how little is necessary.
     stability
         Change of the map under noise in the input, from one noisy explanation.
     """
 
     faithfulness: Faithfulness | None = None
+    regions: KeyRegions | None = None
     stability: Stability | None = None
 
 
@@ -135,11 +143,22 @@ def assess_map(
     cancelled
         Asked between perturbations; True ends the test with the results so far.
     """
-    total = PERTURBATIONS + last.planned
+    before = PERTURBATIONS + REGION_CALLS
+    total, calls = before + last.planned, itertools.count(PERTURBATIONS)
+
+    def between() -> None:
+        advance(min(next(calls), before), total)
+        if cancelled():
+            raise Cancelled("The check was cancelled.")
+
     try:
         curves = _curves(setting, last, saliency, seed, lambda done: advance(done, total), cancelled)
     except Cancelled:
         return Assessment()
+    try:
+        regions = key_regions(setting.scorer, saliency, setting.spacing_mm, setting.changeable, between)
+    except Cancelled:
+        return Assessment(curves)
     original = setting.scorer.volume
     channels = len(setting.volume)
 
@@ -150,7 +169,7 @@ def assess_map(
         noisy_setting = replace(setting, scorer=replace(setting.scorer, volume=noisy), volume=noisy[:channels])
         estimate: Estimate | None = None
         for estimate in method.estimates(noisy_setting, seed):
-            advance(PERTURBATIONS + min(estimate.done, last.planned), total)
+            advance(before + min(estimate.done, last.planned), total)
             if cancelled():
                 raise Cancelled("The check was cancelled.")
         assert estimate is not None
@@ -159,9 +178,10 @@ def assess_map(
     low, high = np.percentile(setting.volume.cpu().numpy().ravel()[::7], (0.5, 99.5))
     try:
         radius = RADIUS * float(high - low or 1)
-        return Assessment(curves, stability(explain_again, original, radius=radius, samples=1, seed=seed))
+        noise = stability(explain_again, original, radius=radius, samples=1, seed=seed)
     except Cancelled:
-        return Assessment(curves)
+        return Assessment(curves, regions)
+    return Assessment(curves, regions, noise)
 
 
 def _curves(

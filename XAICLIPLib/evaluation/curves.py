@@ -262,10 +262,10 @@ def removal_curves(
 
     def perturbations() -> Iterator[Perturbation]:
         for amount, (removed, kept) in zip(amounts, extents, strict=True):
-            yield Perturbation(removed, _RankRange(on_device, 0, amount))
+            yield Perturbation(removed, RankRange(on_device, 0, amount))
             if amount < everything:
                 assert kept is not None
-                yield Perturbation(kept, _RankRange(on_device, amount, everything))
+                yield Perturbation(kept, RankRange(on_device, amount, everything))
 
     lost = dict(pair for batch in scorer.lost_by(perturbations(), scores) for pair in batch)
     full = np.array([scorer.full_score_by(kind) for kind in scores])
@@ -361,7 +361,7 @@ def step_sizes(total: int, count: int, steps: Steps, first: int = 1) -> list[int
 
 
 @dataclass(frozen=True, eq=False)
-class _RankRange:
+class RankRange:
     """A pattern (see `XAICLIPLib.scoring.perturbation.Pattern`): the voxels whose rank lies in a range."""
 
     ranks: Tensor
@@ -369,6 +369,7 @@ class _RankRange:
     end: int
 
     def __call__(self, box: Box, device: torch.device) -> Tensor:
+        """1 where the rank lies in the range, in a box of the volume."""
         ranks = self.ranks[box]
         return ((ranks >= self.first) & (ranks < self.end)).to(device, torch.float32)
 

@@ -28,6 +28,8 @@ FILES = (
     "saliency.nrrd",
     "probed.nrrd",
     "standard_error.nrrd",
+    "sufficient.nrrd",
+    "necessary.nrrd",
     "region.nrrd",
     "segmentation.nrrd",
     "target.nrrd",

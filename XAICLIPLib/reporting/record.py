@@ -44,6 +44,7 @@ def build(
     reliability: Sequence[ReliabilityFlag] = (),
     faithfulness: Mapping[str, Any] | None = None,
     stability: Mapping[str, Any] | None = None,
+    key_regions: Mapping[str, Any] | None = None,
     further_images: Mapping[str, sitk.Image] | None = None,
 ) -> dict[str, Any]:
     """The record, ready for JSON.
@@ -81,6 +82,7 @@ def build(
         "reliability": [asdict(flag) for flag in reliability],
         "faithfulness": faithfulness,
         "stability": stability,
+        "key_regions": key_regions,
         "complete": complete,
     }
     return {key: _plain(value) for key, value in content.items()}
@@ -180,6 +182,8 @@ def _check_record(content: dict[str, Any]) -> None:
     if content.setdefault("faithfulness", None) is not None:
         _check_faithfulness(json_values.mapping(content["faithfulness"]))
     json_values.mapping(content.setdefault("stability", None) or {})
+    if content.setdefault("key_regions", None) is not None:
+        _check_key_regions(json_values.mapping(content["key_regions"]))
     for name, checksum in json_values.mapping(content.setdefault("written", {})).items():
         json_values.text(name), json_values.text(checksum)
 
@@ -193,6 +197,15 @@ def _check_faithfulness(faithfulness: Mapping[str, Any]) -> None:
         for curves in (faithfulness["map"], *json_values.mapping(faithfulness["controls"]).values()):
             _check_numbers(curves[direction]["scores"], points)
             json_values.number(-math.inf)(curves[direction]["area"])
+
+
+def _check_key_regions(regions: Mapping[str, Any]) -> None:
+    for key in ("keeps", "costs", "target_shown_alone", "target_hidden_alone"):
+        json_values.number(-math.inf)(regions[key])
+    for kind in ("sufficient", "necessary"):
+        for region in json_values.mapping(regions[kind]).values():
+            for key in ("volume_ml", "in_target_ml", "score") if region is not None else ():
+                json_values.number(-math.inf)(json_values.mapping(region)[key])
 
 
 def _check_numbers(values: Any, count: int) -> None:
