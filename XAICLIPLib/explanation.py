@@ -142,6 +142,7 @@ class Explanation:
             target_label="Given mask" if self.target["voxels"] == "given" else "Predicted target",
             region_label=captions.region,
             pieces=captions.pieces,
+            sufficient=self.sufficient,
             warnings=self.warnings,
             saliency_label=captions.label.format(score=parameters["score"].replace("dice", "Dice")),
         )

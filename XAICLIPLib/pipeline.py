@@ -623,7 +623,8 @@ def assemble_explanation(
     run.warnings += question.method.cautions(setting.spacing_mm)
     run.warnings += cautions(name, words, case.mask, region, scorer.full_score, bounded)
     checked = check_map(question, setting, last, values, run) if check and complete else assessment.Assessment()
-    evidence = replace(evidence, faithfulness=checked.faithfulness, stability=checked.stability)
+    enough = None if checked.regions is None else checked.regions.sufficient_ml
+    evidence = replace(evidence, faithfulness=checked.faithfulness, stability=checked.stability, sufficient_ml=enough)
     flags = in_reading_order([*case.suitability, *reliability.reliability_flags(evidence)])
     run.warnings[:0] = [flag.sentence for flag in flags if flag.raised]
     if not complete:

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from XAICLIPLib.explanation import Explanation
 
 
+LEAST_CREDIT = 0.005
+"""A structure with less credit than that is not worth a line."""
+
+
 def summary(explanation: Explanation) -> str:
     """An explanation in a few lines for a person."""
     values, region, name = explanation.measurements, explanation.region, one_line(explanation.target["name"])
@@ -48,6 +52,9 @@ def summary(explanation: Explanation) -> str:
             f"           shown alone, the {name} scores {values['organ_alone']:.3f}, and all around it "
             f"{values['context_alone']:.3f}, of {values['score_unperturbed']:.3f}",
         ]
+    for row in values.get("context_credits", [])[:3]:
+        if abs(row["credit"]) >= LEAST_CREDIT:
+            lines.append(f"           around it, {one_line(row['structure'])}: {row['credit']:+.3f}")
     for row in values.get("structures", [])[:5]:
         without = f"           without {one_line(row['structure'])}"
         lines.append(f"{without}: {row['score_lost']:+.3f} lost ({row['volume_ml']:.0f} ml)")
@@ -72,6 +79,12 @@ def summary(explanation: Explanation) -> str:
             "the outline again)"
         )
     record = explanation.record
+    regions = record.get("key_regions") or {}
+    for kind, words in (("sufficient", "shown alone keep {keeps:.0%} of"), ("necessary", "hidden cost {costs:.0%} of")):
+        if regions and (by_map := regions[kind]["map"]) is not None:
+            outline = regions[kind]["outline"]
+            beside = f"; in the order of the outline it takes {outline['volume_ml']:.0f} ml" if outline else ""
+            lines.append(f"Enough:    {by_map['volume_ml']:.0f} ml {words.format(**regions)} the score{beside}")
     if record.get("faithfulness") or record.get("stability"):
         lines += ["Checked:"] + [
             f"           {'passed' if not flag['raised'] else 'FAILED'}: {flag['sentence']}"

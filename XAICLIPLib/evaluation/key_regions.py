@@ -182,6 +182,13 @@ class KeyRegions:
     target_shown: float
     target_hidden: float
 
+    @property
+    def sufficient_ml(self) -> tuple[float, float] | None:
+        """Volume of the sufficient region, by the map and by the outline; None where one of them is not known."""
+        regions = [by["sufficient"] for by in (self.by_map, self.by_outline)]
+        known = [region.volume_ml for region in regions if region is not None]
+        return (known[0], known[1]) if len(known) == 2 else None
+
 
 def key_regions(
     scorer: Scorer, saliency: Tensor, spacing_mm: Spacing, changeable: Tensor, between: Callable[[], None]

@@ -46,6 +46,9 @@ chance by that scatter; a map could lead it by the same amount by luck."""
 OUTLINE_LEAD = LEAD
 """By how much a map must lead the best map made of the outline: that, too, may be the best of several by luck."""
 
+SUFFICIENT_SHARE = 0.75
+"""A map says more than the outline if, in its order, at most this share of what the outline's takes is enough."""
+
 UNFAMILIAR = 0.5
 """Largest share of the body's voxels outside the network's intensity range. Lungs, bowel gas and bone may lie outside
 it in any scan; half of a body does only if the units or the modality are wrong."""
@@ -89,6 +92,8 @@ class Evidence:
         Curves of the map and of control maps.
     stability
         Change of the map under noise in the input.
+    sufficient_ml
+        How much of the scan is enough for the drawing, in the order of the map and in that of the outline.
     body_intensities
         Of the scan's voxels in the body, (n,) or a sample of them, in the units of `DeclaredInputs.intensities`.
     spacing_mm
@@ -106,6 +111,7 @@ class Evidence:
     standard_error: ArrayLike | None = None
     faithfulness: Faithfulness | None = None
     stability: Stability | None = None
+    sufficient_ml: tuple[float, float] | None = None
     body_intensities: ArrayLike | None = None
     spacing_mm: tuple[float, float, float] | None = None
     declared: DeclaredInputs | None = None
@@ -220,12 +226,26 @@ def like_the_null(evidence: Evidence) -> ReliabilityFlag | None:
 def no_more_than_the_outline(evidence: Evidence) -> ReliabilityFlag | None:
     """Whether the map says no more than outlines do: the network's drawing, its depth, its border, and the region.
 
-    The flag's value is the mean lead in deletion and insertion, by soft Dice. If region and prediction disagree, the
-    map was computed elsewhere and is not compared: `region_disagrees` says so.
+    The flag's value is the mean lead in deletion and insertion, by soft Dice. Most of both is the organ itself, which
+    the outline knows as well. So a map that does not lead is not condemned where, in its order, much less of the scan
+    suffices for the drawing. If region and prediction disagree, the map was computed elsewhere and is not compared:
+    `region_disagrees` says so.
     """
     lead = _mean_lead(evidence, outline=True)
     if lead is None or (evidence.agreement is not None and evidence.agreement.recall < REGION_RECALL):
         return None
+    enough = evidence.sufficient_ml
+    if lead <= OUTLINE_LEAD and enough is not None and enough[0] < SUFFICIENT_SHARE * enough[1]:
+        return _flag(
+            "no more than the outline",
+            lead,
+            OUTLINE_LEAD,
+            False,
+            "",
+            f"The map says more than the outline of the {evidence.name}: the first {enough[0]:.0f} ml of the scan in "
+            f"its order are enough for the network to draw it, in the order of the outline it takes {enough[1]:.0f} "
+            "ml.",
+        )
     if lead <= 0:
         bad = (
             f"The map says no more than the outline of the {evidence.name}: removing tissue in the order of the "

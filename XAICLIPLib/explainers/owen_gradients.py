@@ -18,7 +18,7 @@ M. Sundararajan, A. Taly, Q. Yan. "Axiomatic Attribution for Deep Networks", ICM
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -66,7 +66,56 @@ class OwenGradients(Method):
             detail_mm=self.detail_mm,
             steps=self.steps,
             even_share=self.even_share,
+            structures=Structures.of(setting),
         )
+
+
+UNNAMED = "not drawn by the network"
+"""What of the context belongs to no structure."""
+
+
+@dataclass(frozen=True)
+class Structures:
+    """What the network drew, by which the credit of the context is told apart.
+
+    Attributes
+    ----------
+    labels
+        (X, Y, Z) whole numbers; 0 belongs to none.
+    numbers
+        The numbers in ``labels`` of each structure, by its name; of overlapping ones a number may belong to several.
+    voxel_ml
+        Volume of a voxel.
+    """
+
+    labels: Tensor
+    numbers: Mapping[str, Sequence[int]]
+    voxel_ml: float
+
+    @classmethod
+    def of(cls, setting: Setting) -> Structures:
+        """All that the network drew but the target."""
+        parts = {number: tuple(setting.parts.get(number, (number,))) for number in setting.names}
+        of_target = set(setting.target_numbers)
+        numbers = {name: parts[number] for number, name in setting.names.items() if number not in of_target}
+        return cls(setting.labels, numbers, math.prod(setting.spacing_mm) / 1000)
+
+    def credits(self, credit: Tensor, context: Tensor) -> list[dict[str, Any]]:
+        """Credit (X, Y, Z) of the part of the context that each structure holds, the largest first."""
+        labels = self.labels.to(credit.device)[context].long()
+        count = int(labels.max()) + 1 if len(labels) else 1
+        sums = torch.bincount(labels, credit[context].double(), count).tolist()
+        sizes = torch.bincount(labels, minlength=count).tolist()
+        named = {UNNAMED: [0], **self.numbers}
+        rows = [
+            {
+                "structure": name,
+                "volume_ml": sum(sizes[n] for n in numbers if n < count) * self.voxel_ml,
+                "credit": sum(sums[n] for n in numbers if n < count),
+            }
+            for name, numbers in named.items()
+        ]
+        return sorted((row for row in rows if row["volume_ml"]), key=lambda row: -abs(row["credit"]))
 
 
 def owen_gradients(
@@ -78,6 +127,7 @@ def owen_gradients(
     detail_mm: float = 12.0,
     steps: int = 6,
     even_share: float = 0.8,
+    structures: Structures | None = None,
 ) -> Iterator[Estimate]:
     """Gradients of the score along four paths; the saliency of a place is the credit of the cube around it.
 
@@ -104,9 +154,12 @@ def owen_gradients(
         Share of the organ's credit that is spread evenly over it. On the validation subjects the gradient's detail
         within an organ was worth little, and the outline's order beside it much (`Testing/benchmarks/EXPLAINERS.md`).
 
+    structures
+        What the network drew, by which the context's credit is told apart; None: it is not.
+
     Raises
     ------
-    InputError
+    MethodUnsuited
         The network cannot be differentiated, or the baseline is another one for each perturbation.
 
     Notes
@@ -114,8 +167,9 @@ def owen_gradients(
     What each path gains is known exactly from the scores at its two ends. The credit of its gradients is scaled to
     that, by no more than `SCALE`, because a network's score often jumps between two points. The findings are
     ``credit_of_organ`` and ``credit_of_context``; ``score_change``, of the volume over the baseline; ``organ_alone``
-    and ``context_alone``, the score where only that is shown; and ``completeness_gap`` and
-    ``completeness_gap_scaled``: how far the credit is from adding up to the change before scaling and after it.
+    and ``context_alone``, the score where only that is shown; ``completeness_gap`` and
+    ``completeness_gap_scaled``: how far the credit is from adding up to the change before scaling and after it; and
+    ``context_credits``, what each structure in the context is owed.
     """
     baseline = fixed_baseline(scorer, "Owen gradients")
     device = scorer.volume.device
@@ -123,7 +177,7 @@ def owen_gradients(
     difference = scorer.volume - baseline
     nothing, fixed = torch.zeros_like(organ), ~(organ | context)  # what cannot change is always shown
     shown = {"nothing": nothing, "organ": organ, "context": context, "all": organ | context}
-    running = _OwenMap(organ, context, in_voxels(detail_mm, spacing_mm), even_share)
+    running = _OwenMap(organ, context, in_voxels(detail_mm, spacing_mm), even_share, structures)
     for name, mask in shown.items():
         running.scores[name] = scorer.differentiable_score(torch.where(mask | fixed, scorer.volume, baseline))
     few = max(2, steps // 2)
@@ -198,6 +252,8 @@ class _OwenMap(RunningMap):
         Voxels along each axis over which credit is summed.
     even_share
         Share of the organ's credit that is spread evenly over it.
+    structures
+        What the network drew.
     paths
         Context beside the organ, organ within the context, context alone, organ alone.
     scores
@@ -208,6 +264,7 @@ class _OwenMap(RunningMap):
     context: Tensor
     cube: tuple[int, ...]
     even_share: float
+    structures: Structures | None = None
     paths: list[_Path] = field(default_factory=list)
     scores: dict[str, float] = field(default_factory=dict)
 
@@ -242,6 +299,9 @@ class _OwenMap(RunningMap):
         credit = self.credit()
         organ, context = (float(credit[union].sum(dtype=torch.float64)) for union in (self.organ, self.context))
         change = self.scores["all"] - self.scores["nothing"]
+        by_structure = (
+            {} if self.structures is None else {"context_credits": self.structures.credits(credit, self.context)}
+        )
         return {
             "credit_of_organ": organ,
             "credit_of_context": context,
@@ -250,4 +310,5 @@ class _OwenMap(RunningMap):
             "score_change": change,
             "completeness_gap": abs(sum(path.total() for path in self.paths) / 2 - change),
             "completeness_gap_scaled": abs(organ + context - change),
+            **by_structure,
         }

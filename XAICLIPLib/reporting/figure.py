@@ -53,6 +53,7 @@ OPACITY = 0.8  # of the strongest saliency
 
 CAUTION = "#ffb347"
 BACKGROUND, INK, FAINT, PREDICTION, REGION = "#15181c", "#f2f2f2", "#b4bac1", "#5dff7e", "#39d5ff"
+SUFFICIENT, SUFFICIENT_LABEL = "#ffffff", "Enough when all else is hidden"
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 FONT: Style = {"family": "DejaVu Sans"}  # comes with matplotlib
 # Inferno without its black end, which would darken the scan: weak effects are transparent instead.
@@ -439,6 +440,7 @@ def save_figure(
     target_label: str = "Predicted target",
     region_label: str = "Region of interest",
     pieces: bool = False,
+    sufficient: sitk.Image | None = None,
     warnings: Sequence[str] = (),
 ) -> Path:
     """Draw an explanation as one PNG: three planes through the target, without saliency and with it.
@@ -464,6 +466,8 @@ def save_figure(
         Names of the outlines of ``prediction`` and ``region``.
     pieces
         The map has one value for each piece, and must not be interpolated between pieces.
+    sufficient
+        Mask of what is enough when all else is hidden, drawn on the surroundings alone.
     warnings
         Warnings for the reader, one sentence each; written under the panels.
 
@@ -472,7 +476,8 @@ def save_figure(
     InputError
         When a volume is not on the image's grid, or the file cannot be written.
     """
-    for name, other in (("saliency", saliency), ("prediction", prediction), ("region", region)):
+    given = {"saliency": saliency, "prediction": prediction, "region": region, "sufficient region": sufficient}
+    for name, other in given.items():
         if other is not None and not (image.GetDimension() == 3 and same_geometry(other, image)):
             raise InputError(f"The {name} is not on the 3D grid of the image: resample it first.")
     if not np.isfinite(values := sitk.GetArrayViewFromImage(saliency)).all():
@@ -507,6 +512,7 @@ def save_figure(
     for name, part, colour, dashes in (
         (region_label, region, REGION, (0, (4, 2.5))),
         (target_label, prediction, PREDICTION, "solid"),
+        (SUFFICIENT_LABEL, sufficient, SUFFICIENT, (0, (1, 1.2))),
     ):
         if part is None:
             continue
@@ -533,13 +539,15 @@ def save_figure(
                 _, scale, of_target = rows[row - 1]
                 shown = values if of_target is None else np.where(inside == of_target, values, 0)
                 axes.imshow(scale.colour(shown), **placed)
-            for _, part, style in outlines:
+            for name, part, style in outlines:
+                if name == SUFFICIENT_LABEL and names[row] != "Surroundings":
+                    continue
                 draw_contour(axes, plane, part, linewidth=1.0 if row else 1.8, **style)
     handles = [Line2D([], [], linewidth=2, label=for_matplotlib(name), **style) for name, _, style in outlines]
     arrow: Style = {"linestyle": "", "marker": "v", "color": INK}
     handles.append(Line2D([], [], label="where the other planes cut", **arrow))
     at = (LEFT - 6) / WIDTH, 1 - sheet.foot / sheet.total
-    page: Style = {"ncols": 3, "frameon": False, "borderaxespad": 0, "labelcolor": INK}
+    page: Style = {"ncols": 4, "frameon": False, "borderaxespad": 0, "labelcolor": INK}
     sheet.figure.legend(handles=handles, loc="center left", bbox_to_anchor=at, prop={**FONT, "size": 12}, **page)
     for number, (_, scale, _) in enumerate(rows, 1):
         sheet.colour_bar(number, scale, saliency_label)

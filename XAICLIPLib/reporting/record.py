@@ -179,6 +179,9 @@ def _check_record(content: dict[str, Any]) -> None:
             json_values.number(-math.inf)(row["score_lost"]),
             json_values.number(0)(row["volume_ml"]),
         )
+    for row in json_values.objects(content["measurements"].get("context_credits") or []):
+        json_values.text(row["structure"]), json_values.number(-math.inf)(row["credit"])
+        json_values.number(0)(row["volume_ml"])
     if content.setdefault("faithfulness", None) is not None:
         _check_faithfulness(json_values.mapping(content["faithfulness"]))
     json_values.mapping(content.setdefault("stability", None) or {})

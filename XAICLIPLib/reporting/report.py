@@ -120,6 +120,8 @@ def document_of(saved: SavedExplanation, scan: sitk.Image | None) -> Document:
         _planes(saved, scan),
         _slices(saved, scan),
         _structures(record),
+        _context(record),
+        _key_regions(record),
         _faithfulness(record),
         _reading(record),
         _limits(),
@@ -334,6 +336,68 @@ def _structures(record: Mapping[str, Any]) -> Section | None:
             [(row["structure"], f"{row['volume_ml']:.0f} ml", _signed(row["score_lost"])) for row in rows],
             ("Structure", "Volume", "Score lost"),
         ),
+    )
+
+
+def _context(record: Mapping[str, Any]) -> Section | None:
+    """What the surroundings are owed, by structure, where the method tells it."""
+    rows, name = record["measurements"].get("context_credits"), record["target"]["name"]
+    if not rows:
+        return None
+    whole = _float(record["measurements"], "score_change") or 0.0
+    return Section(
+        "What it leans on around the drawing",
+        [
+            f"The credit of all that lies around the {name}, by what the network itself drew there. Below 0, the score "
+            "would be higher without it. The numbers add up to the credit of the surroundings.",
+        ],
+        table=Table(
+            [
+                (
+                    row["structure"],
+                    f"{row['volume_ml']:.0f} ml",
+                    _signed(row["credit"]),
+                    f"{row['credit'] / whole:+.0%}".replace("-", "−") if whole else "",
+                )
+                for row in rows
+            ],
+            ("Structure", "Volume", "Credit", "Share of the score"),
+        ),
+    )
+
+
+def _key_regions(record: Mapping[str, Any]) -> Section | None:
+    """How little suffices, and how little is necessary, where it was measured."""
+    regions, name = record["key_regions"], record["target"]["name"]
+    if regions is None:
+        return None
+    keeps, costs = regions["keeps"], regions["costs"]
+    words = {
+        "sufficient": (
+            f"Enough for {keeps:.0%} of the score, with all else hidden",
+            "sufficient.nrrd",
+        ),
+        "necessary": (f"Enough to lose {costs:.0%} of it, with nothing else hidden", "necessary.nrrd"),
+    }
+    rows = []
+    for kind, (what, file) in words.items():
+        for order, told in (("map", f"in the order of the map ({file})"), ("outline", "in the order of the outline")):
+            region = regions[kind][order]
+            held = ("there is none: even with all hidden the network goes on drawing", "", "")
+            if region is not None:
+                held = (f"{region['volume_ml']:.0f} ml", f"{region['in_target_ml']:.0f} ml", f"{region['score']:.3f}")
+            rows.append((f"{what}, {told}", *held))
+    return Section(
+        "How much of the scan it takes",
+        [
+            "Cubes of 12 mm were taken in the order of the map until they were enough; each number is verified by a "
+            "score of its own. They are the fewest in this order, and others may do with less. The order of the "
+            f"outline is what anybody would try who sees nothing but the drawing: the middle of the {name} first, then "
+            "the nearest around it. A map that says more than the outline takes less of the scan.",
+            f"With nothing shown but the {name} itself, the score is {regions['target_shown_alone']:.3f}; with nothing "
+            f"hidden but the {name}, {regions['target_hidden_alone']:.3f}.",
+        ],
+        table=Table(rows, ("What", "Volume", f"Of it in the {name}", "Score")),
     )
 
 

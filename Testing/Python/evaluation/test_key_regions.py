@@ -10,7 +10,7 @@ import torch
 from planted_truth import PLACES, SPACING, Case, planted_case
 
 from XAICLIPLib.evaluation.controls import random_map
-from XAICLIPLib.evaluation.key_regions import KEPT, LOST, Kind, KeyRegions, key_region, key_regions, record, score_with
+from XAICLIPLib.evaluation.key_regions import KEPT, LOST, KeyRegions, Kind, key_region, key_regions, record, score_with
 
 EDGE_MM = 6.0
 VOXEL_ML = math.prod(SPACING) / 1000

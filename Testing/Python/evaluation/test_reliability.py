@@ -142,6 +142,15 @@ def test_the_outline_is_told_by_how_much_it_is_ahead_or_behind() -> None:
     }
 
 
+@pytest.mark.parametrize(("by_map", "raised"), [(448.0, False), (700.0, True), (916.0, True)])
+def test_a_map_by_which_much_less_is_enough_says_more_than_the_outline(by_map: float, raised: bool) -> None:
+    """Of the curves most is the organ, which the outline knows as well; how little suffices is not."""
+    evidence = dataclasses.replace(GOOD, faithfulness=compared(0.3, 0.6, 0.307), sufficient_ml=(by_map, 916.0))
+    (flag,) = [f for f in reliability_flags(evidence) if f.name == "no more than the outline"]
+    assert flag.raised == raised
+    assert ("448 ml" in flag.sentence and "916 ml" in flag.sentence) != raised
+
+
 def test_a_map_that_leads_noise_and_not_the_outline_fails_that_check_alone() -> None:
     evidence = dataclasses.replace(GOOD, faithfulness=compared(0.3, 0.6, outline=0.25))
     assert [flag.name for flag in raised_flags(evidence)] == ["no more than the outline"]

@@ -410,6 +410,15 @@ def test_the_surroundings_have_a_row_and_a_scale_of_their_own(tmp_path: Path, sh
     assert not (around & within).any()  # what is in the one row is not in the other
 
 
+def test_what_is_enough_is_drawn_on_the_surroundings_alone(tmp_path: Path, sheets: list[Any]) -> None:
+    scan = torso()
+    save_figure(tmp_path / "a.png", **scan, title="", sufficient=scan["region"])
+    assert module.SUFFICIENT_LABEL in words(sheets[0])
+    axes = sheets[0].figure.axes[:3]  # of the axial plane: scan, surroundings, target
+    drawn = [[line for line in a.lines if line.get_color() == module.SUFFICIENT] for a in axes]
+    assert [bool(lines) for lines in drawn] == [False, True, False]
+
+
 EDGE_CASES: dict[str, tuple[dict[str, Any], str]] = {
     "empty prediction": ({"prediction": 0}, "Predicted target: empty"),
     "no effect": ({"saliency": 0.0}, "no effect"),
