@@ -88,6 +88,7 @@ def test_parameters_reach_the_worker(panel: Any, ready: Any, session: Any) -> No
     ready.regionThresholdSlider.value = 0.7
     ready.regionMarginSpinBox.setValue(12)
     ready.seedSpinBox.setValue(3)
+    ready.checkMapCheckBox.setChecked(True)
     pick(ready.deviceComboBox, "cpu")
     pick(ready.precisionComboBox, "full")
     ready.applyButton.click()
@@ -97,6 +98,7 @@ def test_parameters_reach_the_worker(panel: Any, ready: Any, session: Any) -> No
     assert (asked.threshold, asked.margin_mm) == (pytest.approx(0.7), 12)
     assert (asked.device, asked.precision, asked.trust) == ("cpu", "full", None)
     assert asked.region == "guided" and asked.target is None
+    assert asked.check is True
 
 
 def test_defaults_leave_the_choice_to_the_worker(ready: Any, session: Any) -> None:
@@ -424,7 +426,7 @@ def test_broken_parameters_of_a_scene_are_taken_for_none(panel: Any, ready: Any,
     parameters.method = "no such method"
     parameters.regionSource = "nowhere"
     ready.applyButton.click()
-    assert session.requests[0].method == "occlusion"
+    assert session.requests[0].method is None, "the default, which has a fallback"
     assert json.loads(json.dumps(session.requests[0].parameters)) is None
 
 

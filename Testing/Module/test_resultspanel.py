@@ -332,6 +332,28 @@ def test_results_are_saved_as_files_that_fit_the_scan(
     assert "0.975" in (folder / "measurements.csv").read_text()
 
 
+def test_what_is_enough_and_what_is_necessary_are_segments_until_ticked_hidden(
+    panel: Any, session: Any, volume: Any, ui: Any, tmp_path: Path
+) -> None:
+    from XAICLIPModule.scene import results, saving
+    from XAICLIPModule.worker.question import Question
+
+    panel.logic.startExplaining(Question(volume, "liver", checkMap=True))
+    session.explain(volume)
+    nodes = results.explanationOf(ui.resultSelector.currentNode())
+    assert nodes is not None
+    segments, view = nodes.segmentation.GetSegmentation(), nodes.segmentation.GetDisplayNode()
+    for key, name in (
+        ("sufficient", "enough when all else is hidden"),
+        ("necessary", "half of the score is lost without it"),
+    ):
+        assert segments.GetSegment(key).GetName() == name
+        assert not view.GetSegmentVisibility(key), "it would hide the map"
+    assert view.GetSegmentVisibility("target")
+    written = {path.name for path in saving.save(nodes, tmp_path / "saved")}
+    assert {"sufficient.nrrd", "necessary.nrrd"} <= written
+
+
 def test_a_folder_that_cannot_be_written_is_told(panel: Any, run: Any) -> None:
     run()
     assert panel.panel.results.saveTo(Path("/proc/nowhere")) == []

@@ -119,6 +119,7 @@ def test_what_the_user_chose_here_is_not_asked_about(ready: Any, panel: Any, mon
 def test_method_parameters_that_are_none_leave_the_defaults_and_a_sentence(
     values: str, panel: Any, ready: Any, session: Any, slot_errors: list[BaseException]
 ) -> None:
+    panel.logic.getParameterNode().method = "occlusion"
     panel.logic.getParameterNode().methodParameters = values
     assert slot_errors == [] and ready.applyButton.isEnabled()
     assert "its defaults are taken" in plain(ready.applyButton.toolTip)
@@ -128,6 +129,7 @@ def test_method_parameters_that_are_none_leave_the_defaults_and_a_sentence(
 
 
 def test_the_parameters_that_a_method_takes_are_kept(panel: Any, ready: Any, session: Any) -> None:
+    panel.logic.getParameterNode().method = "occlusion"
     panel.logic.getParameterNode().methodParameters = '{"occlusion": {"window_mm": 30, "nonsense": 1}}'
     ready.applyButton.click()
     assert session.requests[-1].parameters == {"window_mm": 30}
@@ -144,6 +146,7 @@ def test_the_parameters_that_a_method_takes_are_kept(panel: Any, ready: Any, ses
         ("seed", "1e3", 0),
         ("seed", "9" * 5000, 0),
         ("ownThreshold", "perhaps", False),
+        ("checkMap", "perhaps", False),
         ("furtherImages", "-3", 0),
         ("furtherVolumes_len", "many", []),
         ("method", "no such method", None),

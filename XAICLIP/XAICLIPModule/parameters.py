@@ -32,6 +32,8 @@ class XAICLIPParameterNode:
         ``guided``, ``whole``, ``prediction``, ``segment`` or ``box``.
     targetSource
         ``prompt``, ``structure``, ``segment`` or ``box``.
+    checkMap
+        Whether the map is tested when it is done.
     ownThreshold, regionThreshold
         Whether the region's threshold is the user's, and that (similarity, 0 to 1).
     regionMargin
@@ -53,6 +55,7 @@ class XAICLIPParameterNode:
     baseline: str
     modality: str
     seed: Annotated[int, WithinRange(0, 2147483647)]
+    checkMap: bool
     localizer: str
     regionSource: Annotated[str, Default("guided")]
     ownThreshold: bool
@@ -94,5 +97,6 @@ def repair(node: Any) -> None:
             fits = False
         if not fits:
             node.UnsetParameter(name)
-    if node.GetParameter("ownThreshold") not in ("", "True", "False"):
-        node.UnsetParameter("ownThreshold")
+    for name in ("ownThreshold", "checkMap"):
+        if node.GetParameter(name) not in ("", "True", "False"):
+            node.UnsetParameter(name)

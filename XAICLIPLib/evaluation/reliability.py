@@ -92,8 +92,6 @@ class Evidence:
         Curves of the map and of control maps.
     stability
         Change of the map under noise in the input.
-    sufficient_ml
-        How much of the scan is enough for the drawing, in the order of the map and in that of the outline.
     body_intensities
         Of the scan's voxels in the body, (n,) or a sample of them, in the units of `DeclaredInputs.intensities`.
     spacing_mm
@@ -102,6 +100,8 @@ class Evidence:
         By the network.
     margin_mm
         The margin of ``outside``: half the size of what was hidden at once, over which a method blurs an effect.
+    sufficient_ml
+        How much of the scan is enough for the drawing, in the order of the map and in that of the outline.
     """
 
     name: str
@@ -111,11 +111,11 @@ class Evidence:
     standard_error: ArrayLike | None = None
     faithfulness: Faithfulness | None = None
     stability: Stability | None = None
-    sufficient_ml: tuple[float, float] | None = None
     body_intensities: ArrayLike | None = None
     spacing_mm: tuple[float, float, float] | None = None
     declared: DeclaredInputs | None = None
     margin_mm: float = 0.0
+    sufficient_ml: tuple[float, float] | None = None
 
 
 def reliability_flags(evidence: Evidence) -> tuple[ReliabilityFlag, ...]:

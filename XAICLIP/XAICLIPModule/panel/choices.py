@@ -428,6 +428,7 @@ class Choices(VTKObservationMixin):
             device=self._installation.device,
             precision=self._installation.precision,
             seed=parameters.seed,
+            checkMap=True if parameters.checkMap else None,
             trust=True if self.models.isOwn and ui.trustCheckBox.checked else None,
             name=parameters.outputName,
             furtherVolumeNodes=tuple(self.furtherImages.volumes()),

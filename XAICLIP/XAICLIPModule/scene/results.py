@@ -37,7 +37,9 @@ MEASUREMENTS_ROLE, STRUCTURES_ROLE = "xaiclipMeasurements", "xaiclipStructures"
 SURFACE_ROLE, ERROR_ROLE = "xaiclipSurface", "xaiclipStandardError"
 
 REGION_SEGMENT, TARGET_SEGMENT = "region", "target"
+SUFFICIENT_SEGMENT, NECESSARY_SEGMENT = "sufficient", "necessary"
 REGION_COLOUR, TARGET_COLOUR = (0.2, 0.75, 1.0), (0.35, 0.85, 0.35)
+SUFFICIENT_COLOUR, NECESSARY_COLOUR = (0.95, 0.95, 0.95), (0.95, 0.6, 0.2)
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class ExplanationNodes:
     volume
         The input, or None where it was deleted.
     segmentation
-        Region and target as segments.
+        Region and target as segments; where the map was checked, also what is enough and what is necessary.
     measurements
         vtkMRMLTableNode.
     structures
@@ -181,7 +183,8 @@ def load(
     volumeNode
         The input.
     files
-        Paths of ``saliency``, ``region`` and ``segmentation``; ``figure`` and ``standard_error`` where there are such.
+        Paths of ``saliency``, ``region`` and ``segmentation``; ``figure``, ``standard_error``, ``sufficient`` and
+        ``necessary`` where there are such.
     record
         What ``explanation.json`` holds.
     name
@@ -194,7 +197,8 @@ def load(
     InputError
         A file cannot be read, or the volume was changed or removed meanwhile. No node is left of what was begun.
     """
-    read = ("saliency", "region", "segmentation", *(["standard_error"] if "standard_error" in files else []))
+    further = ("standard_error", SUFFICIENT_SEGMENT, NECESSARY_SEGMENT)
+    read = ("saliency", "region", "segmentation", *(what for what in further if what in files))
     arrays = {what: mappedFor(files[what], volumeNode) for what in read}
     made: list[tuple[str, Any]] = []
     saliency = saliencyNode if isInScene(saliencyNode) else saliencyVolume(volumeNode, name)
@@ -207,6 +211,9 @@ def load(
             TARGET_SEGMENT: (yield from crop(labels, lambda part: _anyOf(part, drawn))),
             REGION_SEGMENT: (yield from crop(arrays["region"], lambda part: part != 0)),
         }
+        for key in (SUFFICIENT_SEGMENT, NECESSARY_SEGMENT):
+            if key in arrays:
+                masks[key] = yield from crop(arrays[key], lambda part: part != 0)
         if not isInScene(volumeNode):
             raise InputError(_("The volume was removed during the computation: there is no result."))
         made.append((SEGMENTATION_ROLE, _segmentation(volumeNode, name, masks, record)))
@@ -353,21 +360,30 @@ def _segmentationFor(volumeNode: Any, name: str) -> Any:
 
 
 def _segmentation(volumeNode: Any, name: str, masks: Mapping[str, Any], record: Mapping[str, Any]) -> Any:
-    """Region and target as segments in the geometry of the volume."""
+    """Region, target, and what is enough or necessary where it is known, as segments in the geometry of the volume."""
     structure = str(record["target"]["name"])
     node = _segmentationFor(volumeNode, _("{name} segments").format(name=name))
     segments = (
         (TARGET_SEGMENT, _("{structure} (predicted)").format(structure=structure), TARGET_COLOUR),
         (REGION_SEGMENT, _('region of "{structure}"').format(structure=record["prompt"]), REGION_COLOUR),
+        (SUFFICIENT_SEGMENT, _("enough when all else is hidden"), SUFFICIENT_COLOUR),
+        (NECESSARY_SEGMENT, _("half of the score is lost without it"), NECESSARY_COLOUR),
     )
     code = terminology.entry(structure)
     for key, title, colour in segments:
+        if key not in masks:
+            continue
         segment = _addSegment(node, key, title, colour, masks[key], volumeNode)
-        if code:
+        if code and key in (TARGET_SEGMENT, REGION_SEGMENT):
             segment.SetTag(segment.GetTerminologyEntryTagName(), code)
     view = node.GetDisplayNode()
     view.SetOpacity2DFill(0.0)  # outlines: fills would hide the map
-    view.SetSegmentVisibility3D(REGION_SEGMENT, False)
+    for key in masks:
+        if key != TARGET_SEGMENT:
+            view.SetSegmentVisibility3D(key, False)
+    for key in (SUFFICIENT_SEGMENT, NECESSARY_SEGMENT):  # four outlines over a map hide it: a tick in Segmentations
+        if key in masks:
+            view.SetSegmentVisibility(key, False)
     view.SetVisibility3D(False)  # until it is asked for: surfaces take a while to make
     return node
 

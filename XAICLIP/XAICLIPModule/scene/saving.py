@@ -44,7 +44,12 @@ def save(nodes: ExplanationNodes, folder: Path, compress: bool = True) -> list[P
 def _write(nodes: ExplanationNodes, folder: Path, compress: bool) -> list[Path]:
     """Write all files into an empty folder, the record last."""
     written = [_saveSaliency(nodes, folder, compress)]
-    for segment in (results.REGION_SEGMENT, results.TARGET_SEGMENT):
+    for segment in (
+        results.REGION_SEGMENT,
+        results.TARGET_SEGMENT,
+        results.SUFFICIENT_SEGMENT,
+        results.NECESSARY_SEGMENT,
+    ):
         if nodes.segmentation is not None and nodes.segmentation.GetSegmentation().GetSegment(segment):
             try:
                 mask = export.maskFromSegment(nodes.segmentation, segment, nodes.saliency)

@@ -149,7 +149,12 @@ class PlayedSession:
         """Send a result; ``changes`` are put into its record."""
         folder = Path(self.requests[-1].output)
         record = {**recordFor(self.requests[-1].prompt), "complete": complete, **changes}
-        self.answer("explanation", complete=complete, files=writeResults(volumeNode, folder), record=record)
+        self.answer(
+            "explanation",
+            complete=complete,
+            files=writeResults(volumeNode, folder, self.requests[-1].check),
+            record=record,
+        )
 
 
 def saliencyFor(volumeNode: Any) -> Any:
@@ -163,8 +168,11 @@ def saliencyFor(volumeNode: Any) -> Any:
     return array
 
 
-def writeResults(volumeNode: Any, folder: Path) -> dict[str, str]:
-    """The files of a result: the region is where there is saliency, the target where there is much; and a picture."""
+def writeResults(volumeNode: Any, folder: Path, checked: bool | None = None) -> dict[str, str]:
+    """The files of a result: the region is where there is saliency, the target where there is much; and a picture.
+
+    Of a map that was checked also what is enough and what is necessary: where there is very much.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     saliency = saliencyFor(volumeNode)
     arrays = {
@@ -172,6 +180,9 @@ def writeResults(volumeNode: Any, folder: Path) -> dict[str, str]:
         "region": (saliency > 0).astype(np.uint8),
         "segmentation": (saliency > 0.15).astype(np.uint8) * 6,
     }
+    if checked:
+        arrays["sufficient"] = (saliency > 0.1).astype(np.uint8)
+        arrays["necessary"] = (saliency > 0.3).astype(np.uint8)
     files = {name: str(_write(array, volumeNode, folder / f"{name}.nrrd")) for name, array in arrays.items()}
     figure = folder / "figure.png"
     figure.write_bytes(b"a picture")

@@ -64,6 +64,8 @@ class Question:
         Of the method, by the names of `XAICLIPLib.explainers.methods`.
     threshold, marginMm
         Of the region: similarity from 0 to 1, and how far it is grown in mm.
+    checkMap
+        Test the map when it is done.
     trust
         Run the code in the configuration of the user's own model.
     name
@@ -87,6 +89,7 @@ class Question:
     precision: str | None = None
     batchSize: int | None = None
     seed: int | None = None
+    checkMap: bool | None = None
     trust: bool | None = None
     name: str | None = None
     furtherVolumeNodes: Sequence[Any] = ()
@@ -169,6 +172,7 @@ class Question:
             "precision": self.precision,
             "batch_size": self.batchSize,
             "seed": self.seed,
+            "check": self.checkMap,
             "trust": self.trust,
             "estimates": True,
         }
