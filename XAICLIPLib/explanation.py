@@ -144,7 +144,7 @@ class Explanation:
             pieces=captions.pieces,
             sufficient=self.sufficient,
             warnings=self.warnings,
-            saliency_label=captions.label.format(score=parameters["score"].replace("dice", "Dice")),
+            saliency_label=captions.of_colours(parameters["score"], parameters["effect"]),
         )
         kept = {**self.record, "written": output_folder.checksums(folder)}
         written["explanation"] = record.write(kept, folder / "explanation.json")

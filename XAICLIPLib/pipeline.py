@@ -46,7 +46,7 @@ from XAICLIPLib.models import catalogue
 from XAICLIPLib.progress import Progress, Run
 from XAICLIPLib.reporting import record
 from XAICLIPLib.reporting.measurements import cautions, measure
-from XAICLIPLib.scoring.options import BASELINES, PRECISIONS, SCORES, Baseline, Precision, Score
+from XAICLIPLib.scoring.options import BASELINES, PARTS, PRECISIONS, SCORES, Baseline, Part, Precision, Score
 from XAICLIPLib.scoring.target import RIM_MM, Target, class_of, make_target
 from XAICLIPLib.segmentation.networks.described import Predictor, from_object
 from XAICLIPLib.segmentation.prediction import Inference, label_values, predict, values_of
@@ -72,6 +72,7 @@ def explain(
     region: MaskSource = "guided",
     target: MaskSource | None = None,
     score: Score = "soft dice",
+    effect: Part = "total",
     baseline: Baseline = "air",
     threshold: float | None = None,
     margin_mm: float = MARGIN_MM,
@@ -111,8 +112,8 @@ def explain(
         A file of learned prompts for the localizer; by default the one in its folder, if any.
     method
         The explainer; see `XAICLIPLib.explainers.methods` for all of them and their parameters. By default Owen
-        gradients, and occlusion where they cannot be had: the network cannot be differentiated, or the baseline is
-        another one for each place.
+        gradients; occlusion where a parameter of its own is given, and where gradients cannot be had: the network
+        cannot be differentiated, or the baseline is another one for each place.
     region
         ``guided`` (by the localizer), ``whole`` (unguided), ``prediction`` (what the network itself draws), or a place:
         a mask, the path of one, a box (six numbers in mm: from and to along right, anterior, superior).
@@ -121,6 +122,10 @@ def explain(
         explained: a mask ("why is *this* called liver?") or a box ("why does the liver end here?").
     score
         How well the target survives; see `XAICLIPLib.scoring.scorer`.
+    effect
+        Which part of the score lost is shown: ``total``; ``remote``, what was lost where nothing was hidden, so that
+        hiding an organ is not credited with its own removal; or ``local``, the rest. For the methods that hide places;
+        where no method is named and a part is asked for, occlusion is taken.
     baseline
         What replaces perturbed voxels; see `XAICLIPLib.scoring.baselines`.
     threshold
@@ -165,12 +170,14 @@ def explain(
     ----------
     Alzubaidi et al. "XAI-CLIP", arXiv 2602.07017, 2026.
     """
+    chosen = method or (methods.implied(parameters) if effect == "total" else methods.FALLBACK)
     question = Question.checked(
         prompt=" ".join(prompt.split()),
         target=target,
         region=region,
-        method=methods.method(method or methods.default(), **parameters),
-        fallback=None if method else methods.method(methods.FALLBACK),
+        method=methods.method(chosen, **parameters),
+        fallback=None if method or chosen == methods.FALLBACK else methods.method(methods.FALLBACK),
+        effect=effect,
         score=score,
         baseline=baseline,
         precision=precision,
@@ -205,6 +212,7 @@ def explain(
             score=question.score,
             batch_size=question.batch_size,
             precision=question.precision,
+            effect=question.effect,
             shared=target_case.shared,
         )
         response_flags = network_response.response_flags(setting.scorer)
@@ -278,6 +286,7 @@ class Question:
     method: Method
     fallback: Method | None
     score: Score
+    effect: Part
     baseline: Baseline
     precision: Precision
     batch_size: int | None
@@ -287,8 +296,13 @@ class Question:
     @classmethod
     def checked(cls, *, batch_size: int | None, seed: int, **given: Any) -> Question:
         """The question; raises `InputError` for a choice that cannot be used."""
-        choices = {"score": SCORES, "baseline": BASELINES, "precision": PRECISIONS}
+        choices = {"score": SCORES, "effect": PARTS, "baseline": BASELINES, "precision": PRECISIONS}
         check_choices(**{name: (given[name], known) for name, known in choices.items()})
+        if given["effect"] != "total" and not given["method"].captions.value:
+            raise InputError(
+                f"The effect {given['effect']} is of methods that hide places, and {given['method'].name} hides none: "
+                f"choose the effect total, or a method such as {methods.FALLBACK}."
+            )
         region = given["region"]
         if isinstance(region, str) and region not in REGIONS and not is_mask(region):
             raise InputError(f"The region {region} is neither {', '.join(REGIONS)}, a box nor the file of a mask.")
@@ -724,6 +738,7 @@ def _parameters_record(
         "margin_mm": search.margin_mm if around else None,
         **({"pointed_by": models.pointed_by} if models.pointed_by else {}),
         "score": question.score,
+        "effect": question.effect,
         "baseline": question.baseline,
         "rim_mm": RIM_MM,
         "batch_size": setting.scorer.batch_in_use,

@@ -449,6 +449,61 @@ def test_the_channels_of_a_sigmoid_network_have_the_next_label() -> None:
     assert values(result.saliency)[BOXES[1]].min() > 0.05
 
 
+# The default method, and parts of the effect
+
+
+class WithoutGradients(Network):
+    """Its answers carry no graph, as those of an object from elsewhere."""
+
+    @torch.no_grad()
+    def logits(self, patches: Tensor) -> Tensor:
+        return super().logits(patches)
+
+
+def test_without_a_method_gradients_tell_organ_and_surroundings_apart() -> None:
+    result = explain(scan(), "liver", model=Network(), localizer=Finder(), device="cpu")
+    measured = result.measurements
+    assert result.record["parameters"]["method"] == "owen-gradients"
+    assert measured["credit_of_organ"] == pytest.approx(measured["score_change"], abs=0.02), "it looks at single voxels"
+    assert {row["structure"] for row in measured["context_credits"]} == {
+        "left kidney",
+        "right kidney",
+        "not drawn by the network",
+        "not told apart",
+    }
+    assert sum(row["credit"] for row in measured["context_credits"]) == pytest.approx(measured["credit_of_context"])
+
+
+@pytest.mark.parametrize(
+    ("model", "baseline", "reason"),
+    [(WithoutGradients, "air", "cannot be differentiated"), (Network, "surroundings", "one baseline for the whole")],
+)
+def test_where_the_default_cannot_work_places_are_hidden_and_it_is_said(
+    model: type[Network], baseline: Any, reason: str
+) -> None:
+    result = explain(scan(), "liver", model=model(), localizer=Finder(), device="cpu", baseline=baseline)
+    assert result.record["parameters"]["method"] == "occlusion"
+    assert any("occlusion and not by owen-gradients" in warning and reason in warning for warning in result.warnings)
+    with pytest.raises(InputError, match=reason):
+        explain(
+            scan(), "liver", model=model(), localizer=Finder(), device="cpu", baseline=baseline, method="owen-gradients"
+        )
+
+
+def test_of_a_network_that_looks_at_single_voxels_nothing_is_lost_elsewhere() -> None:
+    told: dict[str, Any] = {"model": Network(), "localizer": Finder(), "device": "cpu", "exhaustive": True}
+    total, remote, local = (
+        explain(scan(), "liver", effect=part, method="occlusion", **told) for part in ("total", "remote", "local")
+    )
+    assert np.abs(values(total.saliency)).max() > 0.05
+    assert np.abs(values(remote.saliency)).max() < 1e-5
+    assert values(local.saliency) == pytest.approx(values(total.saliency), abs=1e-5)
+    assert remote.record["parameters"]["effect"] == "remote"
+    assert explain(scan(), "liver", effect="local", **told).record["parameters"]["method"] == "occlusion"
+    with pytest.raises(InputError, match="owen-gradients hides none"):
+        explain(scan(), "liver", effect="remote", method="owen-gradients", model=Network(), localizer=Finder())
+
+
 # Progress, running estimates, cancelling
 
 

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 
 PASSED_ON = tuple(
-    "region model localizer prompts method target score baseline threshold modality series device precision batch_size "
-    "seed trust check".split()
+    "region model localizer prompts method target score effect baseline threshold modality series device precision "
+    "batch_size seed trust check".split()
 )
 """Options that are passed to `XAICLIPLib.explain` unchanged, under the same name."""
 
@@ -103,6 +103,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="|".join(score.replace(" ", "-") for score in options.SCORES),
         help="how to measure that the network still draws the same; default: soft-dice, the overlap of its "
         "probabilities with what it drew on the whole scan",
+    )
+    parser.add_argument(
+        "--effect",
+        choices=options.PARTS,
+        default="total",
+        help="of the score lost where places are hidden: all of it (total, the default), what was lost elsewhere "
+        "(remote: what did the network need this place for?), or what was lost there (local)",
     )
     parser.add_argument(
         "--baseline",

@@ -53,7 +53,7 @@ def summary(explanation: Explanation) -> str:
             f"{values['context_alone']:.3f}, of {values['score_unperturbed']:.3f}",
         ]
     for row in values.get("context_credits", [])[:3]:
-        if abs(row["credit"]) >= LEAST_CREDIT:
+        if abs(row["credit"]) >= LEAST_CREDIT and row["volume_ml"]:
             lines.append(f"           around it, {one_line(row['structure'])}: {row['credit']:+.3f}")
     for row in values.get("structures", [])[:5]:
         without = f"           without {one_line(row['structure'])}"

@@ -112,7 +112,7 @@ def key_region(
             scores[count] = scorer.full_score
             if first < end:
                 hidden = Perturbation(_box_of(order[first:end], shape), RankRange(on_device, first, end))
-                ((_, lost),) = [pair for batch in scorer.lost([hidden]) for pair in batch]
+                ((_, (lost,)),) = [pair for batch in scorer.lost_by([hidden], (scorer.kind,)) for pair in batch]
                 scores[count] -= lost
         return scores[count]
 
@@ -149,7 +149,8 @@ def score_with(scorer: Scorer, hidden: Tensor) -> float:
     if not voxels.any():
         return scorer.full_score
     box = _box_of(np.flatnonzero(voxels), voxels.shape)
-    ((_, lost),) = [pair for batch in scorer.lost([Perturbation(box, hidden[box].float())]) for pair in batch]
+    perturbation = Perturbation(box, hidden[box].float())
+    ((_, (lost,)),) = [pair for batch in scorer.lost_by([perturbation], (scorer.kind,)) for pair in batch]
     return scorer.full_score - lost
 
 

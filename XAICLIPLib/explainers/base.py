@@ -50,6 +50,12 @@ class Captions:
     region: str = "Region of interest (no colour outside: not tried)"
     pieces: bool = False
 
+    def of_colours(self, score: str, effect: str = "total") -> str:
+        """What the colours are, of a score and the part of it that is shown."""
+        words = {"remote": "score lost elsewhere", "local": "score lost there", "total": "score lost"}
+        label = self.label.format(score=score.replace("dice", "Dice"))
+        return label.replace(words["total"], words.get(effect, words["total"]), 1)
+
 
 class Method(ABC):
     """A method that a user can name, with its parameters: a frozen dataclass of `XAICLIPLib.explainers.parameters`.

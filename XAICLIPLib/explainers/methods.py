@@ -8,6 +8,8 @@ Rise(cell_mm=None, samples=500, keep=0.5, estimator='ridge', wanted_error=0.05)
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import fields
 from importlib import import_module
 from typing import Any
 
@@ -65,6 +67,13 @@ def method(name: str, /, **parameters: Any) -> Method:
 def default() -> str:
     """The method where none is named (`Testing/benchmarks/EXPLAINERS.md` tells why this one)."""
     return next(iter(METHODS))
+
+
+def implied(parameters: Iterable[str]) -> str:
+    """The method that is meant where none is named: the fallback where parameters of its own are given."""
+    names = {kind: {field.name for field in fields(METHODS[kind])} for kind in (default(), FALLBACK)}  # type: ignore[arg-type]
+    given = set(parameters)
+    return FALLBACK if given - names[default()] and given <= names[FALLBACK] else default()
 
 
 def describe() -> dict[str, dict[str, Any]]:

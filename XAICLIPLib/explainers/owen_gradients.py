@@ -70,8 +70,8 @@ class OwenGradients(Method):
         )
 
 
-UNNAMED = "not drawn by the network"
-"""What of the context belongs to no structure."""
+UNNAMED, UNTOLD = "not drawn by the network", "not told apart"
+"""What of the context belongs to no structure, and what of its credit the gradients did not place."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Structures:
         return cls(setting.labels, numbers, math.prod(setting.spacing_mm) / 1000)
 
     def credits(self, credit: Tensor, context: Tensor) -> list[dict[str, Any]]:
-        """Credit (X, Y, Z) of the part of the context that each structure holds, the largest first."""
+        """Credit (X, Y, Z) of the part of the context that each structure holds."""
         labels = self.labels.to(credit.device)[context].long()
         count = int(labels.max()) + 1 if len(labels) else 1
         sums = torch.bincount(labels, credit[context].double(), count).tolist()
@@ -115,7 +115,7 @@ class Structures:
             }
             for name, numbers in named.items()
         ]
-        return sorted((row for row in rows if row["volume_ml"]), key=lambda row: -abs(row["credit"]))
+        return [row for row in rows if row["volume_ml"]]
 
 
 def owen_gradients(
@@ -166,10 +166,13 @@ def owen_gradients(
     -----
     What each path gains is known exactly from the scores at its two ends. The credit of its gradients is scaled to
     that, by no more than `SCALE`, because a network's score often jumps between two points. The findings are
-    ``credit_of_organ`` and ``credit_of_context``; ``score_change``, of the volume over the baseline; ``organ_alone``
-    and ``context_alone``, the score where only that is shown; ``completeness_gap`` and
-    ``completeness_gap_scaled``: how far the credit is from adding up to the change before scaling and after it; and
-    ``context_credits``, what each structure in the context is owed.
+
+    - ``credit_of_organ`` and ``credit_of_context``, exact Owen values of the two unions, from those scores;
+    - ``score_change``, of the volume over the baseline; ``organ_alone`` and ``context_alone``, the score where only
+      that is shown;
+    - ``completeness_gap`` and ``completeness_gap_scaled``: how far the gradients' credit is from adding up to the
+      change before scaling and after it;
+    - ``context_credits``, what each structure in the context is owed by the gradients, the largest first.
     """
     baseline = fixed_baseline(scorer, "Owen gradients")
     device = scorer.volume.device
@@ -297,18 +300,30 @@ class _OwenMap(RunningMap):
 
     def findings(self) -> dict[str, Any]:
         credit = self.credit()
-        organ, context = (float(credit[union].sum(dtype=torch.float64)) for union in (self.organ, self.context))
+        placed = {name: float(credit[union].sum(dtype=torch.float64)) for name, union in self.unions().items()}
+        # Each union's Owen value is the mean of what it adds beside the other and without it: of scores, exactly.
+        context, organ, context_alone, organ_alone = (path.gain for path in self.paths)
+        exact = {"organ": (organ + organ_alone) / 2, "context": (context + context_alone) / 2}
         change = self.scores["all"] - self.scores["nothing"]
-        by_structure = (
-            {} if self.structures is None else {"context_credits": self.structures.credits(credit, self.context)}
-        )
         return {
-            "credit_of_organ": organ,
-            "credit_of_context": context,
+            "credit_of_organ": exact["organ"],
+            "credit_of_context": exact["context"],
             "organ_alone": self.scores["organ"],
             "context_alone": self.scores["context"],
             "score_change": change,
             "completeness_gap": abs(sum(path.total() for path in self.paths) / 2 - change),
-            "completeness_gap_scaled": abs(organ + context - change),
-            **by_structure,
+            "completeness_gap_scaled": abs(placed["organ"] + placed["context"] - change),
+            **self._by_structure(credit, exact["context"] - placed["context"]),
         }
+
+    def unions(self) -> dict[str, Tensor]:
+        """The two masks by their names."""
+        return {"organ": self.organ, "context": self.context}
+
+    def _by_structure(self, credit: Tensor, untold: float) -> dict[str, Any]:
+        """The context's credit by structure, where the structures are known; with what the gradients did not place."""
+        if self.structures is None:
+            return {}
+        rows = self.structures.credits(credit, self.context)
+        rows.append({"structure": UNTOLD, "volume_ml": 0.0, "credit": untold})
+        return {"context_credits": sorted(rows, key=lambda row: -abs(row["credit"]))}

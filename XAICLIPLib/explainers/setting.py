@@ -13,7 +13,7 @@ from torch import Tensor
 from XAICLIPLib import imaging
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.scoring.baselines import baseline_for, with_held
-from XAICLIPLib.scoring.options import Baseline, Precision, Score
+from XAICLIPLib.scoring.options import Baseline, Part, Precision, Score
 from XAICLIPLib.scoring.scorer import Scorer
 from XAICLIPLib.scoring.target import Target
 from XAICLIPLib.segmentation.prediction import Inference, label_values, network_near, values_of
@@ -68,6 +68,7 @@ class Setting:
         score: Score = "soft dice",
         batch_size: int | None = None,
         precision: Precision = "full",
+        effect: Part = "total",
         shared: Mapping[int, tuple[int, ...]] = MappingProxyType({}),
     ) -> Setting:
         """A target of a prediction, ready to be explained.
@@ -84,7 +85,7 @@ class Setting:
             The scan, in which the body is looked for.
         region
             The mask, on any grid, of where perturbations are made; None: everywhere.
-        baseline, score, batch_size, precision
+        baseline, score, batch_size, precision, effect
             As in `XAICLIPLib.explain`.
         shared
             The numbers of ``decision`` that stand for several overlapping classes, as `Prediction.shared` gives them.
@@ -117,6 +118,7 @@ class Setting:
             score,
             batch_size,
             precision,
+            effect,
         )
         values = label_values(segmenter)
         names = {values[channel]: name for channel, name in segmenter.labels.items() if values[channel]}

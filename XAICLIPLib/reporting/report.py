@@ -541,7 +541,8 @@ def _checksums(saved: SavedExplanation) -> Section:
 
 def _saliency_label(record: Mapping[str, Any]) -> str:
     parameters = record["parameters"]
-    return METHODS[parameters["method"]].captions.label.format(score=parameters["score"].replace("dice", "Dice"))
+    captions = METHODS[parameters["method"]].captions
+    return captions.of_colours(parameters["score"], parameters.get("effect", "total"))
 
 
 def _target_label(record: Mapping[str, Any]) -> str:

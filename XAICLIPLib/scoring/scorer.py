@@ -21,7 +21,7 @@ from XAICLIPLib.errors import OTHER_TARGET, InputError
 from XAICLIPLib.imaging.boxes import Box, bounds, intersect, shift
 from XAICLIPLib.scoring.baselines import Fill
 from XAICLIPLib.scoring.effect import Effect
-from XAICLIPLib.scoring.options import Precision, Score
+from XAICLIPLib.scoring.options import Part, Precision, Score
 from XAICLIPLib.scoring.perturbation import Perturbation
 from XAICLIPLib.scoring.scores import score_of, share_of, target_score, voxel_values
 from XAICLIPLib.scoring.target import Target
@@ -96,6 +96,8 @@ class Scorer:
     precision
         ``reduced`` runs perturbed patches in half precision if that gets the score lost by hiding the whole target
         right to 1%; ``auto`` does so on a CUDA GPU alone.
+    part
+        What of the score lost `lost` tells: of ``remote``, for one, a hidden organ gets nothing for its own removal.
 
     Attributes
     ----------
@@ -123,6 +125,7 @@ class Scorer:
     kind: Score = "soft dice"
     batch_size: int | None = None
     precision: Precision = "full"
+    part: Part = "total"
     full_score: float = field(init=False)
     reduced: bool = field(init=False, default=False)
     forwards: int = field(init=False, default=0)
@@ -183,12 +186,16 @@ class Scorer:
         return [n for n, patch in enumerate(self._patches) if self.tiling.meets(patch.box, perturbation.box)]
 
     def lost(self, perturbations: Iterable[Perturbation]) -> Iterator[list[tuple[int, float]]]:
-        """Score lost by each perturbation, exactly as full inference on the perturbed volume would give it.
+        """Score lost by each perturbation, or the ``part`` of it, exactly as full inference would give it.
 
         Yields lists of (number of the perturbation, score lost), one list per network batch; a perturbation that meets
         no patch of the target loses nothing and costs nothing. The perturbations are drawn as they are needed. Close
         the iterator to cancel.
         """
+        if self.part != "total":
+            for effects in self.effects(perturbations):
+                yield [(index, getattr(effect, self.part)) for index, effect in effects]
+            return
         for batch in self.lost_by(perturbations, (self.kind,)):
             yield [(index, values[0]) for index, values in batch]
 
@@ -434,12 +441,12 @@ class Scorer:
         reference = torch.nonzero(self.target.reference)
         ends = zip(reference.amin(0).tolist(), reference.amax(0).tolist(), strict=True)
         hidden = [Perturbation(tuple(slice(a, b + 1) for a, b in ends))]
-        ((_, full),) = [pair for batch in self.lost(hidden) for pair in batch]
+        ((_, (full,)),) = [pair for batch in self.lost_by(hidden, (self.kind,)) for pair in batch]
         kept = [patch.logits for patch in self._patches]
         try:
             self._batches.reduced = True
             self._run_unperturbed(self._patches)
-            ((_, reduced),) = [pair for batch in self.lost(hidden) for pair in batch]
+            ((_, (reduced,)),) = [pair for batch in self.lost_by(hidden, (self.kind,)) for pair in batch]
             self.reduced = abs(reduced - full) <= PRECISION_ERROR * abs(full)
             reason = "" if self.reduced else f"it gets {reduced:.3f} where full precision gets {full:.3f}"
         except InputError:  # it reaches farther than half precision does

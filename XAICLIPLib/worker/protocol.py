@@ -16,7 +16,7 @@ localize   volume, prompt, localizer?, threshold?, margin_mm?,   progress ..., t
 explain    volume, further_volumes?, prompt, output?, model?,    progress and estimate ..., then explanation
            localizer?,
            method?, parameters?, region?, target?, score?,
-           baseline?, threshold?, margin_mm?, modality?,
+           effect?, baseline?, threshold?, margin_mm?, modality?,
            device?, precision?, batch_size?, seed?, trust?,
            check?, estimates?
 report     folder, output, volume?, pdf?                         reported
@@ -186,6 +186,7 @@ class Explain(Request):
         None,
     )
     score: str | None = _field(json_values.text, None)
+    effect: str | None = _field(json_values.text, None)
     baseline: str | None = _field(json_values.text, None)
     threshold: float | None = _field(json_values.number(0, 1), None)
     margin_mm: float | None = _field(json_values.number(0), None)

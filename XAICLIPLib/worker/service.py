@@ -144,7 +144,7 @@ class RequestHandler:
         if isinstance(request, Describe):
             return self._describe(request)
         # A mistake in the method's parameters is reported at once, and not after PyTorch and the models were loaded.
-        methods.method(request.method or methods.default(), **request.parameters or {})
+        methods.method(request.method or methods.implied(request.parameters or {}), **request.parameters or {})
         requested_folder = Path(request.output) if request.output else None
         is_new = requested_folder is None or not requested_folder.exists()
         output = requested_folder or self._new_folder("explanation-")
@@ -194,7 +194,17 @@ class RequestHandler:
         }
         if regions.get("region", "guided") == "guided":
             regions["localizer"] = self._models.localizer(request.localizer, device)
-        options = ("method", "score", "baseline", "threshold", "margin_mm", "modality", "precision", "batch_size")
+        options = (
+            "method",
+            "score",
+            "effect",
+            "baseline",
+            "threshold",
+            "margin_mm",
+            "modality",
+            "precision",
+            "batch_size",
+        )
         explanation = explain(
             [request.volume, *(request.further_volumes or ())],
             request.prompt,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from Testing.Python.scoring.test_scorer import Case, make_case, segresnet, unet
 from XAICLIPLib.scoring.effect import Effect
-from XAICLIPLib.scoring.options import SCORES, Score
+from XAICLIPLib.scoring.options import PARTS, SCORES, Score
 from XAICLIPLib.scoring.perturbation import Perturbation
 from XAICLIPLib.scoring.scorer import Scorer
 from XAICLIPLib.scoring.scores import voxel_values
@@ -123,3 +125,14 @@ def test_groups_tell_where_the_loss_lands() -> None:
     assert sum(effect.landed) == pytest.approx(effect.total, abs=1e-9)
     assert abs(effect.landed[2]) > 1e-4, "what is hidden on one side is missed on the other"
     assert planted_scorer(Blind()).volume.shape[1:] == SHAPE
+
+
+def test_a_scorer_tells_the_part_that_is_asked_for() -> None:
+    case = make_case(segresnet, (30, 26, 21), (12.0, 12.0, 10.0))
+    hidden = [Perturbation((slice(a, a + 8), slice(6, 15), slice(4, 12))) for a in range(0, 20, 4)]
+    split = effects(case.scorer(), hidden)
+    for part in PARTS:
+        scorer = replace(case.scorer(), part=part)
+        lost = dict(pair for batch in scorer.lost(hidden) for pair in batch)
+        assert list(lost.values()) == pytest.approx([getattr(effect, part) for effect in split], abs=1e-9)
+    assert split[0].remote != pytest.approx(split[0].local, abs=1e-5)

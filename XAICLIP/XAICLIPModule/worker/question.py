@@ -110,7 +110,7 @@ class Question:
             raise InputError(_("One volume is given for two images: choose another for each."))
         if not self.prompt.strip():
             raise InputError(_('Nothing is asked for: type the name of a structure, such as "liver".'))
-        methods.method(self.method or methods.default(), **self.parameters)
+        methods.method(self.method or methods.implied(self.parameters), **self.parameters)
 
     def resultName(self) -> str:
         """What the results are called."""
