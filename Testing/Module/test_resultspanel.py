@@ -199,6 +199,31 @@ def test_structures_are_bars_with_their_names(run: Any, ui: Any) -> None:
     assert rows[0][1].styleSheet != rows[2][1].styleSheet, "what helped has a colour of its own"
 
 
+def test_what_lies_around_it_is_credited_by_name(run: Any, ui: Any) -> None:
+    credits = [
+        {"structure": "spleen", "volume_ml": 120.0, "credit": 0.2},
+        {"structure": "not drawn by the network", "volume_ml": 9000.0, "credit": -0.05},
+    ]
+    region = {"volume_ml": 448.0, "in_target_ml": 129.0, "score": 0.84}
+    regions = {"sufficient": {"map": region, "outline": {**region, "volume_ml": 916.0}}, "necessary": {"map": None}}
+    run(measurements={"credit_of_context": 0.15, "context_credits": credits}, key_regions=regions)
+    assert not ui.structuresTable.isHidden()
+    header = [ui.structuresTable.horizontalHeaderItem(column).text() for column in (0, 1)]
+    assert header == ["What lies around it", "Credit"]
+    assert [ui.structuresTable.item(row, 0).text() for row in range(2)] == [
+        "spleen",
+        "not drawn by the network",
+    ]
+    assert [ui.structuresTable.cellWidget(row, 1).format for row in range(2)] == ["0.200", "-0.050"]
+    shown = {
+        ui.measurementsTable.item(row, 0).text(): ui.measurementsTable.item(row, 1).text()
+        for row in range(ui.measurementsTable.rowCount)
+    }
+    assert shown["Credit of what lies around it"] == "0.150"
+    assert shown["Enough of the scan for the structure, in the order of the map"] == "448 ml"
+    assert shown["Enough of the scan for the structure, in the order of the outline"] == "916 ml"
+
+
 def contours(node: Any) -> bool:
     from XAICLIPModule.scene import results
 

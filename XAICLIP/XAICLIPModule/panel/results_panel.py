@@ -180,6 +180,8 @@ class ResultsPanel(VTKObservationMixin):
             for column, text in enumerate(values):
                 table.setItem(row, column, qt.QTableWidgetItem(text))
         table.resizeColumnsToContents()
+        if record:
+            ui.structuresTable.setHorizontalHeaderLabels(tables.structureHeader(record))
         structures_bars.show(ui.structuresTable, tables.structureRows(record) if record else [])
         passed = passedChecks(record)
         developing = _("This map is still being computed, and will change.") if self._node is not None else ""

@@ -220,7 +220,8 @@ def load(
         made.append((MEASUREMENTS_ROLE, tables.measurementsTable(name, record)))
         structures = tables.structureRows(record)
         if structures:
-            made.append((STRUCTURES_ROLE, tables.structuresTable(name, structures)))
+            value = tables.structureHeader(record)[1]
+            made.append((STRUCTURES_ROLE, tables.structuresTable(name, structures, value)))
         if "standard_error" in arrays:
             spread = _volumeLike(volumeNode, _("{name} standard error").format(name=name))
             made.append((ERROR_ROLE, spread))
