@@ -224,6 +224,16 @@ def test_what_lies_around_it_is_credited_by_name(run: Any, ui: Any) -> None:
     assert shown["Enough of the scan for the structure, in the order of the outline"] == "916 ml"
 
 
+def test_of_a_credited_map_the_colours_end_at_what_lies_around_the_structure(run: Any) -> None:
+    """On the scale of the structure, which is the strongest, nothing around it would be seen."""
+    from XAICLIPModule.display import saliency_display
+
+    assert saliency_display.window(run()) == pytest.approx(0.4)
+    credited = run(measurements={"context_credits": [{"structure": "spleen", "volume_ml": 120.0, "credit": 0.2}]})
+    around = saliency_display.window(credited)
+    assert 0.1 < around < 0.151, "the played target is where the map is above 0.15"
+
+
 def contours(node: Any) -> bool:
     from XAICLIPModule.scene import results
 

@@ -211,6 +211,10 @@ def load(
             TARGET_SEGMENT: (yield from crop(labels, lambda part: _anyOf(part, drawn))),
             REGION_SEGMENT: (yield from crop(arrays["region"], lambda part: part != 0)),
         }
+        if tables.isCredited(record) and target["voxels"] == "predicted":
+            around = yield from _extremesAround(arrays["saliency"], labels, drawn)
+            if max(-around[0], around[1]) > 0:
+                saliency_display.prepare(saliency, around)
         for key in (SUFFICIENT_SEGMENT, NECESSARY_SEGMENT):
             if key in arrays:
                 masks[key] = yield from crop(arrays[key], lambda part: part != 0)
@@ -240,6 +244,22 @@ def load(
     nodes = explanationOf(saliency)
     assert nodes is not None
     return ExplanationNodes(**{**nodes.__dict__, "figure": figure})
+
+
+def _extremesAround(
+    voxels: NDArray[Any], labels: NDArray[Any], drawn: list[int]
+) -> Generator[None, None, tuple[float, float]]:
+    """Smallest and largest value of a map (k, j, i) around the target; 0 at least and at most.
+
+    The target itself is nearly always the strongest, and on its scale nothing around it would be seen.
+    """
+    low, high = 0.0, 0.0
+    for at in slabs(voxels):
+        around = np.where(_anyOf(labels[at], drawn), 0.0, voxels[at])
+        low, high = min(low, float(around.min())), max(high, float(around.max()))
+        if at.stop < len(voxels):
+            yield
+    return low, high
 
 
 def _copyInto(node: Any, voxels: NDArray[Any]) -> Generator[None, None, float]:
