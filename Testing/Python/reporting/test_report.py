@@ -370,3 +370,44 @@ def test_the_worker_writes_a_report(checked: Path, tmp_path: Path) -> None:
     reply = RequestHandler(tmp_path, lambda _reply: None).compute(request, lambda: False, lambda: False)
     assert isinstance(reply, protocol.Reported) and set(reply.files) == {"html"}
     assert all(Path(path).is_file() for path in reply.files.values())
+
+
+def test_it_tells_how_much_of_the_scan_it_takes(checked: Path, page: Page) -> None:
+    regions = json.loads((checked / "explanation.json").read_text())["key_regions"]
+    text = page.text
+    assert "How much of the scan it takes" in text
+    assert f"the score is {regions['target_shown_alone']:.3f}" in text
+    for kind in ("sufficient", "necessary"):
+        for order in ("map", "outline"):
+            assert f"{regions[kind][order]['volume_ml']:.0f} ml" in text
+    assert {"sufficient.nrrd", "necessary.nrrd"} <= {path.name for path in checked.iterdir()}
+    mask = sitk.ReadImage(str(checked / "sufficient.nrrd"))
+    voxel_ml = np.prod(mask.GetSpacing()) / 1000
+    assert sitk.GetArrayFromImage(mask).sum() * voxel_ml == pytest.approx(regions["sufficient"]["map"]["volume_ml"])
+
+
+def test_it_tells_what_each_structure_around_is_credited_with(tmp_path: Path) -> None:
+    result = explain(scan(), "liver", model=Network(), localizer=Finder(), device="cpu")
+    result.save(tmp_path / "owen")
+    text = Page(save_report(tmp_path / "owen")["html"]).text
+    assert "What it leans on around the drawing" in text
+    rows = result.measurements["context_credits"]
+    for row in rows:
+        assert row["structure"] in text
+    assert "How much of the scan it takes" not in text, "it was not checked"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: record["key_regions"].pop("keeps"),
+        lambda record: record["key_regions"]["sufficient"].update(map={"volume_ml": "much"}),
+        lambda record: record["measurements"].update(context_credits=[{"structure": 3, "credit": 0.1, "volume_ml": 1}]),
+    ],
+)
+def test_a_record_with_broken_regions_or_credits_is_refused(
+    copy: Path, change: Callable[[dict[str, Any]], Any]
+) -> None:
+    changed(copy, change)
+    with pytest.raises(InputError, match="damaged"):
+        save_report(copy)
