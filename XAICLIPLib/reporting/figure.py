@@ -42,7 +42,7 @@ Point = npt.NDArray[np.float64]
 Style = dict[str, Any]
 
 WIDTH, DPI = 1600, 100  # of the picture, in pixels
-LEFT, RIGHT, GAP = 70, 170, 44  # pixels beside the panels and between them
+LEFT, RIGHT, GAP = 70, 194, 44  # pixels beside the panels and between them
 NEIGHBOURHOOD_MM = 10.0  # how far from the target its most informative point may lie
 SURROUNDINGS_MM = 30.0  # and how far the surroundings are looked at
 LEAST_SECTION = 0.15  # of the target's largest section: what each plane must show of the target
@@ -390,7 +390,7 @@ class _Sheet:
         axes.set_facecolor("#3a3a3a")
         upright: Style = {"rotation": 90, "ha": "center"}
         label = label if "(" in label or "[" in label else f"{label} (no unit)"
-        lines = self.text(x + 118, y + self.height / 2, label, 12, **upright)
+        lines = self.text(x + 138, y + self.height / 2, label, 12, **upright)
         for width in range(len(label), 10, -4):  # as many lines as the row's height takes
             lines.set_text(textwrap.fill(label, width))
             if lines.get_window_extent(self.canvas.get_renderer()).height <= self.height:
@@ -402,8 +402,8 @@ class _Sheet:
         ramp = scale.colour(np.linspace(low, scale.limit, 256, dtype=np.float32)[:, None])
         axes.imshow(ramp, origin="lower", extent=(0, 1, low, scale.limit), aspect="auto")
         steps = MaxNLocator(5, symmetric=scale.signed).tick_values(low, scale.limit)
-        inner = [float(step) for step in steps if low < step < 0.93 * scale.limit]
-        ticks = [low, *(step for step in inner if step > 0.93 * low), scale.limit]
+        inner = [float(step) for step in steps if low < step < 0.88 * scale.limit]
+        ticks = [low, *(step for step in inner if step > 0.88 * low), scale.limit]
         power = 0 if 1e-3 <= scale.limit < 1e4 else int(np.floor(np.log10(scale.limit)))
         names = [_number(tick / 10**power) for tick in ticks]
         if power:
