@@ -38,6 +38,9 @@ OVERLAP_IN_STRIDES = 2.0
 FEW = 12
 """Evaluated windows of which only the overlap with the target counts: their places are too few to tell of others."""
 
+LEAST_OVERLAP = 0.02
+"""A window that hides less of the target, as a share of the largest such share, may be extrapolated."""
+
 DENSE, NEIGHBOURS = 3000, 48
 """Up to this many evaluated windows all of them tell of those in between, beyond it the nearest ones."""
 
@@ -187,7 +190,11 @@ class Windows:
     overlap
         (N,) float: the share of the target that lies in each window, over the largest such share.
     coarse
-        (N,) bool: whether it belongs to the coarse grid, which has every second place along each axis.
+        (N,) bool: whether it belongs to the coarse grid, which has every second place along each axis, and at the
+        region's border those that lie between no two others and hide a part of the target.
+    beyond
+        (M, 3) float: places of the coarse grid just beyond those of the windows. They hide nothing of the target and are
+        taken to lose nothing where it is interpolated, so that the map does not rise towards the region's border.
     of_air
         How many windows hold nothing that can change.
     """
@@ -196,6 +203,7 @@ class Windows:
     place: Array
     overlap: Array
     coarse: NDArray[np.bool_]
+    beyond: Array
     of_air: int
 
     @classmethod
@@ -212,8 +220,65 @@ class Windows:
         kept = meeting if changeable is None else [w for w in meeting if bool(changeable[w.box].any())]
         place = np.array([[s.start / step for s, step in zip(w.box, stride, strict=True)] for w in kept]).reshape(-1, 3)
         held = np.array([0.0 if target is None else float(target[w.box].sum()) for w in kept])
-        coarse = (np.round(place).astype(int) % 2 == 0).all(axis=1)
-        return cls(kept, place, held / max(1.0, held.max(initial=0)), coarse, len(meeting) - len(kept))
+        places, overlap = np.round(place).astype(int), held / max(1.0, held.max(initial=0))
+        coarse = (places % 2 == 0).all(axis=1)
+        beyond = _just_beyond(places, size, stride, region.shape, target)
+        # At the region's border a place may have nothing to be interpolated between; what is extrapolated is a guess,
+        # and of windows that hide much of the target a bad one.
+        coarse |= ~_bracketed(places, np.concatenate([places[coarse], beyond])) & (overlap > LEAST_OVERLAP)
+        return cls(kept, place, overlap, coarse, beyond.astype(float), len(meeting) - len(kept))
+
+
+def _just_beyond(
+    places: NDArray[np.int64], size: Sequence[int], stride: Sequence[int], shape: Sequence[int], target: Tensor | None
+) -> NDArray[np.int64]:
+    """(M, 3): the coarse grid's places in the volume that are next to those given, and hide nothing of the target.
+
+    Parameters
+    ----------
+    places
+        (N, 3): the windows' corners in strides.
+    size, stride, shape
+        Of the windows and the volume, in voxels.
+    target
+        (X, Y, Z) bool.
+    """
+    steps = itertools.product((-1, 0, 1), repeat=3)
+    around = {tuple(place) for step in steps for place in (places + np.array(step)).tolist()}
+    most = [max(0, math.ceil((extent - width) / step)) for extent, width, step in zip(shape, size, stride, strict=True)]
+    outside = []
+    for place in sorted(around - {tuple(place) for place in places.tolist()}):
+        if any(n % 2 for n in place) or not all(0 <= n <= last for n, last in zip(place, most, strict=True)):
+            continue
+        box = tuple(slice(n * step, n * step + width) for n, step, width in zip(place, stride, size, strict=True))
+        if target is None or not bool(target[box].any()):
+            outside.append(place)
+    return np.array(outside, int).reshape(-1, 3)
+
+
+def _bracketed(places: NDArray[np.int64], known: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(N,): whether each place lies between two known ones along every axis where it is not of the coarse grid itself.
+
+    Parameters
+    ----------
+    places
+        (N, 3) whole numbers from 0: the windows' corners in strides.
+    known
+        (M, 3): the same of those whose values will be known.
+    """
+    from scipy.ndimage import maximum_filter
+
+    if not len(places):
+        return np.ones(0, bool)
+    grid = np.zeros(tuple(np.maximum(places.max(axis=0), known.max(axis=0, initial=0)) + 3), bool)
+    grid[tuple(known.T + 1)] = True  # with an empty place around them
+    between = np.ones(len(places), bool)
+    for axis in range(places.shape[1]):
+        beside = maximum_filter(grid, [1 if other == axis else 3 for other in range(places.shape[1])])
+        step = np.eye(places.shape[1], dtype=int)[axis]
+        both = beside[tuple((places + 1 - step).T)] & beside[tuple((places + 1 + step).T)]
+        between &= both | (places[:, axis] % 2 == 0)
+    return between
 
 
 @dataclass
@@ -245,8 +310,11 @@ class _Known:
             result[~self.evaluated] = np.polyval(line, overlap[~self.evaluated])
         else:
             at = np.column_stack([self.windows.place, OVERLAP_IN_STRIDES * self.windows.overlap])
-            neighbours = None if len(known) <= DENSE else NEIGHBOURS
-            result[~self.evaluated] = _radial_basis(at[self.evaluated], known, at[~self.evaluated], neighbours)
+            beyond = np.column_stack([self.windows.beyond, np.zeros(len(self.windows.beyond))])
+            places = np.concatenate([at[self.evaluated], beyond])
+            values = np.concatenate([known, np.zeros(len(beyond))])
+            neighbours = None if len(values) <= DENSE else NEIGHBOURS
+            result[~self.evaluated] = _radial_basis(places, values, at[~self.evaluated], neighbours)
         # No window is thought to matter more than every one that was tried.
         return np.clip(result, min(0, known.min()), max(0, known.max()))
 

@@ -6,7 +6,9 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from captum.attr import Occlusion
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.explainers.base import LARGEST_MM, SMALLEST_MM, Estimate, in_voxels, size_for
-from XAICLIPLib.explainers.occlusion import cautions, occlusion, window_grid, windows
+from XAICLIPLib.explainers.occlusion import Windows, cautions, occlusion, window_grid, windows
 from XAICLIPLib.imaging.boxes import Box
 from XAICLIPLib.scoring.perturbation import Perturbation
 from XAICLIPLib.scoring.scorer import Scorer
@@ -260,6 +262,47 @@ def test_coarse_to_fine_is_the_exhaustive_map_for_a_fraction_of_the_windows(cue:
         counts.append(estimate.done)
     assert counts[1] < counts[0] / 3
     assert float(torch.corrcoef(torch.stack(maps))[0, 1]) > 0.99
+
+
+def test_what_lies_between_no_two_coarse_places_is_evaluated_where_it_hides_the_target() -> None:
+    """A scan that ends at an odd place: its last windows would be extrapolated, and they hide the most here."""
+    region = torch.zeros((44, 48, 48), dtype=torch.bool)
+    region[8:, 8:38, 8:38] = True
+    target = torch.zeros_like(region)
+    target[30:, 8:38, 8:38] = True
+    scorer = Smooth((36.0, 24.0, 24.0))
+    estimate = last(occlusion(scorer, region, (1, 1, 1), window_mm=8, stride_mm=4, target=target, tolerance=0.2))
+    boxes = {tuple(s.start for s in box) for box in scorer.boxes}
+    grid = Windows.of(region, (8, 8, 8), (4, 4, 4), target, None)
+    places = np.round(grid.place).astype(int)
+    edge = [w for w, p, o in zip(grid.all, places, grid.overlap, strict=True) if p[0] == places[:, 0].max() and o > 0.1]
+    assert places[:, 0].max() % 2 == 1 and len(edge) > 20
+    assert all(tuple(s.start for s in window.box) in boxes for window in edge)
+    assert estimate.findings()["windows_interpolated"] > 0
+
+
+def test_places_just_beyond_the_region_hold_the_interpolation_down() -> None:
+    """Where the loss is how much of the target a window hides, no window is given a loss that it has not."""
+    target = torch.zeros(LARGE, dtype=torch.bool)
+    target[14:30, 14:30, 14:30] = True
+    region = torch.zeros(LARGE, dtype=torch.bool)
+    region[12:32, 12:32, 12:32] = True
+
+    class Overlap(Smooth):
+        def lost(self, perturbations: Iterable[Perturbation]) -> Iterator[list[tuple[int, float]]]:
+            for number, perturbation in enumerate(list(perturbations)):
+                self.boxes.append(perturbation.box)
+                yield [(number, float(target[perturbation.box].sum()) / 512)]
+
+    told: dict[str, Any] = {"window_mm": 8, "stride_mm": 4, "target": target, "tolerance": 0.2}
+    scorer = Overlap((0.0, 0.0, 0.0))
+    fine = last(occlusion(scorer, region, (1, 1, 1), **told)).saliency()
+    every = last(occlusion(Overlap((0.0, 0.0, 0.0)), region, (1, 1, 1), exhaustive=True, **told)).saliency()
+    beyond = Windows.of(region, (8, 8, 8), (4, 4, 4), target, None).beyond
+    assert len(beyond) > 20 and (beyond % 2 == 0).all()
+    for x, y, z in (beyond * 4).astype(int).tolist():
+        assert not region[x : x + 8, y : y + 8, z : z + 8].any()
+    assert float((fine - every).abs().max()) < 0.05 * float(every.max())
 
 
 def test_a_smaller_tolerance_looks_closer_and_none_at_all_is_exhaustive() -> None:
