@@ -193,8 +193,8 @@ class Windows:
         (N,) bool: whether it belongs to the coarse grid, which has every second place along each axis, and at the
         region's border those that lie between no two others and hide a part of the target.
     beyond
-        (M, 3) float: places of the coarse grid just beyond those of the windows. They hide nothing of the target and are
-        taken to lose nothing where it is interpolated, so that the map does not rise towards the region's border.
+        (M, 3) float: places of the coarse grid just beyond those of the windows. They hide nothing of the target and
+        are taken to lose nothing where it is interpolated, so that the map does not rise towards the region's border.
     of_air
         How many windows hold nothing that can change.
     """
