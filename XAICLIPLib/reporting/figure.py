@@ -531,13 +531,14 @@ def save_figure(
         sheet.text(sheet.lefts[column], sheet.tops[0] - 28, name, 13)
         scan = plane.sample(image, outside=np.nan)
         values, inside = plane.sample(saliency, nearest=pieces), plane.sample(prediction) > 0.5
+        parts = {of_target: _sampled_within(plane, saliency, mask == of_target, pieces) for of_target in (True, False)}
         placed: Style = {"extent": plane.extent, "aspect": "auto"}
         for row in range(len(names)):
             axes = sheet.panel(row, column, point)
             axes.imshow(scan, cmap="gray", vmin=window[0], vmax=window[1], **placed)
             if row:
                 _, scale, of_target = rows[row - 1]
-                shown = values if of_target is None else np.where(inside == of_target, values, 0)
+                shown = values if of_target is None else np.where(inside == of_target, parts[of_target], 0)
                 axes.imshow(scale.colour(shown), **placed)
             for name, part, style in outlines:
                 if name == SUFFICIENT_LABEL and names[row] != "Surroundings":
@@ -600,6 +601,19 @@ def strongest_planes(effect: sitk.Image, target: sitk.Image) -> Point | None:
         index[axis] = int(best[np.argmin(np.abs(best - middle))])
         held = max(held, float(profile.max()))
     return grid.position(index) if held > 0 else None
+
+
+def _sampled_within(plane: Plane, image: sitk.Image, part: npt.NDArray[np.bool_], nearest: bool) -> Array:
+    """Values of a volume in a plane, of the voxels of a part (z, y, x) alone: at its border nothing is mixed in."""
+    share, values = (
+        sitk.GetImageFromArray(array.astype(np.float32))
+        for array in (part, np.where(part, sitk.GetArrayViewFromImage(image), 0))
+    )
+    for other in (share, values):
+        other.CopyInformation(image)
+    weight = plane.sample(share, nearest=nearest)
+    sums = plane.sample(values, nearest=nearest)
+    return np.asarray(np.where(weight > 0, sums / np.maximum(weight, 1e-6), 0), dtype=np.float32)
 
 
 def draw_contour(axes: Axes, plane: Plane, mask: sitk.Image, **style: Any) -> None:

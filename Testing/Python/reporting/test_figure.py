@@ -410,6 +410,20 @@ def test_the_surroundings_have_a_row_and_a_scale_of_their_own(tmp_path: Path, sh
     assert not (around & within).any()  # what is in the one row is not in the other
 
 
+def test_nothing_of_the_surroundings_is_mixed_into_the_target_at_its_border() -> None:
+    scan = torso()
+    inside = sitk.GetArrayFromImage(scan["prediction"]) > 0
+    saliency = like(scan["image"], np.where(inside, 1.0, -50.0).astype(np.float32))
+    plane = module.Plane.through(LIVER_AT, module.VIEWS[0], *bounds(scan["image"]))
+    within = module._sampled_within(plane, saliency, inside, nearest=False)
+    around = module._sampled_within(plane, saliency, ~inside, nearest=False)
+    shown = plane.sample(scan["prediction"]) > 0.5
+    assert within[shown] == pytest.approx(1.0, abs=1e-3)
+    assert around[~shown & (plane.sample(scan["image"], outside=-5000) > -4000)] == pytest.approx(-50.0, abs=1e-2)
+    mixed = plane.sample(saliency)[shown]
+    assert mixed.min() < 0, "without it the border would be of the other sign"
+
+
 def test_what_is_enough_is_drawn_on_the_surroundings_alone(tmp_path: Path, sheets: list[Any]) -> None:
     scan = torso()
     save_figure(tmp_path / "a.png", **scan, title="", sufficient=scan["region"])
