@@ -347,3 +347,22 @@ def test_text_files_end_their_lines_with_lf() -> None:
     names = ["*.txt", "*.md", "*.json", "*.s4ext", "*.toml", "XAICLIPLib/**/*.py", "XAICLIP/**/*.py", "XAICLIP/**/*.ui"]
     files = [file for name in names for file in ROOT.glob(name)]
     assert [str(file) for file in files if b"\r" in file.read_bytes()] == []
+
+
+def test_every_benchmark_can_be_imported(repository: Path) -> None:
+    """They run once in a while: what they import may have moved since."""
+    code = (
+        "import importlib.util, pathlib, sys, traceback\n"
+        "folder = pathlib.Path('Testing/benchmarks')\n"
+        "sys.path[:0] = [str(folder), '.', 'Testing/Python']\n"
+        "for file in sorted(folder.glob('*.py')):\n"
+        "    spec = importlib.util.spec_from_file_location(f'{file.stem}_to_import', file)\n"
+        "    module = importlib.util.module_from_spec(spec)\n"
+        "    sys.modules[spec.name] = module\n"
+        "    try:\n"
+        "        spec.loader.exec_module(module)\n"
+        "    except Exception:\n"
+        "        sys.exit(f'{file}: {traceback.format_exc(limit=-1)}')\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

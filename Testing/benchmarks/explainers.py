@@ -28,11 +28,11 @@ from scipy.stats import spearmanr
 from setting import Subject, arguments, patches, real_ct, shipped_prediction
 from torch import Tensor
 
+from XAICLIPLib.explainers import rise as rise_module
 from XAICLIPLib.explainers.base import Estimate, in_voxels, size_for
 from XAICLIPLib.explainers.methods import METHODS
 from XAICLIPLib.explainers.occlusion import Windows, _mean_over_windows, occlusion, window_grid
 from XAICLIPLib.explainers.pieces.supervoxels import supervoxels
-from XAICLIPLib.explainers.running import rise as rise_module
 from XAICLIPLib.scoring.perturbation import Perturbation
 from XAICLIPLib.segmentation.batching import run_batch
 
