@@ -184,6 +184,8 @@ class _ActivationMaps:
                     raise
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 raise not_differentiable(f"at its layer {self.layer}: {reason}") from error
+            if isinstance(activation, torch.Tensor) and activation.ndim == patches.ndim - 1 and 1 in patches.shape[2:]:
+                activation = activation.unsqueeze(2 + list(patches.shape[2:]).index(1))  # of a network of slices
             if not isinstance(activation, torch.Tensor) or activation.ndim != patches.ndim:
                 raise InputError(
                     f"The layer {self.layer} of the network gives no feature maps: choose a convolution, or leave it "

@@ -15,6 +15,9 @@ import yaml
 LARGEST_FILE = 16 << 20
 """Bytes: a configuration has some kilobytes."""
 
+UNREADABLE = (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError)
+"""What reading a damaged or hostile file raises."""
+
 
 class _Plain(yaml.SafeLoader):
     """YAML of plain values, without anchors and aliases."""

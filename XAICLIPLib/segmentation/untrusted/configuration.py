@@ -14,15 +14,18 @@ MONAI bundle configuration, https://docs.monai.io/en/stable/config_syntax.html
 from __future__ import annotations
 
 import inspect
+import io
 import reprlib
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
 from monai.bundle import ConfigParser, ReferenceResolver
 from monai.inferers import SimpleInferer, SlidingWindowInferer
+from monai.networks.nets.vista3d import vista3d132
 from monai.transforms import EnsureChannelFirstd, LoadImaged, Transform
 from torch.nn import Module
 
@@ -53,8 +56,14 @@ _REFUSED_WORDS = (
     *("SaveClassification", "DataStats", "SimulateDelay"),  # write files, print, sleep
 )
 
+_FACTORIES: dict[str, Callable[..., Module]] = {
+    f"monai.networks.nets.{path}": vista3d132 for path in ("vista3d132", "vista3d.vista3d132")
+}
+"""Functions of MONAI that build a network and do nothing else, by their path."""
+
 READING_STEPS = (LoadImaged, EnsureChannelFirstd)
 """Steps of a preprocessing that read an image. They are left out: the image is in memory, channel first."""
+_READING_NAMES = frozenset(kind.__name__.lower() for kind in READING_STEPS)
 _IGNORED_INFERER_ARGUMENTS = ("device", "sw_device", "progress", "buffer_steps", "buffer_dim")
 """Arguments of an inferer for its device and progress display, which are decided here."""
 _REMOVED_ARGUMENTS = {"SwinUNETR": ("img_size",)}
@@ -66,10 +75,10 @@ MOST_PARTS = 100_000
 
 @dataclass(frozen=True, eq=False)
 class _Component:
-    """A class to be called, and its arguments."""
+    """A class, or a function that builds a network, to be called, and its arguments."""
 
     at: str
-    kind: type
+    kind: Callable[..., Any]
     arguments: dict[str, Any]
 
 
@@ -139,7 +148,7 @@ class Configuration:
             return None
 
     def mappings(self, key: str) -> Iterator[Mapping[str, Any]]:
-        """Every mapping of a section and of what it refers to, as written, without the disabled ones."""
+        """Every mapping of a section and of what it refers to, as written and in order, without the disabled ones."""
         waiting: list[Any] = [f"@{key}"]
         followed: set[str] = set()
         seen: set[int] = set()
@@ -150,15 +159,25 @@ class Configuration:
                     continue
                 seen.add(id(part))
             if isinstance(part, str):
-                reference = _reference(part)
-                if reference is not None and reference not in followed:
-                    followed.add(reference)
-                    waiting.append(self._find(reference))
+                for reference in reversed(_references(part)):
+                    if reference not in followed:
+                        followed.add(reference)
+                        waiting.append(self._find(reference))
             elif isinstance(part, Mapping) and not _is_true(self.value(part.get("_disabled_"))):
                 yield part
-                waiting.extend(part.values())
+                waiting.extend(reversed(part.values()))
             elif isinstance(part, list):
-                waiting.extend(part)
+                waiting.extend(reversed(part))
+
+    def read_keys(self, key: str) -> list[str]:
+        """The keys of the data that the reading steps of a section read, in order."""
+        keys: list[str] = []
+        for part in self.mappings(key):
+            if is_reading_step(part):
+                named = self.value(part.get("keys"))
+                values = named if isinstance(named, list) else [named]
+                keys += [str(text) for value in values if isinstance(text := self.value(value), str)]
+        return list(dict.fromkeys(keys))
 
     def _find(self, key: str) -> Any:
         """The raw part at ``a::b::0``; None where there is none."""
@@ -211,7 +230,13 @@ class Configuration:
 
     def _evaluate(self, text: str, part: str, at: str, trail: tuple[str, ...]) -> Any:
         try:
-            return evaluate(text, lambda reference: self._plan_of(reference, trail), self._load)
+            return evaluate(
+                text,
+                lambda reference: self._plan_of(reference, trail),
+                self._load,
+                lambda name, values, named: self._construction(name, values, named, at),
+                lambda name: "." in name and _callable_named(name) is not None,
+            )
         except CodeError as error:
             raise InputError(self._code(part, at), TRUST) from error
         except ExpressionError as error:
@@ -220,7 +245,7 @@ class Configuration:
             ) from error
 
     def _component(self, part: Mapping[str, Any], at: str, trail: tuple[str, ...]) -> _Component | _Omitted:
-        kind = _class_named(part["_target_"])
+        kind = _callable_named(part["_target_"])
         if kind is None:
             target = _short(part["_target_"])
             raise InputError(
@@ -230,22 +255,32 @@ class Configuration:
         if part.get("_mode_", "default") != "default" or "_debug_" in part:
             raise InputError(self._refusal(f"call {part['_target_']} ({at}) in another way than to build it"), TRUST)
         # Reading steps are left out before their arguments count: a reader may be any callable, named by a string.
-        if issubclass(kind, READING_STEPS):
+        if _is_subclass(kind, READING_STEPS):
             return _OMITTED
-        if issubclass(kind, SlidingWindowInferer):
+        if _is_subclass(kind, SlidingWindowInferer):
             part = {name: value for name, value in part.items() if name not in _IGNORED_INFERER_ARGUMENTS}
         arguments = {name: self._plan(value, f"{at}::{name}", trail) for name, value in part.items()}
         if _is_true(arguments.get("_disabled_")):
             return _OMITTED
         special = ("_target_", "_mode_", "_disabled_", "_requires_", "_desc_")
         arguments = {n: plan for n, plan in arguments.items() if n not in special and plan is not _OMITTED}
-        known = inspect.signature(kind).parameters
-        for name in _REMOVED_ARGUMENTS.get(kind.__name__, ()):
-            if name not in known:
-                arguments.pop(name, None)
-        if "pretrained" in known:  # the weights are the bundle's: nothing is downloaded
-            arguments["pretrained"] = False
-        return _Component(at, kind, arguments)
+        return _Component(at, kind, _adapted(kind, arguments))
+
+    def _construction(self, name: str, values: list[Any], named: dict[str, Any], at: str) -> _Component | _Omitted:
+        """The plan of ``monai.networks.nets.UNet(...)``, written as an expression."""
+        kind = _callable_named(name)
+        if kind is None:
+            raise CodeError
+        if _is_subclass(kind, READING_STEPS):
+            return _OMITTED
+        bound = inspect.signature(kind).bind_partial(*values, **named)  # a TypeError is the bundle's mistake
+        variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        if any(bound.signature.parameters[key].kind is variadic[0] for key in bound.arguments):
+            raise CodeError
+        arguments: dict[str, Any] = {}
+        for key, value in bound.arguments.items():
+            arguments |= value if bound.signature.parameters[key].kind is variadic[1] else {key: value}
+        return _Component(at, kind, _adapted(kind, arguments))
 
     def _make(self, plan: Any) -> Any:
         self._built_parts += 1
@@ -254,7 +289,7 @@ class Configuration:
         if isinstance(plan, _Component):
             if plan not in self._built:
                 arguments = {name: self._make(value) for name, value in plan.arguments.items()}
-                with redirect_stdout(sys.stderr):  # some classes print when they are built: stdout is for results
+                with _silence():
                     self._built[plan] = plan.kind(**arguments)
             return self._built[plan]
         if isinstance(plan, dict):
@@ -273,8 +308,34 @@ class Configuration:
         return f"The bundle {self._bundle} would {what}; read it, and if you trust it, {TRUST}."
 
 
+def is_reading_step(part: Any) -> bool:
+    """Whether a part of a configuration reads an image, by the name of its class: see `READING_STEPS`."""
+    target = part.get("_target_") if isinstance(part, Mapping) else None
+    return isinstance(target, str) and target.rpartition(".")[2].removesuffix("ict").lower() in _READING_NAMES
+
+
 def _load_nothing(path: str) -> Any:
     raise CodeError
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Drop what some classes print, and warn of, when they are built: it tells the user nothing."""
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _adapted(kind: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments as this version of MONAI takes them, and so that nothing is downloaded."""
+    known = inspect.signature(kind).parameters
+    removed = [name for name in _REMOVED_ARGUMENTS.get(kind.__name__, ()) if name not in known]
+    kept = {name: plan for name, plan in arguments.items() if name not in removed}
+    return kept | ({"pretrained": False} if "pretrained" in known else {})  # the weights are the bundle's
+
+
+def _is_subclass(kind: Callable[..., Any], of: type | tuple[type, ...]) -> bool:
+    return isinstance(kind, type) and issubclass(kind, of)
 
 
 def _short(value: Any) -> str:
@@ -289,8 +350,22 @@ def _reference(text: str) -> str | None:
     return text[1:] if ReferenceResolver.id_matcher.fullmatch(text) else None
 
 
+def _references(text: str) -> list[str]:
+    """The names that a string refers to, as a whole or within an expression."""
+    whole = _reference(text)
+    if whole is not None:
+        return [whole]
+    text = ReferenceResolver.normalize_id(text)
+    return [name[1:] for name in ReferenceResolver.id_matcher.findall(text)] if text.startswith("$") else []
+
+
 def _is_true(flag: Any) -> bool:
     return flag.strip().lower() == "true" if isinstance(flag, str) else bool(flag)
+
+
+def _callable_named(name: Any) -> Callable[..., Any] | None:
+    """The class, or the function that builds a network, of this name; None where it may not be used."""
+    return _FACTORIES.get(name) if isinstance(name, str) and name in _FACTORIES else _class_named(name)
 
 
 def _class_named(name: Any) -> type | None:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.bundle import ReferenceResolver
+from monai.utils import CommonKeys
 from numpy.typing import NDArray
 
 from XAICLIPLib.errors import InputError
@@ -36,6 +37,7 @@ _TYPES: dict[str, Any] = {
     for alias, package in (("numpy", np), ("np", np), ("torch", torch))
     for name in _NUMBERS
 }
+_CONSTANTS = {f"monai.utils.CommonKeys.{key.name}": str(key.value) for key in CommonKeys}
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     f.__name__: f for f in (str, int, float, len, list, tuple, sorted, min, max)
 }
@@ -65,6 +67,9 @@ _FORMAT = re.compile(r"0?\d{0,2}(\.\d{1,2})?[defgs]?")
 """Two digits: a width of a billion would fill the memory."""
 
 _Thunk = Callable[[], Any]
+Construct = Callable[[str, list[Any], dict[str, Any]], Any]
+"""Takes the dotted name of something that is called, its arguments by position and those by name, and gives the plan of
+what would be built; raises `CodeError` where that may not be called."""
 
 
 class CodeError(Exception):
@@ -75,7 +80,17 @@ class ExpressionError(Exception):
     """A harmless expression that fails, such as a division by zero."""
 
 
-def evaluate(text: str, find: Callable[[str], Any], load: Callable[[str], Any]) -> Any:
+def _refuse_calls(name: str, arguments: list[Any], named: dict[str, Any]) -> Any:
+    raise CodeError
+
+
+def evaluate(
+    text: str,
+    find: Callable[[str], Any],
+    load: Callable[[str], Any],
+    construct: Construct = _refuse_calls,
+    constructs: Callable[[str], bool] = lambda name: False,
+) -> Any:
     """Compute a harmless expression.
 
     Values that are no plain data, such as networks yet to be built, are passed on unchanged: ``.to(device)`` returns
@@ -89,6 +104,8 @@ def evaluate(text: str, find: Callable[[str], Any], load: Callable[[str], Any]) 
         Function from the name of a reference, ``a::b``, to its value. It is called for each reference of the text.
     load
         Function from a path to the content of the file, for ``torch.load``.
+    construct, constructs
+        How a call such as ``monai.networks.nets.UNet(...)`` is planned, and for which dotted names.
 
     Raises
     ------
@@ -112,10 +129,10 @@ def evaluate(text: str, find: Callable[[str], Any], load: Callable[[str], Any]) 
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # statements and decorators among them
         raise CodeError from error
     # Compiled twice: an expression that is refused by its form alone never calls find or load.
-    _Compiler(dict.fromkeys(names.values()), load).thunk(tree)
+    _Compiler(dict.fromkeys(names.values()), load, construct, constructs).thunk(tree)
     values = {marker: find(name) for name, marker in names.items()}
     try:
-        value = _Compiler(values, load).thunk(tree)()
+        value = _Compiler(values, load, construct, constructs).thunk(tree)()
     except InputError:  # of a file
         raise
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
@@ -131,13 +148,20 @@ class _Compiler:
     ----------
     values
         The value of each reference, by the name that replaced it in the text.
-    load
+    load, construct, constructs
         As for `evaluate`.
     """
 
-    def __init__(self, values: Mapping[str, Any], load: Callable[[str], Any]) -> None:
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        load: Callable[[str], Any],
+        construct: Construct,
+        constructs: Callable[[str], bool],
+    ) -> None:
         self._values = values
         self._load = load
+        self._construct, self._constructs = construct, constructs
 
     def thunk(self, node: ast.AST | None, depth: int = 0) -> _Thunk:
         """The function that computes a node."""
@@ -188,6 +212,8 @@ class _Compiler:
                 return lambda: _small_value("".join(part() for part in written))
             case ast.Attribute() if (dotted := _dotted(node) or "") in _TYPES:
                 return lambda: _TYPES[dotted]
+            case ast.Attribute() if (constant := _dotted(node) or "") in _CONSTANTS:
+                return lambda: _CONSTANTS[constant]
             case ast.Call(func=function, args=arguments, keywords=keywords):
                 keyword_arguments = {k.arg: inner(k.value) for k in keywords}
                 return self._call(function, [inner(a) for a in arguments], keyword_arguments, depth + 1)
@@ -216,6 +242,12 @@ class _Compiler:
         name, count = _dotted(function), len(arguments)
         if name == "torch.load" and count == 1 and set(named) <= {"map_location", "weights_only"}:
             return lambda: self._load(_text(arguments[0]()))
+        if name is not None and self._constructs(name):
+            # A starred argument or ** has no thunk of its own, or no name: both were refused before.
+            by_name = {key: value for key, value in named.items() if key is not None}
+            if len(by_name) < len(named):
+                raise CodeError
+            return lambda: self._construct(name, [a() for a in arguments], {k: v() for k, v in by_name.items()})
         if named:
             raise CodeError
         if name == "torch.cuda.is_available" and count == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import math
 import sys
@@ -19,6 +20,7 @@ import torch
 import yaml
 from monai.bundle import ConfigParser
 from monai.networks.nets import SegResNet, UNet
+from monai.networks.nets.vista3d import vista3d132
 from safetensors.torch import save_file
 
 from XAICLIPLib import imaging
@@ -26,6 +28,8 @@ from XAICLIPLib.errors import InputError
 from XAICLIPLib.models import catalogue
 from XAICLIPLib.segmentation.networks.bundle import BundleSegmenter, is_bundle
 from XAICLIPLib.segmentation.sliding_window import Tiling, predict_logits
+from XAICLIPLib.segmentation.untrusted import configuration as untrusted_configuration
+from XAICLIPLib.segmentation.untrusted.configuration import Configuration
 
 CPU = torch.device("cpu")
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -397,6 +401,24 @@ def attacks(witness: Path) -> dict[str, Callable[[dict[str, Any]], None]]:
         "merger named by a string": lambda content: content.update(
             inferer={"_target_": "PatchInferer", "merger_cls": "os.system"}
         ),
+        "call of a network that downloads": lambda content: content.update(
+            network_def="$monai.networks.nets.HoVerNet(pretrained_url='https://example.org')"
+        ),
+        "call of another of MONAI's functions": lambda content: content.update(
+            network_def=f"$monai.networks.nets.resnet.get_pretrained_resnet_medicalnet({str(witness)!r})"
+        ),
+        "call with unpacked arguments": lambda content: content.update(
+            network_def="$monai.networks.nets.UNet(**@parts)", parts={"spatial_dims": 3}
+        ),
+        "call of a method of what was called": lambda content: content.update(
+            network_def=f"$monai.networks.nets.UNet(3, 1, 2, [4, 8], [2]).apply({code[1:]})"
+        ),
+        "call with code as argument": lambda content: content.update(
+            network_def=f"$monai.networks.nets.UNet(3, 1, {code[1:]}, [4, 8], [2])"
+        ),
+        "call of a class through another module": lambda content: content.update(
+            network_def=f"$monai.networks.nets.torch.load({str(witness)!r})"
+        ),
         "network that downloads": lambda content: content.update(
             network_def={"_target_": "HoVerNet", "pretrained_url": "https://example.org"}
         ),
@@ -418,8 +440,25 @@ def test_code_is_refused_before_any_of_it_runs(
     for builds in (SegResNet, UNet):
         monkeypatch.setattr(builds, "__init__", never)  # nothing is built, not even what is harmless
     monkeypatch.setattr(torch, "load", never)
-    assert "--trust" in message(folder)
+    text = message(folder)
+    assert "--trust" in text or "which is not supported" in text, "trust is not invited for what can never work"
     assert not witness.exists()
+
+
+def test_a_large_network_of_monai_is_named_by_its_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the functions of MONAI only those that build a network and do nothing else are called."""
+    made: list[dict[str, Any]] = []
+
+    def small(**given: Any) -> torch.nn.Module:
+        made.append(given)
+        return torch.nn.Identity()
+
+    small.__signature__ = inspect.signature(vista3d132)  # type: ignore[attr-defined]
+    monkeypatch.setitem(untrusted_configuration._FACTORIES, "monai.networks.nets.vista3d132", small)
+    text = "$monai.networks.nets.vista3d132(in_channels=@count).to(@device)"
+    content = {"count": 1, "device": "$torch.device('cuda')", "network_def": text}
+    assert isinstance(Configuration(content, "b").build("network_def"), torch.nn.Identity)
+    assert made == [{"in_channels": 1}]
 
 
 def test_trust_runs_what_is_refused_otherwise(tmp_path: Path) -> None:
@@ -625,7 +664,9 @@ def replaced(**parts: Any) -> dict[str, Any]:
         (replaced(network_def="$@nowhere"), "lacks what it refers to"),
         (replaced(network_def="@########a"), "lacks what it refers to"),
         (replaced(network_def="$@network_def"), "refers to itself"),
-        (replaced(inferer={"_target_": "SliceInferer", "roi_size": [9, 9]}), "SliceInferer, which is not supported"),
+        (replaced(inferer={"_target_": "SaliencyInferer", "cam_name": "x"}), "SaliencyInferer, which is not supported"),
+        (replaced(inferer={"_target_": "scripts.Mover"}), "scripts.Mover, which is not supported: [^-]*$"),
+        (replaced(inferer={"_target_": "SliceInferer", "roi_size": [9, 9, 9]}), "sliding window that cannot be moved"),
         (replaced(inferer={"_target_": "SlidingWindowInferer", "roi_size": [9, 9]}), "2D network"),
     ],
 )
