@@ -464,6 +464,28 @@ def match_label(structure: Structure, labels: Mapping[int, str]) -> list[int]:
     return sorted(label for label, match in structures.items() if match and _is_part(match, part_names))
 
 
+def joint_labels(structure: Structure, labels: Mapping[int, str]) -> dict[int, Structure]:
+    """The labels of a network that mean a structure together with the one beside it, such as both veins of the portal.
+
+    Parameters
+    ----------
+    structure, labels
+        As for `match_label`.
+
+    Returns
+    -------
+    dict of int to Structure
+        By label, what it means: a pair that is called by both its members' names. Left and right are no such pair.
+    """
+    joint = {
+        s.name
+        for s in vocabulary().values()
+        if structure.name in s.members and len(s.members) == 2 and " and " in s.name
+    }
+    structures = {label: resolve(name) for label, name in labels.items()}
+    return {label: match for label, match in structures.items() if match and match.name in joint}
+
+
 def _is_part(structure: Structure, part_names: frozenset[str]) -> bool:
     """Whether a structure, or everything that it consists of, is among some parts."""
     return structure.name in part_names or (bool(structure.members) and part_names.issuperset(structure.members))

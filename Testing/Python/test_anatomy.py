@@ -478,3 +478,12 @@ def test_what_a_text_means_is_found_without_any_package() -> None:
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "['liver', 'left kidney', None]"
+
+
+def test_a_class_of_two_structures_together_is_known_as_such() -> None:
+    labels = {1: "Portal and Splenic Veins", 2: "liver", 3: "kidneys", 4: "trachea and bronchi", 5: "bowel"}
+    for name in ("portal vein", "splenic vein"):
+        together = anatomy.joint_labels(anatomy.structure(name), labels)
+        assert {label: s.name for label, s in together.items()} == {1: "portal and splenic veins"}
+    for name in ("left kidney", "liver", "colon"):
+        assert anatomy.joint_labels(anatomy.structure(name), labels) == {}, "sides, and groups, are not such pairs"

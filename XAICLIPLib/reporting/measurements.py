@@ -70,6 +70,11 @@ def cautions(
     sentences = []
     if not anatomy.is_spelled_right(prompt):
         sentences.append(f'"{prompt}" is not a known spelling and was understood as {name}: check that this is meant.')
+    structure = anatomy.resolve(prompt)
+    if structure is not None and anatomy.joint_labels(structure, {0: name}):
+        sentences.append(
+            f"The network has no class for the {structure.name} alone: what is explained is its class {name}."
+        )
     volume = imaging.volume_ml(explained)
     doubt = "the organ may lie outside the scan and the drawing be a false positive, so do not interpret this map."
     if volume < SMALL_ML:

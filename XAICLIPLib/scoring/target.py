@@ -98,6 +98,9 @@ def class_of(prompt: str, target: str | MaskSource | None, segmenter: Segmenter)
             SAY_TARGET,
         )
     labels = anatomy.match_label(structure, classes)
+    if not labels and len(joint := anatomy.joint_labels(structure, classes)) == 1:
+        ((label, together),) = joint.items()  # `reporting.measurements.cautions` tells that it is more than was asked
+        return together.name, (label,)
     if not labels:
         raise InputError(
             f"The network {segmenter.name} does not segment the {structure.name}; {way} the class to explain: {known}.",

@@ -165,7 +165,7 @@ class Configuration:
                         waiting.append(self._find(reference))
             elif isinstance(part, Mapping) and not _is_true(self.value(part.get("_disabled_"))):
                 yield part
-                waiting.extend(reversed(part.values()))
+                waiting.extend(reversed(list(part.values())))
             elif isinstance(part, list):
                 waiting.extend(reversed(part))
 
