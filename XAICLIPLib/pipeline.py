@@ -83,6 +83,7 @@ def explain(
     batch_size: int | None = None,
     seed: int = 0,
     trust: bool = False,
+    labels: Mapping[int, str] | None = None,
     check: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
     on_estimate: Callable[[sitk.Image], None] | None = None,
@@ -147,6 +148,8 @@ def explain(
         Of all that is random. The same seed gives the same map on the same device.
     trust
         Run the code in the configuration of a bundle that does not ship.
+    labels
+        Names of the output channels of a bundle that does not name them, from 0.
     check
         Test the map when it is done: its deletion and insertion curves beside those of maps that know nothing of the
         network, and whether a little noise in the scan changes it. Takes somewhat longer than another explanation.
@@ -192,7 +195,7 @@ def explain(
         scan = read_scan(image, modality, question, series)
         run.warnings += scan.warnings
     with run.timed("load"):
-        models = load_models(model, scan, question, torch_device, trust, run)
+        models = load_models(model, scan, question, torch_device, trust, run, labels)
     with run.timed("localize"):
         probability = point_at_prompt(models, scan, question, run)
     with run.timed("segment"):
@@ -414,9 +417,10 @@ def load_models(
     device: torch.device,
     trust: bool,
     run: Run,
+    labels: Mapping[int, str] | None = None,
 ) -> Models:
     """Load the network, and the localizer where it is needed."""
-    segmenter = load_segmenter(model, device, trust)
+    segmenter = load_segmenter(model, device, trust, labels)
     image, warnings = stack(scan.images, segmenter.inputs, segmenter.name)
     run.warnings += warnings
     pointed_by = None
@@ -431,10 +435,10 @@ def load_models(
     return Models(segmenter, image, localizer, pointed_by)
 
 
-def load_segmenter(model: Any, device: torch.device, trust: bool) -> Segmenter:
+def load_segmenter(model: Any, device: torch.device, trust: bool, labels: Mapping[int, str] | None = None) -> Segmenter:
     """A network by its name or path; an object is taken as it is."""
     if model is None or isinstance(model, (str, Path)):
-        return catalogue.load_segmenter(model, device, trust)
+        return catalogue.load_segmenter(model, device, trust, labels)
     segmenter: Segmenter = from_object(model) if hasattr(model, "predict") else model
     return segmenter
 

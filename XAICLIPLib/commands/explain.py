@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 PASSED_ON = tuple(
     "region model localizer prompts method target score effect baseline threshold modality series device precision "
-    "batch_size seed trust check".split()
+    "batch_size seed trust labels check".split()
 )
 """Options that are passed to `XAICLIPLib.explain` unchanged, under the same name."""
 
@@ -159,6 +159,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="run the code that the --model folder brings in its configuration; only for a bundle that you trust",
     )
+    add_labels_option(parser)
     parser.add_argument(
         "--check",
         action="store_true",
@@ -178,6 +179,28 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     for name, about in methods.describe().items():
         if about["parameters"]:
             _add_parameters(parser.add_argument_group(f"--method {name}", about["summary"]), about["parameters"])
+
+
+def add_labels_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--labels``, the names of a bundle's output channels."""
+    parser.add_argument(
+        "--labels",
+        type=_labels,
+        metavar="NAME,NAME,...",
+        help="what a MONAI bundle draws that does not name it: the names of its output channels in order, background "
+        'first where it has one ("background,liver,spleen"); or by number ("0=background,1=liver")',
+    )
+
+
+def _labels(argument: str) -> dict[int, str]:
+    parts = [part.strip() for part in argument.split(",")]
+    numbered = [re.fullmatch(r"(\d{1,4})\s*=\s*(.+)", part) for part in parts]
+    labels = {int(m[1]): m[2].strip() for m in numbered if m} if all(numbered) else dict(enumerate(parts))
+    if not all(labels.values()) or sorted(labels) != list(range(len(parts))):
+        raise argparse.ArgumentTypeError(
+            f'{argument} names not every channel once from 0 on; write such as "background,liver,spleen"'
+        )
+    return dict(sorted(labels.items()))
 
 
 def _add_parameters(group: argparse._ArgumentGroup, parameters: list[dict[str, Any]]) -> None:

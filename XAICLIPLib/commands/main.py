@@ -11,6 +11,7 @@ from XAICLIPLib.commands import benchmark, demo, doctor, explain, models, report
 from XAICLIPLib.commands.terminal import drop_output, print_message
 from XAICLIPLib.errors import Cancelled, InputError, first_line
 from XAICLIPLib.system.displaytext import one_line
+from XAICLIPLib.system.memory import memory_shortage
 from XAICLIPLib.system.packages import packages_quiet
 
 
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         if not out_of_memory(error):
             raise  # a mistake of ours, for whose report the traceback is needed
-        print_message("xaiclip: There is not enough memory: crop the scan, lower --batch-size, or try --device cpu.")
+        print_message(f"xaiclip: {memory_shortage(error, 'lower --batch-size', 'try --device cpu')}")
         return 1
 
 

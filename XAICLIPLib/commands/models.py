@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from XAICLIPLib.commands.explain import add_labels_option
 from XAICLIPLib.commands.terminal import Interrupt, print_json, print_message, print_output
 from XAICLIPLib.errors import Cancelled, InputError
 from XAICLIPLib.system.displaytext import one_line
@@ -35,7 +36,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     listing.set_defaults(command=_list)
 
     info = commands.add_parser("info", help="all about one model")
-    info.add_argument("name", metavar="NAME")
+    info.add_argument("name", metavar="NAME|PATH", help="a model of the list, or the folder or file of one of yours")
     info.add_argument("--json", action="store_true", help="print JSON")
     info.set_defaults(command=_info)
 
@@ -76,6 +77,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
         help="believe the catalogue where it says that the code of a model was reviewed and may run; of a model, run "
         "its code now to see what it draws",
     )
+    add_labels_option(add)
     add.set_defaults(command=_add)
 
 
@@ -110,7 +112,12 @@ def _list(options: argparse.Namespace) -> int:
 def _info(options: argparse.Namespace) -> int:
     from XAICLIPLib.models.catalogue import entries, find
 
-    entry = find(options.name)
+    try:
+        entry = find(options.name)
+    except InputError:
+        if not Path(options.name).exists():
+            raise
+        return _info_of_path(Path(options.name).absolute(), options.json)
     default = next(other for other in entries() if other.kind == entry.kind).name == entry.name
     if options.json:
         place = entry.folder
@@ -125,6 +132,29 @@ def _info(options: argparse.Namespace) -> int:
         print_output(f"    Files: {entry.folder}")
     if entry.trust:
         _print_wrapped("Its code was reviewed and runs without --trust, so long as its files are unchanged.")
+    return 0
+
+
+def _info_of_path(path: Path, as_json: bool) -> int:
+    """Tell what can be read quickly from a model's files, without loading it or running anything of it."""
+    from XAICLIPLib.models.user_entries import entry_for_path
+    from XAICLIPLib.segmentation.bundles import metadata
+
+    _check_known(path)
+    entry = entry_for_path(path, path.name)
+    content = metadata.read_metadata(path) if entry.format == "bundle" else {}
+    task, packages = metadata.other_task(content), metadata.needed_packages(content)
+    if as_json:
+        print_json(described(entry, False) | {"folder": str(path), "segments": task is None, "packages": packages})
+        return 0
+    print_output(str(path))
+    _print_lines(entry, None)
+    if task is not None:
+        _print_wrapped(f"It is {task}, and draws no structures that could be explained.")
+    if packages:
+        _print_wrapped(
+            f"It asks for the Python packages {metadata.named_packages(packages)}; nothing is installed by XAI-CLIP."
+        )
     return 0
 
 
@@ -201,12 +231,17 @@ def _add(options: argparse.Namespace) -> int:
 
     if not options.path.name.lower().endswith(".json"):
         _check_known(options.path)
-    for entry in add(options.path, shipped_entries(), options.name, options.trust):
+    status = 0
+    for entry in add(
+        options.path, shipped_entries(), options.name, options.trust, tuple((options.labels or {}).values())
+    ):
         option = "--localizer" if entry.kind == "localizer" else "--model"
-        if entry.kind == "segmenter" and isinstance(entry.source, Path):
-            _try(entry, options.trust)
-        print_output(f"Added. To use it: {option} {entry.name}")
-    return 0
+        if entry.kind == "segmenter" and isinstance(entry.source, Path) and not _try(entry, options.trust):
+            status = 1
+            print_message(f"It is listed as {entry.name}, and is tried again whenever it is named.")
+        else:
+            print_output(f"Added. To use it: {option} {entry.name}")
+    return status
 
 
 def _check_known(path: Path) -> None:
@@ -222,37 +257,43 @@ def _check_known(path: Path) -> None:
         )
 
 
-def _try(entry: Entry, trust: bool) -> None:
+def _try(entry: Entry, trust: bool) -> bool:
     """Load a user's network once, and record the structures that it draws; if it does not load, print why.
+
+    Returns
+    -------
+    bool
+        Whether it loads.
 
     Raises
     ------
     InputError
-        It is an archive without a network; its entry is removed again.
+        It will never do: an archive without a network, a detector. Its entry is removed again.
     """
     import torch
 
     from XAICLIPLib.models.catalogue import NoNetworkError, load_segmenter
-    from XAICLIPLib.models.entry import MODALITIES
-    from XAICLIPLib.models.user_entries import remove, update
+    from XAICLIPLib.models.user_entries import listed_modality, remove, update
+    from XAICLIPLib.segmentation.bundles.metadata import NoSegmentationError
     from XAICLIPLib.segmentation.segmenter import class_names
 
     try:
         network = load_segmenter(entry.name, torch.device("cpu"), trust)
-    except NoNetworkError:
+    except (NoNetworkError, NoSegmentationError):
         remove(entry)
         raise
     except InputError as error:
         print_message(f"It does not load as it is: {error}")
-        return
-    modality = network.modality if network.modality in MODALITIES else "any"
+        return False
+    modality = listed_modality(network.modality)
     listed = replace(entry, structures=class_names(network), modality=modality, inputs=tuple(network.inputs))
     try:
         update(listed)
     except InputError:  # names that a catalogue cannot hold, such as two inputs that are both called CT
         print_message("Its inputs or structures have names that the list cannot show; it can be used all the same.")
-        return
+        return True
     _print_lines(listed, LISTED_STRUCTURES)
+    return True
 
 
 class _DownloadBar:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import SimpleITK as sitk
 
 from XAICLIPLib import imaging
 from XAICLIPLib.evaluation.reliability_flag import ReliabilityFlag
-from XAICLIPLib.imaging.modality import KnownModality
+from XAICLIPLib.imaging.modality import KnownModality, modalities_named
 from XAICLIPLib.segmentation.segmenter import Prepared, Segmenter
 from XAICLIPLib.segmentation.sliding_window import SlidingWindow
 
@@ -38,7 +36,7 @@ def suitability_flags(
         The network, and the volume as it sees it.
     """
     flags = []
-    network_modalities = modalities(segmenter.modality)
+    network_modalities = modalities_named(segmenter.modality)
     if modality.code and network_modalities:
         other = modality.code not in network_modalities
         says = {
@@ -54,12 +52,6 @@ def suitability_flags(
     flags.append(_spacing(volume, segmenter, prepared))
     padding = _padding(segmenter, prepared)
     return [*flags, padding] if padding else flags
-
-
-def modalities(words: str | None) -> set[str]:
-    """Which of CT and MR are meant by a network's description of its modality; empty for neither."""
-    patterns = {"CT": r"\bCT|computed tomography", "MR": r"\bMR|magnetic resonance|\bT[12]w?\b"}
-    return {name for name, pattern in patterns.items() if re.search(pattern, words or "", re.IGNORECASE)}
 
 
 def _units(volume: sitk.Image, network: str) -> ReliabilityFlag:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,6 +50,12 @@ def modality_of(scan: Scan, stated: Literal["CT", "MR"] | None = None) -> KnownM
     if header is not None:
         return KnownModality(header, "header")
     return KnownModality(guess_modality(scan.image), "intensities")
+
+
+def modalities_named(words: str | None) -> set[str]:
+    """Which of CT and MR are meant by a network's description of its modality ("MRI", "T1w"); empty for neither."""
+    patterns = {"CT": r"\bCT|computed tomography", "MR": r"\bMR|magnetic resonance|\bT[12]w?\b"}
+    return {name for name, pattern in patterns.items() if re.search(pattern, words or "", re.IGNORECASE)}
 
 
 MAX_CODE_LENGTH = 16

@@ -69,7 +69,12 @@ def find(name: str) -> Entry:
     raise InputError(f"There is no model {name} in the catalogue: `xaiclip models` lists those that there are.")
 
 
-def load_segmenter(name: str | Path | None, device: torch.device, trust: bool = False) -> Segmenter:
+def load_segmenter(
+    name: str | Path | None,
+    device: torch.device,
+    trust: bool = False,
+    labels: Mapping[int, str] | None = None,
+) -> Segmenter:
     """A segmentation network by its name in the catalogue, its path, or the name under which a package offers it.
 
     Parameters
@@ -78,6 +83,8 @@ def load_segmenter(name: str | Path | None, device: torch.device, trust: bool = 
         None for the default. An archive is unpacked once, into a folder named by its SHA-256 among the models.
     trust
         Run code in the network's files although the catalogue does not mark it as reviewed (see `BundleSegmenter`).
+    labels
+        Names of the output channels of a bundle, in place of those in the catalogue or in its metadata.
 
     Raises
     ------
@@ -89,7 +96,7 @@ def load_segmenter(name: str | Path | None, device: torch.device, trust: bool = 
     entry = _find_entry("segmenter", name)
     if entry is None:
         path = Path(str(name))
-        segmenter = _load_path(path, device, trust) or formats.load_registered(str(name), device, trust)
+        segmenter = _load_path(path, device, trust, labels) or formats.load_registered(str(name), device, trust)
     elif package := entry.fetched_as("package"):
         segmenter = formats.load_registered(entry.name, device, trust)
         if segmenter is None:
@@ -100,7 +107,8 @@ def load_segmenter(name: str | Path | None, device: torch.device, trust: bool = 
     else:
         path = _installed_path(entry)
         entry.check()
-        segmenter = _load_path(path, device, trust or (entry.trust and bool(entry.files)))
+        labels = labels or dict(enumerate(entry.labels)) or None
+        segmenter = _load_path(path, device, trust or (entry.trust and bool(entry.files)), labels)
         if segmenter is None:
             raise InputError(
                 f"The model {entry.name} at {path} is none that is known: give {formats.accepted_formats()}."
@@ -115,13 +123,16 @@ class NoNetworkError(InputError):
     """An archive without a network."""
 
 
-def _load_path(path: Path, device: torch.device, trust: bool) -> Segmenter | None:
+def _load_path(
+    path: Path, device: torch.device, trust: bool, labels: Mapping[int, str] | None = None
+) -> Segmenter | None:
     from XAICLIPLib.segmentation.networks import formats
 
     if not is_archive(path):
-        return formats.load(path, device, trust)
+        return formats.load(path, device, trust, labels)
     folder = models_folder() / "unpacked" / sha256(path)
-    segmenter = formats.load(only_folder(folder if folder.is_dir() else unpack(path, folder)), device, trust)
+    inside = only_folder(folder if folder.is_dir() else unpack(path, folder))
+    segmenter = formats.load(inside, device, trust, labels)
     if segmenter is None:
         shutil.rmtree(folder, ignore_errors=True)
         raise NoNetworkError(f"The archive {path} holds no network: give an archive of {formats.accepted_formats()}.")

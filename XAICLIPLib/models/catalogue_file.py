@@ -39,7 +39,7 @@ REQUIRED_KEYS = ("name", "kind", "format", "title", "modality", "structures", "l
 MOST_INPUTS = 8
 """Images that a network may take together: more than any known network takes."""
 
-OPTIONAL_KEYS = ("citation", "size_mb", "files", "trust", "inputs")
+OPTIONAL_KEYS = ("citation", "size_mb", "files", "trust", "inputs", "labels")
 
 
 def read_catalogue(path: Path) -> tuple[Entry, ...]:
@@ -233,6 +233,7 @@ _CHECKS: dict[str, json_values.Validator] = {
     "files": _files,
     "trust": json_values.flag,
     "inputs": _inputs,
+    "labels": lambda value: tuple(json_values.texts(value)),
 }
 
 

@@ -113,6 +113,8 @@ class Entry:
         Its code was reviewed and may run, as long as its files have these checksums.
     inputs
         Names of the images that a segmenter takes together, in order; most take one.
+    labels
+        Names of the output channels of a bundle, from 0, where its metadata do not name them.
     """
 
     name: str
@@ -128,6 +130,7 @@ class Entry:
     files: Mapping[str, str] = field(default_factory=dict)
     trust: bool = False
     inputs: tuple[str, ...] = ONE_IMAGE
+    labels: tuple[str, ...] = ()
 
     @property
     def origin(self) -> str:

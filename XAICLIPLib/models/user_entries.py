@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 from XAICLIPLib.errors import InputError
+from XAICLIPLib.imaging.modality import modalities_named
 from XAICLIPLib.models.catalogue_file import NAME, as_json, read_catalogue, read_entry, write_catalogue
 from XAICLIPLib.models.entry import Entry, Format
 from XAICLIPLib.models.folder import download_folder, read_lock, remove_lock, user_catalogue
+from XAICLIPLib.segmentation.bundles.licence import UNKNOWN, licence_of
+from XAICLIPLib.segmentation.bundles.metadata import output_names
 
 LONGEST_NAME = 64
 
@@ -29,7 +33,13 @@ def user_entries() -> tuple[Entry, ...]:
     return read_catalogue(path) if path.exists() else ()
 
 
-def add(path: Path, shipped: tuple[Entry, ...], name: str | None = None, trust: bool = False) -> list[Entry]:
+def add(
+    path: Path,
+    shipped: tuple[Entry, ...],
+    name: str | None = None,
+    trust: bool = False,
+    labels: Sequence[str] = (),
+) -> list[Entry]:
     """Add a model, or all models of a catalogue file, to the user's own.
 
     Parameters
@@ -42,6 +52,8 @@ def add(path: Path, shipped: tuple[Entry, ...], name: str | None = None, trust: 
         What to call the model; default: as its folder or file.
     trust
         Accept it when the catalogue says that the code of a model was reviewed.
+    labels
+        Names of the output channels of a bundle that does not name them, from 0.
 
     Raises
     ------
@@ -54,11 +66,13 @@ def add(path: Path, shipped: tuple[Entry, ...], name: str | None = None, trust: 
     if path.is_file() and path.suffix.lower() == ".json":
         if name is not None:
             raise InputError(f"{path} is a catalogue, whose models have their names: leave out --name.")
+        if labels:
+            raise InputError(f"{path} is a catalogue, whose models have their labels: leave out --labels.")
         new = [entry if trust else replace(entry, trust=False) for entry in read_catalogue(path)]
         if wrong := next((entry.name for entry in new if entry.source == "shipped"), None):
             raise InputError(f"The entry {wrong} of the catalogue {path} must have another source than shipped.")
     else:
-        new = [_entry_for_path(path, _chosen_name(path, name))]
+        new = [replace(entry_for_path(path, _chosen_name(path, name)), labels=tuple(labels))]
     for entry in new:  # one that cannot be read again would make the whole catalogue unreadable
         read_entry(as_json(entry), f"The entry {entry.name} of {path}")
     known = user_entries()
@@ -148,7 +162,7 @@ def _chosen_name(path: Path, requested: str | None) -> str:
     return name
 
 
-def _entry_for_path(path: Path, name: str) -> Entry:
+def entry_for_path(path: Path, name: str) -> Entry:
     """An entry for a model of the user, with what can be read quickly from its files."""
     format_ = _format(path)
     metadata = _read(path / "configs" / "metadata.json") if format_ == "bundle" else {}
@@ -160,9 +174,14 @@ def _entry_for_path(path: Path, name: str) -> Entry:
         title=f"{metadata.get('name') or path.name}, a model of your own",
         modality=modality,
         structures=structures,
-        licence=str(metadata.get("license") or "").strip() or "unknown",
+        licence=licence_of(path, metadata) if format_ == "bundle" else UNKNOWN,
         source=path,
     )
+
+
+def listed_modality(words: str | None) -> str:
+    """A network's own words for its modality ("MRI", "T1w") as the catalogue has them."""
+    return ", ".join(sorted(modalities_named(words))) or "any"
 
 
 def _format(path: Path) -> Format:
@@ -177,11 +196,12 @@ def _structures_and_modality(metadata: dict[str, object]) -> tuple[tuple[str, ..
     """Structures and modality of a bundle from its metadata; empty and ``any`` where the metadata are malformed."""
     try:
         data_format = cast(dict, metadata["network_data_format"])  # type: ignore[type-arg]
-        channels = data_format["outputs"]["pred"]["channel_def"]
         modality = data_format["inputs"]["image"].get("modality")
-        names = tuple(str(name) for name in channels.values() if str(name).strip().lower() != "background")
-        return tuple(name for name in names if name.strip()), modality if modality in ("CT", "MR") else "any"
-    except (KeyError, TypeError, AttributeError):
+        names = tuple(name for name in output_names(metadata).values() if name.strip().lower() != "background")
+        return tuple(name for name in names if name.strip()), listed_modality(
+            None if modality is None else str(modality)
+        )
+    except (KeyError, TypeError, AttributeError, ValueError):
         return (), "any"
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from XAICLIPLib.errors import Cancelled, InputError, first_line
 from XAICLIPLib.system.displaytext import for_terminal
+from XAICLIPLib.system.memory import memory_shortage
 from XAICLIPLib.worker import protocol
 from XAICLIPLib.worker.protocol import Mask, Request
 
@@ -52,7 +53,7 @@ def _kind_and_message(error: Exception) -> tuple[protocol.ErrorKind, str]:
         reason = first_line(error)
         return "missing package", f"A package is missing or broken ({reason}): install the packages of XAI-CLIP again."
     if _is_out_of_memory(error):
-        return "memory", "There is not enough memory: crop the scan, lower the batch size, or choose the CPU."
+        return "memory", memory_shortage(error, "lower the batch size", "choose the CPU")
     if isinstance(error, OSError):
         name = error.filename or "A file"
         return "input", f"{name} cannot be read or written ({error.strerror or error}): check its folder and the disk."

@@ -200,9 +200,10 @@ def test_a_network_of_ones_own_is_looked_at_as_it_is_added(tmp_path: Path, capsy
     assert "Draws: left lung" in told and "CT; licence unknown" in told
 
     (tmp_path / "damaged.yaml").write_text(yaml.safe_dump(content | {"weights": "elsewhere.pt"}))
-    assert run("add", tmp_path / "damaged.yaml") == 0, "it is kept: what it lacks may come"
-    told = capsys.readouterr().err
-    assert told.startswith("It does not load as it is: ") and "elsewhere.pt" in told
+    assert run("add", tmp_path / "damaged.yaml") == 1
+    told = capsys.readouterr()
+    assert told.err.startswith("It does not load as it is: ") and "elsewhere.pt" in told.err
+    assert "It is listed as damaged" in told.err and "Added" not in told.out, "it is kept: what it lacks may come"
     assert find("damaged").structures == ()
 
 
@@ -268,4 +269,81 @@ def test_what_is_no_model_is_not_added(tmp_path: Path, capsys: pytest.CaptureFix
         assert run("add", tmp_path / name) == 1
         told = capsys.readouterr().err
         assert f"{tmp_path / name} is no model that is known: give the folder of a MONAI bundle" in told
+    assert entries() == before
+
+
+def bundle(folder: Path, output: dict[str, Any], **more: Any) -> Path:
+    """A small bundle with a licence file and the needs that it states."""
+    for name in ("configs", "models"):
+        (folder / name).mkdir(parents=True)
+    arguments = {"spatial_dims": 3, "channels": [4, 8], "strides": [2], "in_channels": 1, "out_channels": 2}
+    content = {
+        "network_def": {"_target_": "UNet", **arguments},
+        "preprocessing": {"_target_": "Compose", "transforms": []},
+        "inferer": {"_target_": "SimpleInferer"},
+        "postprocessing": {"_target_": "Activationsd", "keys": "pred", "softmax": True},
+    }
+    (folder / "configs" / "inference.json").write_text(json.dumps(content | more))
+    data_format = {"inputs": {"image": {"modality": "MRI", "num_channels": 1}}, "outputs": {"pred": output}}
+    packages = {"optional_packages_version": {"einops": "0.7.0"}}
+    (folder / "configs" / "metadata.json").write_text(json.dumps({"network_data_format": data_format, **packages}))
+    (folder / "LICENSE").write_text("MIT License\n\nCopyright (c) 2026 Nobody\n")
+    torch.save(nets.UNet(**arguments).state_dict(), folder / "models" / "model.pt")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("output", "more", "told"),
+    [
+        ({"type": "object", "format": "dict"}, {}, "is a detector, as its metadata say"),
+        ({"channel_def": {"0": "a"}}, {"inferer": {"_target_": "scripts.Mover"}}, "moves its network by scripts.Mover"),
+    ],
+)
+def test_what_can_never_be_explained_is_not_added(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], output: dict[str, Any], more: dict[str, Any], told: str
+) -> None:
+    before = entries()
+    assert run("add", bundle(tmp_path / "ours", output, **more)) == 1
+    said = capsys.readouterr()
+    assert told in said.err and "--trust" not in said.err and "Added" not in said.out
+    assert entries() == before
+
+
+def test_a_bundle_that_names_no_channels_is_given_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = bundle(tmp_path / "ours", {"num_channels": 2})
+    assert run("add", folder) == 1
+    assert "does not name its 2 output channels" in (told := capsys.readouterr().err) and "--labels" in told
+    assert run("remove", "ours") == 0
+    assert run("add", folder, "--labels", "0=background, 1=liver") == 0
+    assert "Draws: liver" in capsys.readouterr().out
+    assert (find("ours").labels, find("ours").modality, find("ours").licence) == (("background", "liver"), "MR", "MIT")
+    loaded = catalogue.load_segmenter("ours", torch.device("cpu"))
+    assert loaded.labels == {0: "background", 1: "liver"}
+    renamed = catalogue.load_segmenter("ours", torch.device("cpu"), False, {0: "background", 1: "spleen"})
+    assert renamed.labels[1] == "spleen"
+    with pytest.raises(SystemExit):
+        run("add", folder, "--labels", "1=liver")
+    assert "names not every channel once" in capsys.readouterr().err
+
+
+def test_labels_are_for_bundles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("add", network(tmp_path), "--labels", "background,liver") == 1
+    assert "The labels are for a MONAI bundle" in capsys.readouterr().err
+
+
+def test_a_folder_is_described_without_being_added(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = entries()
+    folder = bundle(tmp_path / "ours", {"channel_def": {"0": "background", "1": "liver"}})
+    assert run("info", folder) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert told.startswith(str(folder))
+    assert "MR; licence MIT; yours, at" in told and "Draws: liver" in told
+    assert "It asks for the Python packages einops 0.7.0; nothing is installed by XAI-CLIP." in told
+    assert run("info", folder, "--json") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["segments"], record["packages"]) == (True, {"einops": "0.7.0"})
+    assert run("info", bundle(tmp_path / "nodules", {"type": "object"})) == 0
+    assert "It is a detector, and draws no structures" in " ".join(capsys.readouterr().out.split())
+    assert run("info", tmp_path) == 1
+    assert "is no model that is known" in capsys.readouterr().err
     assert entries() == before

@@ -11,8 +11,8 @@ import SimpleITK as sitk
 import torch
 
 from XAICLIPLib import imaging
-from XAICLIPLib.evaluation.suitability import modalities, suitability_flags
-from XAICLIPLib.imaging.modality import KnownModality
+from XAICLIPLib.evaluation.suitability import suitability_flags
+from XAICLIPLib.imaging.modality import KnownModality, modalities_named
 from XAICLIPLib.imaging.phantom import torso_phantom
 from XAICLIPLib.segmentation.segmenter import Prepared
 from XAICLIPLib.segmentation.sliding_window import SlidingWindow
@@ -100,6 +100,6 @@ def test_a_scan_that_fills_little_of_the_window_is_told(ct: sitk.Image) -> None:
 
 
 def test_a_networks_own_words_for_its_modality_are_understood() -> None:
-    assert modalities("CT, MR") == {"CT", "MR"}
-    assert modalities("magnetic resonance imaging") == modalities("T1w") == {"MR"}
-    assert modalities(None) == modalities("ultrasound") == set()
+    assert modalities_named("CT, MR") == {"CT", "MR"}
+    assert modalities_named("magnetic resonance imaging") == modalities_named("T1w") == {"MR"}
+    assert modalities_named(None) == modalities_named("ultrasound") == set()

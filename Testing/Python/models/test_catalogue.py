@@ -39,7 +39,7 @@ class Loaded:
 def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Load no weights: only which model is chosen matters."""
 
-    def load(path: Path, device: torch.device, trust: bool = False) -> Loaded | None:
+    def load(path: Path, device: torch.device, trust: bool = False, labels: Any = None) -> Loaded | None:
         return Loaded(path, device, trust) if (path / "configs" / "metadata.json").is_file() else None
 
     monkeypatch.setattr(formats, "load", load)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -65,7 +65,9 @@ def formats() -> tuple[Format, ...]:
     )
 
 
-def load(path: Path, device: torch.device, trust: bool = False) -> Segmenter | None:
+def load(
+    path: Path, device: torch.device, trust: bool = False, labels: Mapping[int, str] | None = None
+) -> Segmenter | None:
     """The segmenter at a path; None where nothing there is recognised as one.
 
     Parameters
@@ -76,14 +78,26 @@ def load(path: Path, device: torch.device, trust: bool = False) -> Segmenter | N
         Where it runs.
     trust
         Run code that the network brings: expressions in a bundle's configuration, TorchScript that touches files.
+    labels
+        Names of the output channels of a bundle, from 0.
 
     Raises
     ------
     InputError
         The network is recognised but does not load.
     """
+    from XAICLIPLib.segmentation.networks.bundle import BundleSegmenter
+
     network_format = recognise_format(path)
-    return None if network_format is None else network_format.load(path, device, trust)
+    if network_format is None:
+        return None
+    if labels:
+        if network_format.load is not BundleSegmenter:
+            raise InputError(
+                f"The labels are for a MONAI bundle, and {path} is none: its own files name what it draws."
+            )
+        return BundleSegmenter(path, device, trust, labels)
+    return network_format.load(path, device, trust)
 
 
 def recognise_format(path: Path) -> Format | None:
