@@ -7,7 +7,8 @@
 - the same for words that the localizer was never trained on, given as free text.
 
 ``abdomen_ct`` 20-23 have expert labels; ``totalseg/example_ct`` is another source; its labels are those of
-another network.
+another network. With ``--mr`` only ``totalseg/example_mr_sm``, an abdominal MR, for the localizer, which was trained on
+none.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import SimpleITK as sitk
@@ -39,6 +41,7 @@ class Case:
     image: sitk.Image
     labels: sitk.Image
     names: dict[int, str]
+    modality: Literal["CT", "MR"] = "CT"
 
     def mask(self, structure: Structure) -> sitk.Image | None:
         """What was drawn of a structure (uint8), None where there is nothing of it."""
@@ -64,6 +67,15 @@ def cases(root: Path, numbers: range, other_source: bool) -> Iterator[Case]:
         listed = json.loads((folder / "labels.json").read_text(encoding="utf-8"))["total_v1"]
         names = {int(value): name for value, name in listed.items()}
         yield Case("totalseg", image, imaging.read_mask(folder / "example_seg_v1.nii.gz", image), names)
+
+
+def mr_case(root: Path) -> Case:
+    """The abdominal MR of ``totalseg``."""
+    folder = root / "totalseg"
+    image = imaging.read_volume(folder / "example_mr_sm.nii.gz")
+    listed = json.loads((folder / "labels.json").read_text(encoding="utf-8"))["total_mr"]
+    names = {int(value): name for value, name in listed.items()}
+    return Case("totalseg MR", image, imaging.read_mask(folder / "example_seg_mr.nii.gz", image), names, "MR")
 
 
 def overlap(a: sitk.Image, b: sitk.Image) -> tuple[float, float]:
@@ -105,7 +117,7 @@ def region_tables(found: list[Case]) -> None:
             truth = case.mask(structure)
             if truth is None:
                 continue
-            probability = localizer.locate(case.image, prompt, "CT")
+            probability = localizer.locate(case.image, prompt, case.modality)
             region = guided_region(case.image, probability, truth, words, threshold=localizer.threshold)
             row = (0.0, 0.0, 0.0)  # nothing usable was found
             if region.source == "guided":
@@ -135,10 +147,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--subjects", choices=["test", "validation"], default="test")
     parser.add_argument("--only", choices=["segmenter", "localizer"])
+    parser.add_argument("--mr", action="store_true")
     options = parser.parse_args()
     if not options.data.is_dir():
         parser.exit(0, f"Skipped: the real volumes are not here ({options.data}).\n")
     torch.set_flush_denormal(True)
+    if options.mr:
+        region_tables([mr_case(options.data)])
+        return
     test = options.subjects == "test"
     found = list(cases(options.data, data.TEST if test else data.VALIDATION, other_source=test))
     if options.only != "localizer":
