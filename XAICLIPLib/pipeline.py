@@ -86,6 +86,7 @@ def explain(
     labels: Mapping[int, str] | None = None,
     check: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
+    on_warning: Callable[[str], None] | None = None,
     on_estimate: Callable[[sitk.Image], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
     **parameters: Any,
@@ -155,6 +156,8 @@ def explain(
         network, and whether a little noise in the scan changes it. Takes somewhat longer than another explanation.
     on_progress
         Called after every batch.
+    on_warning
+        Called before the work begins with the warnings that are known by then; all are in the result as well.
     on_estimate
         Called with the saliency so far, in the input's geometry, at most every two seconds and for a tenth of the time.
     cancelled
@@ -188,7 +191,7 @@ def explain(
         seed=seed,
         search=PromptSearch.checked(localizer, threshold, margin_mm, modality, prompts),
     )
-    run = Run(on_progress, cancelled or (lambda: False))
+    run = Run(on_progress, cancelled or (lambda: False), on_warning=on_warning)
     torch_device = choose_device(device)
 
     with run.timed("read"):
@@ -431,7 +434,15 @@ def load_models(
         class_of(question.prompt, question.target, segmenter)  # refused before a localizer is loaded, or downloaded
     needed = question.guided or pointed_by == "localizer"
     search = question.search
+    flag = suitability.modality_flag(scan.kind, segmenter.name, segmenter.modality)
+    if flag is not None and flag.raised:
+        run.warn_now(flag.sentence)  # among the result's warnings with the other flags
     localizer = load_localizer(search.localizer, device, search.prompts) if needed else None
+    if localizer is not None:
+        listed = catalogue.modality_of_localizer(localizer.name)
+        if (caution := suitability.localizer_caution(scan.kind, localizer.name, listed)) is not None:
+            run.warn_now(caution)
+            run.warnings.append(caution)
     return Models(segmenter, image, localizer, pointed_by)
 
 
@@ -517,7 +528,8 @@ def segment(models: Models, scan: Scan, question: Question, device: torch.device
     )
     name, labels = class_of(question.prompt, question.target, segmenter)
     in_a_box = parse_box(question.target) is not None
-    target = make_target(name, labels, scan.target_mask, prediction, box=in_a_box)
+    unsuited = suitability.mismatch(scan.kind, segmenter.modality)
+    target = make_target(name, labels, scan.target_mask, prediction, box=in_a_box, unsuited=unsuited)
     mask = scan.target_mask
     if mask is None or in_a_box:
         mask = imaging.resample_labels(prediction.prepared.as_image(target.reference), scan.volume)
@@ -706,7 +718,10 @@ def check_map(question: Question, setting: Setting, last: Estimate, values: Tens
             run.cancelled,
         )
     if checked.stability is None:
-        run.warnings.append("The check of the map was cancelled before its end: see what was not checked.")
+        missing = "whether it changes under noise"
+        if checked.faithfulness is None:
+            missing += ", and whether it beats maps that know nothing of the network,"
+        run.warnings.append(f"The check of the map was cancelled before its end: {missing} was not checked.")
     return checked
 
 

@@ -43,6 +43,8 @@ class Run:
         Called with the progress.
     cancelled
         Tells whether the user has cancelled.
+    on_warning
+        Called at once with a warning that the user needs before the work, which takes minutes.
     warnings
         For the user, in the order in which they arise.
     timings
@@ -53,6 +55,7 @@ class Run:
     cancelled: Callable[[], bool]
     warnings: list[str] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
+    on_warning: Callable[[str], None] | None = None
     _started: float = 0.0
 
     @contextmanager
@@ -69,6 +72,11 @@ class Run:
             self.report(Progress(stage, done, total, elapsed / done * (total - done) if done else None))
         if not has_result:
             self.raise_if_cancelled()
+
+    def warn_now(self, sentence: str) -> None:
+        """Say a warning before the work begins; it is not added to `warnings`."""
+        if self.on_warning is not None:
+            self.on_warning(sentence)
 
     def raise_if_cancelled(self) -> None:
         """Raise `Cancelled` if the user has cancelled."""

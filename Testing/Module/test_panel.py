@@ -282,6 +282,16 @@ def test_apply_is_cancel_and_then_stop(ready: Any, session: Any) -> None:
     assert "Cancelled" in ready.statusLabel.text
 
 
+def test_what_speaks_against_a_run_is_said_while_it_can_still_be_cancelled(ready: Any, session: Any) -> None:
+    ready.applyButton.click()
+    warning = "The network net is for CT, and this volume looks like MR: do not rely on its segmentation."
+    session.answer("progress", stage="segment", done=0, total=12, warning=warning)
+    assert ready.statusLabel.text == f"Segmenting: 0 / 12\n{warning}"
+    session.answer("progress", stage="segment", done=1, total=12)
+    assert ready.statusLabel.text == "Segmenting: 1 / 12"
+    ready.applyButton.click()
+
+
 def test_errors_of_every_kind_leave_the_panel_ready(ready: Any, session: Any) -> None:
     for kind, message in (
         ("memory", "There is not enough memory: crop the scan."),

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,13 @@ from torch import Tensor
 from XAICLIPLib import imaging, pipeline
 from XAICLIPLib.anatomy import Structure
 from XAICLIPLib.errors import Cancelled, InputError
-from XAICLIPLib.explainers import setting
+from XAICLIPLib.evaluation import assessment
+from XAICLIPLib.explainers import methods, setting
 from XAICLIPLib.explainers.base import size_for
 from XAICLIPLib.explanation import Explanation
 from XAICLIPLib.localization.region import grow
 from XAICLIPLib.pipeline import explain
-from XAICLIPLib.progress import Progress
+from XAICLIPLib.progress import Progress, Run
 from XAICLIPLib.reporting import record
 from XAICLIPLib.scoring.baselines import BODY_MARGIN_MM
 from XAICLIPLib.scoring.perturbation import Perturbation
@@ -691,6 +693,75 @@ def test_a_scan_of_another_modality_than_the_networks_is_warned_of(
     assert result.record["input"]["modality"] == volume
     expected = f"The network tiny is for {network}, and this volume looks like {volume}"
     assert [w.startswith(expected) for w in result.warnings] == [True] * warns
+
+
+def test_a_network_for_another_modality_is_warned_of_before_any_work() -> None:
+    network, said = Network(modality="CT"), []
+    result = run(
+        model=network,
+        method="occlusion",
+        modality="MR",
+        on_warning=lambda sentence: said.append((sentence, network.calls)),
+        window_mm=48.0,
+        stride_mm=48.0,
+    )
+    told = "The network tiny is for CT, and you say that this volume is MR: do not rely on its segmentation."
+    assert said == [(told, 0)]
+    assert result.warnings.count(told) == 1
+
+
+def test_where_nothing_is_found_the_other_modality_is_said() -> None:
+    network = Network({0: "background", 1: "liver", 2: "spleen", 3: "stomach", 4: "aorta"}, modality="CT")
+    image = scan()
+    image = sitk.Cast(image == 100, sitk.sitkFloat32) * 100  # nothing but the liver
+    with pytest.raises(InputError) as caught:
+        run(image, "aorta", model=network, method="occlusion", modality="MR")
+    assert str(caught.value).startswith(
+        "The network finds no aorta in this volume, so there is nothing to explain; the network is for CT, and you say "
+        "that the volume is MR: choose another structure"
+    )
+    with pytest.raises(InputError, match="nothing to explain: choose another"):
+        run(image, "aorta", model=network, method="occlusion", modality="CT")
+
+
+def test_the_shipped_localizer_says_on_mr_that_it_is_for_ct() -> None:
+    finder, said = Finder(name="anatomy-clip"), []
+    options: dict[str, Any] = {"localizer": finder, "region": "guided", "method": "occlusion"}
+    options |= {"window_mm": 48.0, "stride_mm": 48.0}
+    result = run(modality="MR", model=Network(modality="MR"), on_warning=said.append, **options)
+    (sentence,) = said
+    assert sentence.startswith("The localizer anatomy-clip is for CT, and you say that this volume is MR: the region")
+    assert sentence in result.warnings
+    assert not any("localizer" in w for w in run(modality="CT", **options).warnings)
+
+
+@pytest.mark.parametrize(
+    ("faithfulness", "missing"),
+    [
+        ("curves", "whether it changes under noise was not checked."),
+        (
+            None,
+            "whether it changes under noise, and whether it beats maps that know nothing of the network, was not "
+            "checked.",
+        ),
+    ],
+)
+def test_a_cancelled_check_says_what_was_not_checked(
+    monkeypatch: pytest.MonkeyPatch, faithfulness: Any, missing: str
+) -> None:
+    assessed = SimpleNamespace(faithfulness=faithfulness, stability=None, key_regions=None)
+    monkeypatch.setattr(assessment, "assess_map", lambda *given: assessed)
+    progress = Run(None, lambda: True)
+    pipeline.check_map(SimpleNamespace(method=None, seed=0), None, None, None, progress)  # type: ignore[arg-type]
+    assert progress.warnings == [f"The check of the map was cancelled before its end: {missing}"]
+
+
+def test_the_caption_of_the_region_claims_nothing_of_the_colours_outside_it() -> None:
+    """A cube that meets the region is hidden whole, so that there are colours outside it."""
+    result = run(region="guided", method="occlusion", window_mm=24.0, stride_mm=12.0)
+    outside = (values(result.probed) != 0) & (values(result.region.mask) == 0)
+    assert outside.any()
+    assert "outside" not in methods.METHODS["occlusion"].captions.region
 
 
 def test_the_user_is_not_told_that_the_scan_looks_like_what_he_said() -> None:

@@ -145,6 +145,7 @@ class XAICLIPLogic(ScriptedLoadableModuleLogic):
     def __init__(self, session: Session | None = None) -> None:
         ScriptedLoadableModuleLogic.__init__(self)
         self.stateChanged, self.progressed = Signal(), Signal()
+        self.earlyWarning = ""
         self.appeared, self.estimated = Signal(), Signal()
         self.finished, self.regionFound = Signal(), Signal()
         self.reported, self.downloaded, self.removed = Signal(), Signal(), Signal()
@@ -413,6 +414,7 @@ class XAICLIPLogic(ScriptedLoadableModuleLogic):
     def _onReply(self, run: _Run, reply: Answer) -> None:
         if isinstance(reply, protocol.Progress):
             if run is self._run and not run.dropped:
+                self.earlyWarning = reply.warning or ""
                 self.progressed.emit(reply.stage, reply.done, reply.total, reply.seconds_left)
         elif isinstance(reply, protocol.Estimate):
             self._onEstimate(run, Path(reply.files["saliency"]))

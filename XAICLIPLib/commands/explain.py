@@ -291,15 +291,22 @@ def explain_and_save(
         bars.show(progress)
 
     torch.set_flush_denormal(True)  # numbers next to zero would slow convolutions down
+    said: list[str] = []
+
+    def warn(sentence: str) -> None:
+        said.append(sentence)
+        print_message(f"Warning: {one_line(sentence)}")
+
     with (
         open(os.devnull, "w", encoding="utf-8") as nowhere,
         contextlib.redirect_stdout(sys.stderr or nowhere),
     ):
         with Bars() as bars:
-            explanation = explain(volume, prompt, on_progress=show, cancelled=interrupt, **options)
+            explanation = explain(volume, prompt, on_progress=show, on_warning=warn, cancelled=interrupt, **options)
         written = explanation.save(folder)
     for warning in explanation.warnings:
-        print_message(f"Warning: {one_line(warning)}")
+        if warning not in said:
+            print_message(f"Warning: {one_line(warning)}")
     return explanation, written
 
 

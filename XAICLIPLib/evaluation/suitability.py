@@ -37,21 +37,67 @@ def suitability_flags(
     """
     flags = []
     network_modalities = modalities_named(segmenter.modality)
-    if modality.code and network_modalities:
-        other = modality.code not in network_modalities
-        says = {
-            "user": f"you say that this volume is {modality.code}",
-            "header": f"this volume is {modality.code}, as its file says",
-            "intensities": f"this volume looks like {modality.code}",
-        }
-        sentence = f"The network {segmenter.name} is for {segmenter.modality}, and {says[modality.source]}"
-        sentence += ": do not rely on its segmentation." if other else "."
-        flags.append(ReliabilityFlag("unfamiliar modality", sentence, float(other), 0.0, other))
+    if (flag := modality_flag(modality, segmenter.name, segmenter.modality)) is not None:
+        flags.append(flag)
     if network_modalities == {"CT"} and modality.code in (None, "CT"):
         flags.append(_units(volume, segmenter.name))
     flags.append(_spacing(volume, segmenter, prepared))
     padding = _padding(segmenter, prepared)
     return [*flags, padding] if padding else flags
+
+
+def modality_flag(scan: KnownModality, network: str, made_for: str | None) -> ReliabilityFlag | None:
+    """Whether a network is for the modality of a scan; known before any work. None where one of the two is unknown.
+
+    Parameters
+    ----------
+    scan
+        The modality of the scan, and its source.
+    network, made_for
+        The network's name, and its modality in its own words.
+    """
+    network_modalities = modalities_named(made_for)
+    if not (scan.code and network_modalities):
+        return None
+    other = scan.code not in network_modalities
+    sentence = f"The network {network} is for {made_for}, and {_said(scan, 'this volume')}"
+    sentence += ": do not rely on its segmentation." if other else "."
+    return ReliabilityFlag("unfamiliar modality", sentence, float(other), 0.0, other)
+
+
+def mismatch(scan: KnownModality, made_for: str | None) -> str:
+    """For a sentence on what was not found: that the network is for another modality; empty where it is not."""
+    if scan.code and (named := modalities_named(made_for)) and scan.code not in named:
+        return f"; the network is for {made_for}, and {_said(scan, 'the volume')}"
+    return ""
+
+
+def localizer_caution(scan: KnownModality, localizer: str, listed: str | None) -> str | None:
+    """What follows where the localizer is not reliable on the modality of a scan; None where nothing is known against.
+
+    Parameters
+    ----------
+    scan
+        The modality of the scan, and its source.
+    localizer, listed
+        The localizer's name, and its modality in the catalogue.
+    """
+    named = modalities_named(listed)
+    if not scan.code or not named or scan.code in named:
+        return None
+    return (
+        f"The localizer {localizer} is for {listed}, and {_said(scan, 'this volume')}: the region that it finds may be "
+        "elsewhere, or hold far more than the structure; look at it, or explain within the prediction instead."
+    )
+
+
+def _said(scan: KnownModality, volume: str) -> str:
+    """What a scan is, and who says so."""
+    return {
+        "user": f"you say that {volume} is {scan.code}",
+        "header": f"{volume} is {scan.code}, as its file says",
+        "intensities": f"{volume} looks like {scan.code}",
+    }[scan.source]
 
 
 def _units(volume: sitk.Image, network: str) -> ReliabilityFlag:

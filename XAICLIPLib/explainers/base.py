@@ -47,7 +47,7 @@ class Captions:
     counted: str
     value: str
     label: str = "score lost ({score})"
-    region: str = "Region of interest (no colour outside: not tried)"
+    region: str = "Region of interest (tried, with what the hidden parts at its edge cover)"
     pieces: bool = False
 
     def of_colours(self, score: str, effect: str = "total") -> str:

@@ -207,6 +207,11 @@ def provenance_of(name: object, provenance: Mapping[str, str]) -> dict[str, str]
     return {**provenance, "licence": entry.licence}
 
 
+def modality_of_localizer(name: str) -> str | None:
+    """The modality for which a localizer is listed; None for one that is not in the catalogue."""
+    return next((e.modality for e in entries() if e.kind == "localizer" and e.name == name), None)
+
+
 def _find_entry(kind: Kind, name: str | Path | None) -> Entry | None:
     """The entry of this name or folder, the default for None; None for a model that is not in the catalogue."""
     listed = [entry for entry in entries() if entry.kind == kind]

@@ -16,6 +16,10 @@ SMALL_ML, UNSURE = 0.5, 0.5
 """Below this volume, or this score of the unperturbed scan, a drawing is probably not the organ."""
 
 
+SMALLEST_ISLAND_ML = 0.1
+"""From this volume on, what is drawn outside the region, apart from the rest, is told: a few voxels are noise."""
+
+
 def measure(
     saliency: sitk.Image, probed: sitk.Image, explained: sitk.Image, scorer: Scorer, last: Estimate, patches: int
 ) -> dict[str, Any]:
@@ -86,7 +90,23 @@ def cautions(
     voxels = sitk.GetArrayViewFromImage(explained)
     if any(voxels.take(end, axis).any() for axis in range(3) for end in (0, -1)):
         sentences.append(f"The {name} touches the edge of the scan: volume and map cover only the part inside.")
+    island_ml = _islands_ml(explained, region)
+    if island_ml >= SMALLEST_ISLAND_ML:
+        sentences.append(
+            f"{island_ml:.2g} ml of what is drawn as {name} lie apart from the rest, outside the region: they may be "
+            f"no {name}, and count in the score all the same."
+        )
     if region.source == "file" and (region.agreement is None or region.agreement.recall < 0.5):
         share = region.agreement.recall if region.agreement else 0.0
         sentences.append(f"Only {share:.0%} of the {name} lies in the given region: most of it was not tried.")
     return sentences
+
+
+def _islands_ml(explained: sitk.Image, region: Region) -> float:
+    """Volume of the parts of a target that do not touch the region; 0 where no part does, as for a region elsewhere."""
+    parts = sitk.GetArrayViewFromImage(sitk.ConnectedComponent(sitk.Cast(explained != 0, sitk.sitkUInt8), True))
+    within = np.unique(parts[sitk.GetArrayViewFromImage(region.mask) != 0])
+    if not within.any():
+        return 0.0
+    apart = int(np.count_nonzero(parts)) - int(np.isin(parts, within[within > 0]).sum())
+    return apart * float(np.prod(explained.GetSpacing())) / 1000

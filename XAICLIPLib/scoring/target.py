@@ -115,12 +115,18 @@ def _plain(name: str) -> str:
 
 
 def make_target(
-    name: str, labels: tuple[int, ...], mask: sitk.Image | None, prediction: Prediction, box: bool = False
+    name: str,
+    labels: tuple[int, ...],
+    mask: sitk.Image | None,
+    prediction: Prediction,
+    box: bool = False,
+    unsuited: str = "",
 ) -> Target:
     """The target on the network's grid: the predicted structure with a rim, the user's mask, or what lies in a box.
 
     A mask is taken for the reference as it is: how much of it does the network still call so? Of a box the reference
-    is what the network draws in it, and the rest of it counts as the rim does.
+    is what the network draws in it, and the rest of it counts as the rim does. ``unsuited`` is said where nothing is
+    found: that the network is for other scans.
     """
     if mask is not None:
         target_voxels = prediction.prepared.mask_from(mask)
@@ -131,14 +137,14 @@ def make_target(
         decision = decided(prediction.logits, labels, prediction.segmenter.activation).cpu()
         if not bool((decision & target_voxels).any()):
             raise InputError(
-                f"The network calls nothing {name} in the {'box' if box else 'mask'} of the target: "
+                f"The network calls nothing {name} in the {'box' if box else 'mask'} of the target{unsuited}: "
                 "give another one, or another prompt."
             )
         return Target(name, labels, decision & target_voxels if box else target_voxels, target_voxels)
     reference = decided(prediction.logits, labels, prediction.segmenter.activation).cpu()
     if not bool(reference.any()):
         raise InputError(
-            f"The network finds no {name} in this volume, so there is nothing to explain: {OTHER_TARGET}.",
+            f"The network finds no {name} in this volume, so there is nothing to explain{unsuited}: {OTHER_TARGET}.",
             OTHER_TARGET,
         )
     return Target.around(name, labels, reference, prediction.prepared.spacing_mm)

@@ -295,13 +295,17 @@ class Devices(Reply):
 
 @dataclass(frozen=True, kw_only=True)
 class Progress(Reply):
-    """How far the stage is, in bytes for ``download``; ``seconds_left`` is of this stage, None where not known."""
+    """How far the stage is, in bytes for ``download``; ``seconds_left`` is of this stage, None where not known.
+
+    ``warning`` is what the user should know before the work is done, such as a network for another modality.
+    """
 
     type = "progress"
     stage: Stage = _field(json_values.choice("localize", "segment", "explain", "check", "download"))
     done: int = _field(json_values.whole_number(0))
     total: int = _field(json_values.whole_number(0))
     seconds_left: float | None = _field(json_values.number(0), None)
+    warning: str | None = _field(json_values.text, None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -211,6 +211,7 @@ class RequestHandler:
             model=self._models.segmenter(request.model, device, bool(request.trust)),
             device=str(device),
             on_progress=reporter,
+            on_warning=reporter.warnings.append,
             on_estimate=(lambda saliency: self._send_estimate(saliency, reporter)) if request.estimates else None,
             cancelled=cancelled,
             **regions,
@@ -280,11 +281,12 @@ class RequestHandler:
 class ProgressReporter:
     """Sends the progress of a request to the client, at most every `PROGRESS_EVERY_S`.
 
-    The first and the last message of each stage are always sent.
+    The first and the last message of each stage are always sent. `warnings`, known before the work, go with each.
     """
 
     def __init__(self, id: int, send: Callable[[Reply], None]) -> None:
         self.id = id
+        self.warnings: list[str] = []
         self._send = send
         self._reached: dict[str, tuple[int, int]] = {}
         self._last_sent = 0.0
@@ -300,7 +302,11 @@ class ProgressReporter:
         now = time.monotonic()
         if first or last or now - self._last_sent >= PROGRESS_EVERY_S:
             self._last_sent = now
-            self._send(protocol.Progress(id=self.id, stage=stage, done=done, total=total, seconds_left=seconds_left))
+            warning = " ".join(self.warnings) or None
+            progress = protocol.Progress(
+                id=self.id, stage=stage, done=done, total=total, seconds_left=seconds_left, warning=warning
+            )
+            self._send(progress)
 
     def progress_of(self, stage: str) -> tuple[int, int]:
         """The last known progress of a stage: done and total."""

@@ -144,7 +144,8 @@ def ask(folder: Path, request: Explain, abandoned: bool = False) -> Any:
 def test_what_a_request_leaves_out_is_for_the_library_to_choose(asked: list[dict[str, Any]], tmp_path: Path) -> None:
     reply = ask(tmp_path, Explain(id=1, volume="v.nrrd", prompt="liver"))
     (call,) = asked
-    always = {"image", "prompt", "model", "localizer", "device", "on_progress", "on_estimate", "cancelled"}
+    always = {"image", "prompt", "model", "localizer", "device", "on_progress", "on_warning"}
+    always |= {"on_estimate", "cancelled"}
     assert set(call) == always
     assert (call["image"], call["prompt"], call["on_estimate"]) == (["v.nrrd"], "liver", None)
     assert reply.record == {"models": {"segmenter": {"licence": "Apache-2.0"}}}, "the default network's"
@@ -239,6 +240,15 @@ def test_progress_is_told_ten_times_a_second_and_the_first_and_last_of_each_stag
         assert 25 <= len(done) <= 27
     assert reporter.progress_of("explain") == (101, 101)
     assert reporter.progress_of("localize") == (0, 0)
+
+
+def test_a_warning_known_before_the_work_goes_with_the_first_progress() -> None:
+    told: list[Any] = []
+    reporter = ProgressReporter(5, told.append)
+    reporter(Progress("segment", 0, 9, None))
+    reporter.warnings += ["The network is for CT.", "So is the localizer."]
+    reporter(Progress("explain", 0, 9, None))
+    assert [message.warning for message in told] == [None, "The network is for CT. So is the localizer."]
 
 
 def remote_entry(sizes: dict[str, int | None], size_mb: float | None = None) -> Entry:

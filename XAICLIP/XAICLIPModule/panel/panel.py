@@ -307,7 +307,9 @@ class Panel:
         bar.setValue(int(100 * done / total) if total else 0)
         left = "" if secondsLeft is None else " – " + _("{time} left").format(time=duration(secondsLeft))
         parts = megabytes(done, total) if stage == "download" else f"{done} / {total}"
-        self._say(f"{stages.get(stage, stage)}: {parts}{left}")
+        warning = self.logic.earlyWarning  # of the network or the localizer, before minutes are spent
+        text = f"{stages.get(stage, stage)}: {parts}{left}"
+        self._say(f"{text}\n{warning}" if warning else text, warning=bool(warning))
 
     def _onEstimated(self, saliencyNode: Any) -> None:
         self.results.showDeveloping(saliencyNode)
