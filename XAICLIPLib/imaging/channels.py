@@ -73,7 +73,7 @@ def stack(images: Sequence[sitk.Image], inputs: Sequence[str], network: str) -> 
     Raises
     ------
     InputError
-        More or fewer images than the network takes, or images of different parts of the body.
+        More or fewer images than the network takes, copies of one, or images of different parts of the body.
     """
     if len(images) != len(inputs):
         listing = f"{len(inputs)} images of one patient at once ({', '.join(inputs)}, in this order)"
@@ -85,6 +85,7 @@ def stack(images: Sequence[sitk.Image], inputs: Sequence[str], network: str) -> 
         )
     if len(images) == 1:
         return images[0], []
+    _refuse_copies(images, inputs)
     first, warnings = images[0], []
     channels = [sitk.Cast(first, sitk.sitkFloat32)]
     for image, name in zip(images[1:], inputs[1:], strict=True):
@@ -105,6 +106,19 @@ def stack(images: Sequence[sitk.Image], inputs: Sequence[str], network: str) -> 
             )
         channels.append(resampled)
     return sitk.Compose(channels), warnings
+
+
+def _refuse_copies(images: Sequence[sitk.Image], inputs: Sequence[str]) -> None:
+    """Refuse one image in place of several: the network would answer, and its answer mean nothing."""
+    for later, image in enumerate(images):
+        for earlier, other in enumerate(images[:later]):
+            if imaging.same_geometry(image, other) and np.array_equal(
+                sitk.GetArrayViewFromImage(image), sitk.GetArrayViewFromImage(other)
+            ):
+                raise InputError(
+                    f"The images {inputs[earlier]} and {inputs[later]} are the same: give each of the images that the "
+                    "network takes, or choose a network that takes fewer."
+                )
 
 
 def _covered_share(image: sitk.Image, reference: sitk.Image) -> float:

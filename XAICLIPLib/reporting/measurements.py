@@ -104,7 +104,8 @@ def cautions(
 
 def _islands_ml(explained: sitk.Image, region: Region) -> float:
     """Volume of the parts of a target that do not touch the region; 0 where no part does, as for a region elsewhere."""
-    parts = sitk.GetArrayViewFromImage(sitk.ConnectedComponent(sitk.Cast(explained != 0, sitk.sitkUInt8), True))
+    components = sitk.ConnectedComponent(sitk.Cast(explained != 0, sitk.sitkUInt8), True)
+    parts = sitk.GetArrayViewFromImage(components)  # a view: the image must outlive it
     within = np.unique(parts[sitk.GetArrayViewFromImage(region.mask) != 0])
     if not within.any():
         return 0.0

@@ -89,3 +89,11 @@ def test_a_volume_that_cannot_be_used_is_told_by_its_number() -> None:
         read_images([ramp(), flat])
     with pytest.raises(InputError, match="No volume is given"):
         read_images([])
+
+
+def test_one_image_in_place_of_several_is_refused() -> None:
+    with pytest.raises(InputError, match=r"^The images T1 and FLAIR are the same: give each of the images"):
+        stack([ramp(), ramp()], INPUTS, "net")
+    with pytest.raises(InputError, match=r"^The images T1 and T2 are the same"):
+        stack([ramp(), ramp() * 2, ramp()], ("T1", "FLAIR", "T2"), "net")
+    stack([ramp(), ramp() + 1], INPUTS, "net")
