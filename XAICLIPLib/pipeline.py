@@ -47,14 +47,17 @@ from XAICLIPLib.progress import Progress, Run
 from XAICLIPLib.reporting import record
 from XAICLIPLib.reporting.measurements import cautions, measure
 from XAICLIPLib.scoring.options import BASELINES, PARTS, PRECISIONS, SCORES, Baseline, Part, Precision, Score
-from XAICLIPLib.scoring.target import RIM_MM, Target, class_of, make_target
+from XAICLIPLib.scoring.target import RIM_MM, Target, class_of, make_target, what_is_drawn
 from XAICLIPLib.segmentation.networks.described import Predictor, from_object
-from XAICLIPLib.segmentation.prediction import Inference, label_values, predict, values_of
+from XAICLIPLib.segmentation.prediction import Inference, Prediction, label_values, predict, values_of
 from XAICLIPLib.segmentation.segmenter import Promptable, Segmenter
 from XAICLIPLib.system.devices import choose_device
 
 REGIONS = ("guided", "whole", "prediction")
 """Words for a region."""
+
+MOST_NAMED = 3
+"""So many structures that are not there are named in a warning."""
 
 ESTIMATE_EVERY_S = 2.0
 ESTIMATE_SHARE = 0.1
@@ -170,20 +173,23 @@ def explain(
     ----------
     Alzubaidi et al. "XAI-CLIP", arXiv 2602.07017, 2026.
     """
-    chosen = method or (methods.implied(parameters) if effect == "total" else methods.FALLBACK)
-    question = Question.checked(
-        prompt=" ".join(prompt.split()),
+    question = Question.of(
+        prompt,
         target=target,
         region=region,
-        method=methods.method(chosen, **parameters),
-        fallback=None if method or chosen == methods.FALLBACK else methods.method(methods.FALLBACK),
+        method=method,
         effect=effect,
         score=score,
         baseline=baseline,
         precision=precision,
         batch_size=batch_size,
         seed=seed,
-        search=PromptSearch.checked(localizer, threshold, margin_mm, modality, prompts),
+        localizer=localizer,
+        threshold=threshold,
+        margin_mm=margin_mm,
+        modality=modality,
+        prompts=prompts,
+        **parameters,
     )
     run = Run(on_progress, cancelled or (lambda: False))
     torch_device = choose_device(device)
@@ -196,7 +202,27 @@ def explain(
     with run.timed("localize"):
         probability = point_at_prompt(models, scan, question, run)
     with run.timed("segment"):
-        target_case = segment(models, scan, question, torch_device, run)
+        prediction = predict_scan(models, question, torch_device, run)
+        target_case = find_target(prediction, models, scan, question, run)
+        del prediction  # whose logits take the most memory
+    return explain_target(
+        models, scan, question, target_case, probability, run, on_estimate, check, model, torch_device
+    )
+
+
+def explain_target(
+    models: Models,
+    scan: Scan,
+    question: Question,
+    target_case: TargetCase,
+    probability: sitk.Image | None,
+    run: Run,
+    on_estimate: Callable[[sitk.Image], None] | None,
+    check: bool,
+    model: Any,
+    device: torch.device,
+) -> Explanation:
+    """Explain a target that was found in the network's answer: the steps of `explain` from the region on."""
     with run.timed("localize"):
         search_area = find_region(models, scan, question, target_case, probability, run)
     question = question.sized_for(imaging.volume_ml(target_case.mask))
@@ -230,7 +256,7 @@ def explain(
         check,
         run,
         model,
-        torch_device,
+        device,
     )
 
 
@@ -294,20 +320,45 @@ class Question:
     search: PromptSearch
 
     @classmethod
-    def checked(cls, *, batch_size: int | None, seed: int, **given: Any) -> Question:
-        """The question; raises `InputError` for a choice that cannot be used."""
-        choices = {"score": SCORES, "effect": PARTS, "baseline": BASELINES, "precision": PRECISIONS}
-        check_choices(**{name: (given[name], known) for name, known in choices.items()})
-        if given["effect"] != "total" and not given["method"].captions.value:
+    def of(
+        cls,
+        prompt: str,
+        *,
+        target: MaskSource | None = None,
+        region: MaskSource = "guided",
+        method: str | None = None,
+        score: Score = "soft dice",
+        effect: Part = "total",
+        baseline: Baseline = "air",
+        precision: Precision = "auto",
+        batch_size: int | None = None,
+        seed: int = 0,
+        localizer: str | Path | Localizer | None = None,
+        threshold: float | None = None,
+        margin_mm: float = MARGIN_MM,
+        modality: Modality | None = None,
+        prompts: str | Path | None = None,
+        **parameters: Any,
+    ) -> Question:
+        """The question that parameters of `explain` ask; raises `InputError` for a choice that cannot be used."""
+        search = PromptSearch.checked(localizer, threshold, margin_mm, modality, prompts)
+        name = method or (methods.implied(parameters) if effect == "total" else methods.FALLBACK)
+        chosen_method = methods.method(name, **parameters)
+        fallback = None if method or name == methods.FALLBACK else methods.method(methods.FALLBACK)
+        check_choices(score=(score, SCORES), effect=(effect, PARTS))
+        check_choices(baseline=(baseline, BASELINES), precision=(precision, PRECISIONS))
+        if effect != "total" and not chosen_method.captions.value:
             raise InputError(
-                f"The effect {given['effect']} is of methods that hide places, and {given['method'].name} hides none: "
+                f"The effect {effect} is of methods that hide places, and {chosen_method.name} hides none: "
                 f"choose the effect total, or a method such as {methods.FALLBACK}."
             )
-        region = given["region"]
         if isinstance(region, str) and region not in REGIONS and not is_mask(region):
             raise InputError(f"The region {region} is neither {', '.join(REGIONS)}, a box nor the file of a mask.")
         batch_size = None if batch_size is None else _whole_number("batch_size", batch_size, 1)
-        return cls(batch_size=batch_size, seed=_whole_number("seed", seed, 0), **given)
+        seed = _whole_number("seed", seed, 0)
+        words = " ".join(prompt.split())
+        how = (score, effect, baseline, precision, batch_size, seed, search)
+        return cls(words, target, region, chosen_method, fallback, *how)
 
     @property
     def guided(self) -> bool:
@@ -505,18 +556,34 @@ class TargetCase:
         return imaging.resample_like(self.inference.prepared.as_image(values), scan.volume, interpolation)
 
 
-def segment(models: Models, scan: Scan, question: Question, device: torch.device, run: Run) -> TargetCase:
-    """Run the network, and say what of its answer is the target."""
-    segmenter = models.ready
-    prediction = predict(
-        segmenter, models.image, device, question.batch_size, lambda done, total: run.advance("segment", done, total)
+def predict_scan(models: Models, question: Question, device: torch.device, run: Run) -> Prediction:
+    """Run the network over the scan."""
+    return predict(
+        models.ready, models.image, device, question.batch_size, lambda done, total: run.advance("segment", done, total)
     )
+
+
+def find_target(
+    prediction: Prediction, models: Models, scan: Scan, question: Question, run: Run, other: TargetCase | None = None
+) -> TargetCase:
+    """Say what of the network's answer is the target; ``other`` is another target in the same answer."""
+    segmenter = models.ready
     name, labels = class_of(question.prompt, question.target, segmenter)
+    if scan.target_mask is None:
+        name, labels, absent = what_is_drawn(group := name, labels, prediction)
+        if absent:
+            more = f" (and {len(absent) - MOST_NAMED} more)" if len(absent) > MOST_NAMED else ""
+            run.warnings.append(
+                f"Of the {group}, the network draws no {' and no '.join(absent[:MOST_NAMED])}{more} in this volume: "
+                f"only what it draws is explained, and recorded as {name}."
+            )
     in_a_box = parse_box(question.target) is not None
     target = make_target(name, labels, scan.target_mask, prediction, box=in_a_box)
     mask = scan.target_mask
     if mask is None or in_a_box:
         mask = imaging.resample_labels(prediction.prepared.as_image(target.reference), scan.volume)
+    if other is not None:
+        return replace(other, target=target, labels=labels, mask=mask)
     return TargetCase(
         prediction.without_logits(),
         prediction.decision().cpu(),

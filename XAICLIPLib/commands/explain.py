@@ -5,16 +5,23 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from XAICLIPLib import anatomy
 from XAICLIPLib.commands.results_folder import folder_argument, results_folder
+from XAICLIPLib.commands.several import explain_several
 from XAICLIPLib.commands.summary import summary
-from XAICLIPLib.commands.terminal import Bars, Interrupt, print_json, print_message, print_output
+from XAICLIPLib.commands.terminal import (
+    Bars,
+    Interrupt,
+    output_to_stderr,
+    print_json,
+    print_message,
+    print_output,
+)
 from XAICLIPLib.errors import Cancelled
 from XAICLIPLib.explainers import methods
 from XAICLIPLib.scoring import options
@@ -23,7 +30,6 @@ from XAICLIPLib.system.files import check_exists
 
 if TYPE_CHECKING:
     from XAICLIPLib.explanation import Explanation
-    from XAICLIPLib.progress import Progress
 
 
 PASSED_ON = tuple(
@@ -41,7 +47,8 @@ def add_command(commands: Any) -> None:
         description="Explain why a segmentation network drew a structure where it did. Writes figure.png (look at it "
         "first), saliency.nrrd, region.nrrd, segmentation.nrrd and explanation.json. Nothing leaves this machine.",
         epilog="Once parts are hidden, Ctrl-C, SIGTERM and a lost terminal end with what is known so far, a second "
-        "Ctrl-C at once. Exit status: 0 done, 1 an input cannot be used, 2 a wrong option, 130 interrupted.",
+        "Ctrl-C at once. Exit status: 0 done, 1 an input cannot be used, 2 a wrong option, 3 one of several structures "
+        "was not explained, 130 interrupted.",
     )
     explain.add_argument(
         "volume",
@@ -51,7 +58,12 @@ def add_command(commands: Any) -> None:
         "network's order, where it takes several images of one patient at once",
     )
     explain.add_argument(
-        "--prompt", required=True, type=_text, metavar="TEXT", help='what to explain, such as "liver" or "left kidney"'
+        "--prompt",
+        required=True,
+        type=_text,
+        metavar="TEXT",
+        help='what to explain, such as "left kidney"; several structures ("liver, spleen and kidneys") are explained '
+        "one by one, each in a folder of its own, unless --target says what to explain",
     )
     _add_options(explain)
     explain.set_defaults(command=_explain)
@@ -229,15 +241,12 @@ def _explain(options: argparse.Namespace) -> int:
         results_folder(options.output, options.prompt, interrupt, inputs) as folder,
         _nothing_written_yet(interrupt),
     ):
-        explanation, written = explain_and_save(
-            options.volume,
-            options.prompt,
-            folder,
-            interrupt,
-            **{name: getattr(options, name) for name in PASSED_ON},
-            **({} if options.margin_mm is None else {"margin_mm": options.margin_mm}),
-            **{name: value for name in _parameter_names() if (value := getattr(options, name)) is not None},
-        )
+        passed_on = {name: getattr(options, name) for name in PASSED_ON}
+        passed_on |= {} if options.margin_mm is None else {"margin_mm": options.margin_mm}
+        passed_on |= {name: value for name in _parameter_names() if (value := getattr(options, name)) is not None}
+        if options.target is None and anatomy.names_several(options.prompt):
+            return explain_several(options.volume, options.prompt, folder, interrupt, inputs, options.json, passed_on)
+        explanation, written = explain_and_save(options.volume, options.prompt, folder, interrupt, **passed_on)
         if options.json:
             # Read from the file, which has null for numbers that are not finite: JSON cannot hold those.
             record = json.loads(written["explanation"].read_text(encoding="utf-8"))
@@ -261,19 +270,11 @@ def explain_and_save(
 
     from XAICLIPLib.pipeline import explain
 
-    interrupt.at_once = True  # nothing is lost before the scan is perturbed
-
-    def show(progress: Progress) -> None:
-        interrupt.at_once = interrupt.at_once and progress.stage != "explain"
-        bars.show(progress)
-
     torch.set_flush_denormal(True)  # numbers next to zero would slow convolutions down
-    with (
-        open(os.devnull, "w", encoding="utf-8") as nowhere,
-        contextlib.redirect_stdout(sys.stderr or nowhere),
-    ):
-        with Bars() as bars:
-            explanation = explain(volume, prompt, on_progress=show, cancelled=interrupt, **options)
+    interrupt.at_once = True  # nothing is lost before the scan is perturbed
+    with Bars(interrupt) as bars:
+        explanation = explain(volume, prompt, on_progress=bars.show, cancelled=interrupt, **options)
+    with output_to_stderr():
         written = explanation.save(folder)
     for warning in explanation.warnings:
         print_message(f"Warning: {one_line(warning)}")

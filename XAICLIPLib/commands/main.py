@@ -17,8 +17,9 @@ from XAICLIPLib.system.packages import packages_quiet
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
-    Returns its exit status: 0 done; 1 an input cannot be used, or something is missing; 130 interrupted, with a partial
-    result where one is announced; 141 whoever read the output went away. A wrong option ends with 2, by argparse.
+    Returns its exit status: 0 done; 1 an input cannot be used, or something is missing; 3 one of several structures was
+    not explained; 130 interrupted, with a partial result where one is announced; 141 whoever read the output went away.
+    A wrong option ends with 2, by argparse.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

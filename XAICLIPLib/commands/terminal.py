@@ -175,21 +175,35 @@ class Interrupt:
 
 
 class Bars:
-    """A progress bar for each stage on a terminal; elsewhere a line for each tenth of it, at most every ten seconds."""
+    """A progress bar for each stage on a terminal; elsewhere a line for each tenth of it, at most every ten seconds.
 
-    def __init__(self) -> None:
+    Within its block, output of packages goes to stderr too.
+
+    Parameters
+    ----------
+    interrupt
+        Learns from the progress that there is a result to keep: from the first perturbation on.
+    """
+
+    def __init__(self, interrupt: Interrupt | None = None) -> None:
+        self._interrupt = interrupt
+        self._output = contextlib.ExitStack()
         self._bar: Any = None
         self._stage = ""
         self._last_printed, self._tenth = 0.0, 0
 
     def __enter__(self) -> Bars:
+        self._output.enter_context(output_to_stderr())
         return self
 
     def __exit__(self, *_: object) -> None:
         self._close()
+        self._output.close()
 
     def show(self, progress: Progress) -> None:
         """Show the progress of an explanation."""
+        if self._interrupt is not None and progress.stage == "explain":
+            self._interrupt.at_once = False
         if sys.stderr is None:
             return
         with _while_there_is_a_terminal():
@@ -229,6 +243,13 @@ class Bars:
             with _while_there_is_a_terminal():
                 self._bar.close()
             self._bar = None
+
+
+@contextlib.contextmanager
+def output_to_stderr() -> Iterator[None]:
+    """Send what packages print within a block to stderr, so that stdout is free."""
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(sys.stderr or nowhere):
+        yield
 
 
 def _columns() -> int:

@@ -33,6 +33,10 @@ shutdown                                                         bye, and the wo
   ``target`` is ``{"structure": NAME}``, ``{"mask": PATH}`` or ``{"box_ras_mm": [...]}``. What is left out is as in
   `XAICLIPLib.explain`; ``parameters`` are those of `XAICLIPLib.explainers.methods`.
 - ``further_volumes`` follow ``volume`` in the network's order, where it takes several images at once.
+- A ``prompt`` that names several structures ("liver and spleen"), or a pair whose sides the network draws apart
+  ("kidneys"), is answered by one ``explanation`` that holds all of them, unless a ``target`` is given: the first, and
+  the others in ``further``, each in a folder of its own inside ``output``. ``estimate`` is of the first alone. What was
+  not explained is in ``missing``.
 - ``output`` is the folder for the results, by default a new one inside the worker's private folder. That folder, named
   by the reply to hello, is also for what the client hands over; the worker removes it when it ends.
 - ``hello`` is answered at once, with ``devices`` that may lack the GPUs; ``devices`` follows with all of them.
@@ -326,12 +330,18 @@ class FoundRegion(Reply):
 
 @dataclass(frozen=True, kw_only=True)
 class Explained(Reply):
-    """Answers `Explain`: the files written, and the contents of explanation.json."""
+    """Answers `Explain`: the files written, and the contents of explanation.json.
+
+    Of several structures these are the first one's; ``further`` holds complete, files and record of each of the others,
+    and ``missing`` the reason for each that was not explained, by its name.
+    """
 
     type = "explanation"
     complete: bool = _field(json_values.flag)
     files: dict[str, str] = _field(json_values.files)
     record: dict[str, Any] = _field(json_values.mapping)
+    further: tuple[dict[str, Any], ...] | None = _field(json_values.objects, None)
+    missing: dict[str, Any] | None = _field(json_values.mapping, None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -332,3 +332,45 @@ def test_a_model_is_removed_where_it_was_downloaded(tmp_path: Path, monkeypatch:
     handler = RequestHandler(tmp_path, lambda _reply: None)
     reply = handler.compute(protocol.Remove(id=4, name="spleen-ct"), lambda: False, lambda: False)
     assert reply == protocol.Removed(id=4, name="spleen-ct", installed=False) and not model_folder.exists()
+
+
+# Several structures
+
+
+def test_several_structures_are_one_reply_with_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scan lacks the right kidney."""
+    from test_explanation import Network, scan
+
+    monkeypatch.setattr(catalogue, "load_segmenter", lambda *_: Network())
+    monkeypatch.setattr(pipeline, "ESTIMATE_EVERY_S", 0)
+    sitk.WriteImage(scan(structures=(1, 2)), str(tmp_path / "scan.nrrd"))
+    told: list[Any] = []
+    handler = RequestHandler(tmp_path, told.append)
+    request = Explain(
+        id=1,
+        volume=str(tmp_path / "scan.nrrd"),
+        prompt="liver and kidneys",
+        region="whole",
+        device="cpu",
+        output=str(tmp_path / "out"),
+        method="occlusion",
+        parameters={"window_mm": 24.0, "stride_mm": 12.0},
+        estimates=True,
+    )
+    reply = handler.compute(request, lambda: False, lambda: False)
+    assert isinstance(reply, protocol.Explained) and reply.further is not None
+    assert reply.record["target"]["name"] == "liver"
+    assert [one["record"]["target"]["name"] for one in reply.further] == ["left kidney"]
+    assert reply.missing == {"right kidney": "the network finds no right kidney in this volume"}
+    places = [Path(one["saliency"]) for one in (reply.files, reply.further[0]["files"])]
+    assert [place.relative_to(tmp_path.resolve()).as_posix() for place in places] == [
+        "out/liver/saliency.nrrd",
+        "out/left-kidney/saliency.nrrd",
+    ]
+    assert all(place.is_file() for place in places)
+    assert protocol.parse_reply(protocol.encode(reply)) == reply, "lists and tuples survive the line"
+    kinds = [(type(message).__name__, getattr(message, "stage", "")) for message in told]
+    first_end = max(n for n, kind in enumerate(kinds) if kind == ("Estimate", ""))
+    explaining = [n for n, message in enumerate(told) if getattr(message, "stage", "") == "explain" and message.done]
+    assert first_end < explaining[-1], "no estimate of the second structure"
+    assert sum(kind == ("Progress", "segment") for kind in kinds) <= 2, "segmented once"

@@ -13,6 +13,7 @@ from slicer.i18n import tr as _
 
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.worker import protocol
+from XAICLIPModule.display import chosen
 from XAICLIPModule.installation.package_installation import InstallationState
 from XAICLIPModule.logic import State, XAICLIPLogic
 from XAICLIPModule.panel.choices import Choices
@@ -314,10 +315,21 @@ class Panel:
 
     def _onFinished(self, nodes: ExplanationNodes) -> None:
         # What is to be known about the map stands beside it, under Results, for as long as it is shown.
-        self._say(_("Done.") if nodes.complete else _("Cancelled: the map is what was known by then."))
-        self.results.noteFigure(nodes)
+        everyOne = (nodes, *nodes.further)
+        isComplete = all(one.complete for one in everyOne)
+        lines = [_("Done.") if isComplete else _("Cancelled: the map is what was known by then.")]
+        if nodes.further:
+            names = ", ".join(str(one.record["target"]["name"]) for one in everyOne)
+            lines.append(_("{names} were explained: choose one under Results.").format(names=names))
+        for name, reason in nodes.missing.items():
+            lines.append(_("{name} was not explained: {reason}.").format(name=name, reason=reason))
+        self._say("\n".join(lines), warning=bool(nodes.missing))
+        for one in everyOne:
+            self.results.noteFigure(one)
         if self.choices.parameters is not None:
             self.choices.parameters.result = nodes.saliency
+        if nodes.further:
+            chosen.showOnly(nodes.saliency)
 
     def _onRegionFound(self, segmentationNode: Any, warnings: list[str]) -> None:
         text = _('The region is shown as a segment. To explain within it, edited or not, choose "Within a segment".')
