@@ -44,7 +44,7 @@ def test_each_explanation_is_the_one_that_its_structure_alone_would_get() -> Non
     assert [e.target["name"] for e in explanations] == ["liver", "left kidney", "right kidney"]
     assert [e.record["prompt"] for e in explanations] == ["liver", "left kidney", "right kidney"]
     for explanation, label in zip(explanations, (1, 2, 3), strict=True):
-        single = alone(prompt=explanation.target["name"], region="guided", localizer=AnyOrgan(), method="occlusion")
+        single = alone(prompt=explanation.target["name"], region="guided", localizer=AnyOrgan())
         assert (
             explanation.target
             == single.target
