@@ -38,6 +38,7 @@ from XAICLIPLib.localization.region import (
     prediction_region,
     region_from_mask,
     whole_region,
+    with_prediction,
     with_target,
 )
 from XAICLIPLib.localization.search import PromptSearch, check_choices
@@ -89,6 +90,7 @@ def explain(
     check: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
     on_estimate: Callable[[sitk.Image], None] | None = None,
+    on_warning: Callable[[str], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
     **parameters: Any,
 ) -> Explanation:
@@ -157,6 +159,9 @@ def explain(
         Called after every batch.
     on_estimate
         Called with the saliency so far, in the input's geometry, at most every two seconds and for a tenth of the time.
+    on_warning
+        Called with what the user should know before the work is done, such as that the scan is not for this network;
+        it is among the explanation's warnings as well.
     cancelled
         Asked between batches. Once perturbing has begun, True ends with the partial result.
     **parameters
@@ -191,7 +196,7 @@ def explain(
         prompts=prompts,
         **parameters,
     )
-    run = Run(on_progress, cancelled or (lambda: False))
+    run = Run(on_progress, cancelled or (lambda: False), on_warning)
     torch_device = choose_device(device)
 
     with run.timed("read"):
@@ -223,6 +228,9 @@ def explain_target(
     device: torch.device,
 ) -> Explanation:
     """Explain a target that was found in the network's answer: the steps of `explain` from the region on."""
+    for flag in target_case.suitability:
+        if flag.raised:
+            run.tell(flag.sentence)  # now, and not after minutes; among the warnings it is one of the flags
     with run.timed("localize"):
         search_area = find_region(models, scan, question, target_case, probability, run)
     question = question.sized_for(imaging.volume_ml(target_case.mask))
@@ -610,6 +618,8 @@ def find_region(
         if probability is None:
             probability = search.locate(models.localizer, volume, question.prompt, scan.modality, run)
         region = search.region(models.localizer, volume, probability, question.prompt, case.mask)
+        if question.target is None:  # else the prompt says where to look, and the target what for
+            region = with_prediction(region, volume, case.mask, case.target.name, search.margin_mm)
     elif question.around_prediction:
         predicted = _mask_of(case.segmentation, values_of(models.ready, case.shared, case.labels))
         region = prediction_region(volume, predicted, search.margin_mm)
@@ -619,7 +629,8 @@ def find_region(
         region = region_from_mask(volume, scan.region_mask, case.mask)
     if scan.target_mask is not None and region.source not in ("whole", "file"):
         region = with_target(region, volume, scan.target_mask, search.margin_mm)
-    run.warnings += region.warnings
+    for warning in region.warnings:
+        run.warn(warning)
     return region
 
 
@@ -682,7 +693,7 @@ def assemble_explanation(
     """Measure the map, and put everything together."""
     scorer, name = setting.scorer, case.target.name
     values = last.saliency() if complete else last.measured()  # no guesses in a result
-    agreement = region.agreement if region.source == "guided" else None
+    agreement = region.agreement if region.source == "guided" else region.localizer_agreement
     evidence = assessment.evidence_of(name, question.method, setting, last, values, agreement)
     saliency = case.on_scan(values, scan)
     error = last.standard_error()

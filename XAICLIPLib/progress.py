@@ -43,6 +43,8 @@ class Run:
         Called with the progress.
     cancelled
         Tells whether the user has cancelled.
+    on_warning
+        Called with a warning that the user should read at once.
     warnings
         For the user, in the order in which they arise.
     timings
@@ -51,6 +53,7 @@ class Run:
 
     report: Callable[[Progress], None] | None
     cancelled: Callable[[], bool]
+    on_warning: Callable[[str], None] | None = None
     warnings: list[str] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
     _started: float = 0.0
@@ -69,6 +72,16 @@ class Run:
             self.report(Progress(stage, done, total, elapsed / done * (total - done) if done else None))
         if not has_result:
             self.raise_if_cancelled()
+
+    def warn(self, sentence: str) -> None:
+        """Note a warning, and tell it at once."""
+        self.warnings.append(sentence)
+        self.tell(sentence)
+
+    def tell(self, sentence: str) -> None:
+        """Tell the user something at once."""
+        if self.on_warning is not None:
+            self.on_warning(sentence)
 
     def raise_if_cancelled(self) -> None:
         """Raise `Cancelled` if the user has cancelled."""

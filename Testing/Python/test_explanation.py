@@ -745,6 +745,39 @@ def test_a_region_that_disagrees_with_the_prediction_is_warned_of() -> None:
     assert result.record["warnings"] == result.warnings
 
 
+def test_a_region_at_another_place_is_told_at_once_and_the_prediction_is_probed_instead() -> None:
+    told: list[str] = []
+
+    def told_before_probing(now: Progress) -> None:
+        if now.stage == "explain":
+            assert any("the box around what the network draws is tried instead" in sentence for sentence in told)
+
+    finder = Finder(label=2)
+    result = run(
+        region="guided", localizer=finder, method="occlusion", on_warning=told.append, on_progress=told_before_probing
+    )
+    assert result.region.source == result.record["parameters"]["region"] == "prediction box"
+    assert values(result.region.mask)[BOXES[1]].all() and values(result.saliency)[BOXES[1]].max() > 0.05
+    assert result.record["region"]["agreement_with_prediction"]["recall"] == 1
+    assert result.record["region"]["localizer_agreement"]["recall"] == 0
+    assert set(told) <= set(result.warnings)
+    (flag,) = (f for f in result.record["reliability"] if f["name"] == "region disagrees")
+    assert flag["raised"] and flag["value"] == 0, "that the two disagree stays known"
+
+
+def test_where_a_target_is_named_the_prompt_says_where_to_look() -> None:
+    result = run(prompt="left kidney", target="liver", region="guided", localizer=Finder(2), method="occlusion")
+    assert result.region.source == "guided" and not values(result.region.mask)[BOXES[1]].any()
+
+
+def test_that_the_scan_is_not_for_the_network_is_told_before_anything_is_hidden() -> None:
+    told: list[Any] = []
+    options: dict[str, Any] = {"on_progress": told.append, "on_warning": told.append}
+    run(model=Network(modality="CT"), modality="MR", method="occlusion", **options)
+    said = [isinstance(one, str) and "do not rely on its segmentation" in one for one in told].index(True)
+    assert not any(getattr(one, "stage", "") == "explain" for one in told[:said])
+
+
 # What is written
 
 

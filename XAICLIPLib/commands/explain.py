@@ -19,13 +19,11 @@ from XAICLIPLib.commands.terminal import (
     Interrupt,
     output_to_stderr,
     print_json,
-    print_message,
     print_output,
 )
 from XAICLIPLib.errors import Cancelled
 from XAICLIPLib.explainers import methods
 from XAICLIPLib.scoring import options
-from XAICLIPLib.system.displaytext import one_line
 from XAICLIPLib.system.files import check_exists
 
 if TYPE_CHECKING:
@@ -273,11 +271,13 @@ def explain_and_save(
     torch.set_flush_denormal(True)  # numbers next to zero would slow convolutions down
     interrupt.at_once = True  # nothing is lost before the scan is perturbed
     with Bars(interrupt) as bars:
-        explanation = explain(volume, prompt, on_progress=bars.show, cancelled=interrupt, **options)
+        explanation = explain(
+            volume, prompt, on_progress=bars.show, on_warning=bars.warn, cancelled=interrupt, **options
+        )
     with output_to_stderr():
         written = explanation.save(folder)
     for warning in explanation.warnings:
-        print_message(f"Warning: {one_line(warning)}")
+        bars.warn(warning)
     return explanation, written
 
 

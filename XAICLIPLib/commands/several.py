@@ -53,7 +53,7 @@ def explain_several(
     overview.check_place(folder)
     interrupt.at_once = True  # nothing is lost before the scan is perturbed
     bars = Bars(interrupt)
-    pages, records, complete, warned = [], [], True, set[str]()
+    pages, records, complete = [], [], True
     with _Places(folder, interrupt, inputs) as places:
         explanations = explain_each(
             volume,
@@ -61,6 +61,7 @@ def explain_several(
             on_structures=places.claim,
             on_missing=places.note_missing,
             on_progress=bars.show,
+            on_warning=bars.warn,
             cancelled=interrupt,
             **options,
         )
@@ -70,9 +71,7 @@ def explain_several(
             with output_to_stderr():
                 written = explanation.save(places.place_of(explanation))
             for warning in explanation.warnings:
-                if warning not in warned:
-                    print_message(f"Warning: {one_line(warning)}")
-                warned.add(warning)
+                bars.warn(warning)
             record = json.loads(written["explanation"].read_text(encoding="utf-8"))
             records.append(record | {"files": {name: str(path.resolve()) for name, path in written.items()}})
             complete = complete and explanation.complete

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from XAICLIPLib.system.displaytext import for_terminal
+from XAICLIPLib.system.displaytext import for_terminal, one_line
 
 if TYPE_CHECKING:
     from XAICLIPLib.progress import Progress
@@ -187,6 +187,7 @@ class Bars:
 
     def __init__(self, interrupt: Interrupt | None = None) -> None:
         self._interrupt = interrupt
+        self._warned: set[str] = set()
         self._output = contextlib.ExitStack()
         self._bar: Any = None
         self._stage = ""
@@ -208,6 +209,13 @@ class Bars:
             return
         with _while_there_is_a_terminal():
             self._show(progress)
+
+    def warn(self, sentence: str) -> None:
+        """Print a warning, between two bars; the same one is printed once."""
+        if sentence not in self._warned:
+            self._warned.add(sentence)
+            self._close()
+            print_message(f"Warning: {one_line(sentence)}")
 
     def _show(self, progress: Progress) -> None:
         if not sys.stderr.isatty():

@@ -17,11 +17,10 @@ from XAICLIPLib.evaluation.curves import DIRECTIONS, Faithfulness
 from XAICLIPLib.evaluation.metrics import Share
 from XAICLIPLib.evaluation.reliability_flag import FlagName, ReliabilityFlag, in_reading_order
 from XAICLIPLib.evaluation.stability import Stability
-from XAICLIPLib.localization.region import Agreement
+from XAICLIPLib.localization.region import ANOTHER_PLACE, Agreement
 
-REGION_RECALL = 0.5
-"""Region and prediction disagree if less than this share of the prediction lies in the region. The region has a margin,
-so that even a shifted one holds most of the organ; if it holds less than half, the two models mean different places."""
+REGION_RECALL = ANOTHER_PLACE
+"""Region and prediction disagree if less than this share of the prediction lies in the localizer's region."""
 
 OUTSIDE = 0.5
 """If more than this share of the effect lies outside the organ, the network relies more on other tissue than on it."""
@@ -83,7 +82,7 @@ class Evidence:
     name
         Of the structure.
     agreement
-        Of region and prediction.
+        Of the localizer's region and the prediction.
     outside
         Share of the effect outside the organ and a margin, by `XAICLIPLib.evaluation.metrics.outside_share`.
     saliency, standard_error
@@ -158,9 +157,9 @@ def region_disagrees(evidence: Evidence) -> ReliabilityFlag | None:
         recall,
         REGION_RECALL,
         recall < REGION_RECALL,
-        f"Region and prediction disagree: only {recall:.0%} of what the network calls {evidence.name} lies in the "
-        "region that was searched. Look at both: one of them may be wrong.",
-        f"{recall:.0%} of what the network calls {evidence.name} lies in the region that was searched.",
+        f"Region and prediction disagree: only {recall:.0%} of what the network calls {evidence.name} lies where the "
+        "localizer finds it. Look at both: one of them may be wrong.",
+        f"{recall:.0%} of what the network calls {evidence.name} lies where the localizer finds it.",
     )
 
 

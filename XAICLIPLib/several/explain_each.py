@@ -44,6 +44,7 @@ def explain_each(
     on_missing: Callable[[str, str], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     on_estimate: Callable[[sitk.Image], None] | None = None,
+    on_warning: Callable[[str], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
     **options: Any,
 ) -> Iterator[Explanation]:
@@ -55,7 +56,7 @@ def explain_each(
 
     Parameters
     ----------
-    image, model, modality, series, device, trust, check, on_progress, on_estimate, cancelled
+    image, model, modality, series, device, trust, check, on_progress, on_estimate, on_warning, cancelled
         As of `XAICLIPLib.explain`.
     prompt
         The structures in words: "liver and spleen", "liver, left kidney", "kidneys". One structure is one as well.
@@ -82,7 +83,7 @@ def explain_each(
         `cancelled` said so before there was any explanation.
     """
     question = Question.of(prompt, modality=modality, **options)
-    run = Run(on_progress, cancelled or (lambda: False))
+    run = Run(on_progress, cancelled or (lambda: False), on_warning)
     torch_device = choose_device(device)
     with run.timed("read"):
         scan = pipeline.read_scan(image, modality, question, series)

@@ -18,6 +18,7 @@ from XAICLIPLib.localization.region import (
     prediction_region,
     region_from_mask,
     whole_region,
+    with_prediction,
 )
 
 OBLIQUE = sitk.Euler3DTransform((0, 0, 0), 0.3, -0.2, 0.5).GetMatrix()
@@ -223,6 +224,39 @@ def test_a_region_beside_the_prediction_is_kept_and_says_how_far_they_agree() ->
     half = box((6, 14), (10, 15), (10, 22))
     agreed = guided_region(CT, volume(half.astype(np.float32)), volume(ORGAN), "liver", margin_mm=0)
     assert agreed.agreement is not None and agreed.agreement.recall == 0.5
+
+
+def test_a_region_at_another_place_gives_way_to_the_box_of_the_prediction() -> None:
+    elsewhere = box((6, 14), (24, 32), (28, 40))
+    region = guided_region(CT, volume(elsewhere.astype(np.float32)), volume(ORGAN), "spleen")
+    repaired = with_prediction(region, CT, volume(ORGAN), "spleen", 8.0)
+    assert repaired.source == "prediction box"
+    assert np.array_equal(array_of(repaired.mask), array_of(bounding_box(volume(ORGAN), 8.0)))
+    assert repaired.agreement is not None and repaired.agreement.recall == 1
+    assert repaired.localizer_agreement == region.agreement and region.agreement is not None
+    assert repaired.probability is region.probability, "where the words were found can still be seen"
+    (said,) = repaired.warnings
+    assert said.startswith("Only 0% of what the network calls spleen lies where the localizer finds it, so the box")
+
+
+def test_what_of_the_prediction_lies_outside_the_region_is_added() -> None:
+    part = ORGAN.copy()
+    first, last = np.flatnonzero(ORGAN.any((1, 2)))[[0, -1]]
+    part[first + round(0.7 * (last - first)) :] = 0
+    region = guided_region(CT, volume(part.astype(np.float32)), volume(ORGAN), "stomach", margin_mm=0)
+    assert region.agreement is not None and 0.5 <= region.agreement.recall < 0.9
+    repaired = with_prediction(region, CT, volume(ORGAN), "stomach", 6.0)
+    assert repaired.source == "guided and prediction"
+    assert np.array_equal(array_of(repaired.mask), array_of(region.mask) | array_of(grow(volume(ORGAN), 6.0)))
+    (said,) = repaired.warnings
+    assert said.startswith(f"{1 - region.agreement.recall:.0%} of what the network calls stomach lies outside")
+
+
+def test_a_region_that_holds_the_prediction_and_one_of_the_users_own_stay_as_they_are() -> None:
+    good = guided_region(CT, volume(ORGAN.astype(np.float32)), volume(ORGAN), "liver")
+    assert with_prediction(good, CT, volume(ORGAN), "liver") is good
+    own = region_from_mask(CT, volume(box((6, 14), (24, 32), (28, 40))), volume(ORGAN))
+    assert with_prediction(own, CT, volume(ORGAN), "liver") is own
 
 
 def test_an_empty_prediction_leaves_the_region_without_agreement() -> None:
