@@ -71,6 +71,9 @@ class Structure:
         Typical largest extent in an adult.
     members : tuple of str
         Names of the structures that it consists of; empty for most.
+    volume_ml : tuple of float, or None
+        The least and the most that an adult's may have, within wide bounds (the vocabulary says by which source); None
+        where that is not known.
     """
 
     name: str
@@ -85,6 +88,7 @@ class Structure:
     region: Code | None
     size_mm: float
     members: tuple[str, ...]
+    volume_ml: tuple[float, float] | None = None
 
     @property
     def phrases(self) -> tuple[str, ...]:
@@ -131,7 +135,7 @@ def _structures(line: dict[str, Any], data: dict[str, Any]) -> Iterator[Structur
     def code(pair: list[str] | None) -> Code | None:
         return Code("SCT", *pair) if pair else None
 
-    def structure_of(name: str, side: Side | None, **words: Iterable[str]) -> Structure:
+    def structure_of(name: str, side: Side | None, sides: int = 1, **words: Iterable[str]) -> Structure:
         laterality = (side or "both") if "both" in line else line.get("modifier")
         return Structure(
             name=name,
@@ -146,6 +150,7 @@ def _structures(line: dict[str, Any], data: dict[str, Any]) -> Iterator[Structur
             region=code(line.get("region")),
             size_mm=float(line["size_mm"]),
             members=tuple(words["members"]),
+            volume_ml=(sides * line["volume_ml"][0], sides * line["volume_ml"][1]) if "volume_ml" in line else None,
         )
 
     kinds = ("synonyms", "adjectives", "aliases", "members")
@@ -168,6 +173,7 @@ def _structures(line: dict[str, Any], data: dict[str, Any]) -> Iterator[Structur
     yield structure_of(
         group,
         None,
+        len(SIDES),
         synonyms=[*plurals, *(s for s in singular if s != group)],
         adjectives=words_of_line["adjectives"],
         aliases=[a for a in words_of_line["aliases"] if "{" not in a],

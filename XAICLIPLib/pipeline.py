@@ -20,7 +20,7 @@ import SimpleITK as sitk
 import torch
 from torch import Tensor
 
-from XAICLIPLib import imaging
+from XAICLIPLib import anatomy, imaging
 from XAICLIPLib.errors import InputError, MethodUnsuited
 from XAICLIPLib.evaluation import assessment, key_regions, network_response, reliability, suitability
 from XAICLIPLib.evaluation.reliability_flag import ReliabilityFlag, in_reading_order
@@ -46,9 +46,18 @@ from XAICLIPLib.localization.slices import Modality
 from XAICLIPLib.models import catalogue
 from XAICLIPLib.progress import Progress, Run
 from XAICLIPLib.reporting import record
-from XAICLIPLib.reporting.measurements import cautions, measure
+from XAICLIPLib.reporting.measurements import cautions, correction, measure, touches_edge
 from XAICLIPLib.scoring.options import BASELINES, PARTS, PRECISIONS, SCORES, Baseline, Part, Precision, Score
-from XAICLIPLib.scoring.target import RIM_MM, Target, class_of, make_target, what_is_drawn
+from XAICLIPLib.scoring.target import (
+    RIM_MM,
+    Target,
+    class_among,
+    class_called,
+    class_of,
+    classes_of,
+    make_target,
+    what_is_drawn,
+)
 from XAICLIPLib.segmentation.networks.described import Predictor, from_object
 from XAICLIPLib.segmentation.prediction import Inference, Prediction, label_values, predict, values_of
 from XAICLIPLib.segmentation.segmenter import Promptable, Segmenter
@@ -197,6 +206,7 @@ def explain(
         **parameters,
     )
     run = Run(on_progress, cancelled or (lambda: False), on_warning)
+    check_words(question, model, run)
     torch_device = choose_device(device)
 
     with run.timed("read"):
@@ -382,6 +392,24 @@ class Question:
         """With the sizes that were left open chosen for a structure of this volume."""
         fallback = self.fallback and self.fallback.sized_for(volume_ml)
         return replace(self, method=self.method.sized_for(volume_ml), fallback=fallback)
+
+
+def check_words(question: Question, model: Any, run: Run) -> None:
+    """Refuse words that mean nothing, and tell of those that were corrected, before anything is read.
+
+    Only where the classes of the network are known by then: of one that ships, or that is loaded already.
+    """
+    by_name = isinstance(question.target, str) and not is_mask(question.target)
+    words = str(question.target) if by_name else question.prompt
+    corrected = correction(words)
+    if corrected:
+        run.tell(corrected)
+    if model is None or isinstance(model, (str, Path)):
+        classes = dict(enumerate(catalogue.listed_structures(model)))
+    else:
+        classes = {} if isinstance(model, Promptable) or not hasattr(model, "labels") else classes_of(model)
+    if classes and class_called(words, classes) is None and anatomy.resolve(words) is None:
+        class_among(question.prompt, question.target, classes, "")
 
 
 # --- the steps ----------------------------------------------------------------------------------------------------
@@ -716,7 +744,15 @@ def assemble_explanation(
     run.warnings += cautions(name, words, case.mask, region, scorer.full_score, bounded)
     checked = check_map(question, setting, last, values, run) if check and complete else assessment.Assessment()
     enough = None if checked.regions is None else checked.regions.sufficient_ml
-    evidence = replace(evidence, faithfulness=checked.faithfulness, stability=checked.stability, sufficient_ml=enough)
+    is_whole = scan.target_mask is None
+    evidence = replace(
+        evidence,
+        faithfulness=checked.faithfulness,
+        stability=checked.stability,
+        sufficient_ml=enough,
+        volume_ml=measurements["target_volume_ml"] if is_whole else None,
+        is_cut=touches_edge(case.mask),
+    )
     flags = in_reading_order([*case.suitability, *reliability.reliability_flags(evidence)])
     run.warnings[:0] = [flag.sentence for flag in flags if flag.raised]
     if not complete:

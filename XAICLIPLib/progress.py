@@ -10,6 +10,11 @@ from typing import Literal
 
 from XAICLIPLib.errors import Cancelled
 
+PACE_AFTER_S, PACE_AFTER_SHARE = 3.0, 0.02
+"""The time left is told once a stage has taken this long and done this share of its work: the first batches are slow,
+while memory is allocated and caches are cold, and the pace of one says nothing. After ten times as long it is told
+always."""
+
 Stage = Literal["localize", "segment", "explain", "check"]
 
 
@@ -24,13 +29,21 @@ class Progress:
     done, total
         Of this stage.
     seconds_left
-        Of this stage, from its pace so far; None until something is done.
+        Of this stage, from its pace so far; None until that can be trusted (`PACE_AFTER_S`, `PACE_AFTER_SHARE`).
     """
 
     stage: Stage
     done: int
     total: int
     seconds_left: float | None
+
+
+def seconds_left(elapsed: float, done: int, total: int) -> float | None:
+    """The time that the rest of a stage will take at its pace so far; None while that cannot be trusted."""
+    if done >= total > 0:
+        return 0.0
+    settled = elapsed >= PACE_AFTER_S and done >= PACE_AFTER_SHARE * total
+    return elapsed / done * (total - done) if done and (settled or elapsed >= 10 * PACE_AFTER_S) else None
 
 
 @dataclass
@@ -68,8 +81,7 @@ class Run:
     def advance(self, stage: Stage, done: int, total: int, has_result: bool = False) -> None:
         """Report the progress of a stage; raise `Cancelled` if the user cancelled and there is no result yet."""
         if self.report is not None:
-            elapsed = time.perf_counter() - self._started
-            self.report(Progress(stage, done, total, elapsed / done * (total - done) if done else None))
+            self.report(Progress(stage, done, total, seconds_left(time.perf_counter() - self._started, done, total)))
         if not has_result:
             self.raise_if_cancelled()
 

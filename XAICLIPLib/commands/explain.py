@@ -21,7 +21,7 @@ from XAICLIPLib.commands.terminal import (
     print_json,
     print_output,
 )
-from XAICLIPLib.errors import Cancelled
+from XAICLIPLib.errors import Cancelled, InputError
 from XAICLIPLib.explainers import methods
 from XAICLIPLib.scoring import options
 from XAICLIPLib.system.files import check_exists
@@ -43,7 +43,10 @@ def add_command(commands: Any) -> None:
         "explain",
         help="explain a scan",
         description="Explain why a segmentation network drew a structure where it did. Writes figure.png (look at it "
-        "first), saliency.nrrd, region.nrrd, segmentation.nrrd and explanation.json. Nothing leaves this machine.",
+        "first), saliency.nrrd (the map), probed.nrrd (where something was tried), standard_error.nrrd (of methods with "
+        "chance in them), region.nrrd, segmentation.nrrd, target.nrrd (where a mask or a box was given for it) and "
+        "explanation.json (all numbers), and overview.html beside the folders of several structures. Nothing leaves "
+        "this machine.",
         epilog="Once parts are hidden, Ctrl-C, SIGTERM and a lost terminal end with what is known so far, a second "
         "Ctrl-C at once. Exit status: 0 done, 1 an input cannot be used, 2 a wrong option, 3 one of several structures "
         "was not explained, 130 interrupted.",
@@ -131,7 +134,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threshold",
         type=float,
-        metavar="P",
+        metavar="0..1",
         help="probability from which a place belongs to the guided region; default: the localizer's own",
     )
     parser.add_argument(
@@ -201,14 +204,20 @@ def _add_parameters(group: argparse._ArgumentGroup, parameters: list[dict[str, A
             settings |= {"choices": parameter["choices"]}
         else:
             kinds = {"number": float, "integer": int, "text": str}
-            settings |= {
-                "type": kinds[parameter["type"]],
-                "metavar": parameter["unit"].upper() or parameter["name"].upper(),
-            }
+            settings |= {"type": kinds[parameter["type"]], "metavar": _metavar(parameter)}
         if parameter["default"] not in (None, False):
             settings["help"] += f"; default: {parameter['default']}"
         with contextlib.suppress(argparse.ArgumentError):
             group.add_argument(option, **settings)
+
+
+def _metavar(parameter: dict[str, Any]) -> str:
+    """What stands for the value of an option in the help: its unit, or what it may be."""
+    if parameter["unit"]:
+        return str(parameter["unit"]).upper()
+    if parameter["type"] == "text":
+        return "NAME"
+    return "N" if parameter["type"] == "integer" else f"{parameter['least']:g}..{parameter['most']:g}"
 
 
 def _text(argument: str) -> str:
@@ -238,6 +247,7 @@ def _explain(options: argparse.Namespace) -> int:
         Interrupt(at_once=True) as interrupt,
         results_folder(options.output, options.prompt, interrupt, inputs) as folder,
         _nothing_written_yet(interrupt),
+        _words_of_options(),
     ):
         passed_on = {name: getattr(options, name) for name in PASSED_ON}
         passed_on |= {} if options.margin_mm is None else {"margin_mm": options.margin_mm}
@@ -279,6 +289,30 @@ def explain_and_save(
     for warning in explanation.warnings:
         bars.warn(warning)
     return explanation, written
+
+
+@contextlib.contextmanager
+def _words_of_options() -> Iterator[None]:
+    """Let an error name the options that the user typed, and not the parameters of the library."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(with_options(str(error)), *error.ways) from error
+
+
+def with_options(message: str) -> str:
+    """A message of the library with ``--window`` for ``window_mm``, as of an error about a parameter."""
+    names = {*_parameter_names(), "batch_size", "margin_mm", "threshold", "seed"}
+    option = {name: f"--{name.removesuffix('_mm').replace('_', '-')}" for name in names}
+    any_of = "|".join(sorted(names, key=len, reverse=True))
+    of_the_library = "|".join(name for name in names if "_" in name)  # no other words look so
+    message = re.sub(rf"\b(?:{of_the_library})\b", lambda m: option[m[0]], message)
+    message = re.sub(rf"^({any_of})(?= is )", lambda m: option[m[1]], message)
+    about = re.fullmatch(r"(The method \S+ has no parameter )(.*)", message)
+    if about:
+        message = about[1] + re.sub(rf"(?<!-)\b(?:{any_of})\b(?!-)", lambda m: option[m[0]], about[2])
+        message = message.replace("parameter", "option", 1)
+    return message
 
 
 @contextlib.contextmanager

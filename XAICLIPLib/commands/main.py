@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import XAICLIPLib
 from XAICLIPLib.commands import benchmark, demo, doctor, explain, models, report, tune_prompts
+from XAICLIPLib.commands.parser import Parser
 from XAICLIPLib.commands.terminal import drop_output, print_message
 from XAICLIPLib.errors import Cancelled, InputError, first_line
 from XAICLIPLib.system.displaytext import one_line
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="xaiclip",
         description="Why did a segmentation network draw an organ where it did? Hides one small part of the scan after "
         "the other and shows where that changes what the network draws. Research software, not for diagnosis.",

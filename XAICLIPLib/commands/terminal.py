@@ -232,8 +232,10 @@ class Bars:
                 total=progress.total,
                 ncols=_columns(),
                 nrows=24,  # likewise: a terminal of 0 rows would get no bar
-                bar_format="{desc} {percentage:3.0f}%|{bar:30}| {n_fmt}/{total_fmt}, {remaining} left",
+                bar_format="{desc} {percentage:3.0f}%|{bar:30}| {n_fmt}/{total_fmt}{postfix}",
             )
+        if progress.seconds_left is not None:  # not tqdm's own, which guesses from the first batch
+            self._bar.set_postfix_str(f"{tqdm.format_interval(progress.seconds_left)} left", refresh=False)
         self._bar.total = progress.total
         self._bar.update(progress.done - self._bar.n)
 

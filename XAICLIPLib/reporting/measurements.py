@@ -53,6 +53,21 @@ def measure(
     }
 
 
+def correction(words: str) -> str:
+    """What a user should know of words that had to be corrected; empty where they are spelled right."""
+    if anatomy.is_spelled_right(words):
+        return ""
+    return (
+        f'"{words}" is not a known spelling and was understood as {anatomy.name_of(words)}: check that this is meant.'
+    )
+
+
+def touches_edge(mask: sitk.Image) -> bool:
+    """Whether a mask touches the border of its volume, so that some of what it shows may lie outside."""
+    voxels = sitk.GetArrayViewFromImage(mask)
+    return any(bool(voxels.take(end, axis).any()) for axis in range(3) for end in (0, -1))
+
+
 def cautions(
     name: str, prompt: str, explained: sitk.Image, region: Region, score: float, bounded_score: bool = True
 ) -> list[str]:
@@ -67,9 +82,7 @@ def cautions(
     bounded_score
         Whether the score lies in [0, 1]: if so, a low score means that the network is unsure.
     """
-    sentences = []
-    if not anatomy.is_spelled_right(prompt):
-        sentences.append(f'"{prompt}" is not a known spelling and was understood as {name}: check that this is meant.')
+    sentences = [corrected] if (corrected := correction(prompt)) else []
     volume = imaging.volume_ml(explained)
     doubt = "the organ may lie outside the scan and the drawing be a false positive, so do not interpret this map."
     if volume < SMALL_ML:
@@ -78,8 +91,7 @@ def cautions(
         sentences.append(
             f"The network is unsure of the {volume:.0f} ml of {name} that it draws (score {score:.2f}): {doubt}"
         )
-    voxels = sitk.GetArrayViewFromImage(explained)
-    if any(voxels.take(end, axis).any() for axis in range(3) for end in (0, -1)):
+    if touches_edge(explained):
         sentences.append(f"The {name} touches the edge of the scan: volume and map cover only the part inside.")
     if region.source == "file" and (region.agreement is None or region.agreement.recall < 0.5):
         share = region.agreement.recall if region.agreement else 0.0

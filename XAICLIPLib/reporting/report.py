@@ -38,6 +38,7 @@ TITLES: Mapping[FlagName, str] = {
     "unfamiliar intensities": "Grey values",
     "unfamiliar spacing": "Resolution",
     "mostly padding": "Field of view",
+    "unusual volume": "Size of the drawing",
     "region disagrees": "Region and drawing",
     "like the null": "Against maps that know nothing",
     "no more than the outline": "Against the outline",

@@ -71,9 +71,15 @@ class Target:
 
 def class_of(prompt: str, target: str | MaskSource | None, segmenter: Segmenter) -> tuple[str, tuple[int, ...]]:
     """Name and labels of the class that is explained."""
+    return class_among(prompt, target, classes_of(segmenter), segmenter.name)
+
+
+def class_among(
+    prompt: str, target: str | MaskSource | None, classes: Mapping[int, str], network: str
+) -> tuple[str, tuple[int, ...]]:
+    """As `class_of`, of a network by the names of its classes."""
     by_name = isinstance(target, str) and not is_mask(target)
     words = target if isinstance(target, str) and by_name else prompt
-    classes = classes_of(segmenter)
     exact = class_called(words, classes)
     if exact is not None:
         return classes[exact], (exact,)
@@ -102,7 +108,7 @@ def class_of(prompt: str, target: str | MaskSource | None, segmenter: Segmenter)
     labels = anatomy.match_label(structure, classes)
     if not labels:
         raise InputError(
-            f"The network {segmenter.name} does not segment the {structure.name}; {way} the class to explain: {known}.",
+            f"The network {network} does not segment the {structure.name}; {way} the class to explain: {known}.",
             SAY_TARGET,
         )
     return structure.name, tuple(labels)
