@@ -135,7 +135,10 @@ def _structures(line: dict[str, Any], data: dict[str, Any]) -> Iterator[Structur
     def code(pair: list[str] | None) -> Code | None:
         return Code("SCT", *pair) if pair else None
 
-    def structure_of(name: str, side: Side | None, sides: int = 1, **words: Iterable[str]) -> Structure:
+    def structure_of(name: str, side: Side | None, **words: Iterable[str]) -> Structure:
+        volume = line.get("volume_ml")
+        if volume is not None and "both" in line and side is None:
+            volume = [len(SIDES) * bound for bound in volume]
         laterality = (side or "both") if "both" in line else line.get("modifier")
         return Structure(
             name=name,
@@ -150,7 +153,7 @@ def _structures(line: dict[str, Any], data: dict[str, Any]) -> Iterator[Structur
             region=code(line.get("region")),
             size_mm=float(line["size_mm"]),
             members=tuple(words["members"]),
-            volume_ml=(sides * line["volume_ml"][0], sides * line["volume_ml"][1]) if "volume_ml" in line else None,
+            volume_ml=None if volume is None else (volume[0], volume[1]),
         )
 
     kinds = ("synonyms", "adjectives", "aliases", "members")
@@ -173,7 +176,6 @@ def _structures(line: dict[str, Any], data: dict[str, Any]) -> Iterator[Structur
     yield structure_of(
         group,
         None,
-        len(SIDES),
         synonyms=[*plurals, *(s for s in singular if s != group)],
         adjectives=words_of_line["adjectives"],
         aliases=[a for a in words_of_line["aliases"] if "{" not in a],

@@ -490,3 +490,15 @@ def test_several_structures_are_several_results_and_the_first_is_shown(
     assert "spleen" in panel.panel.results.explanation().record["target"]["name"]
     assert panel.panel.results.explanation().figure.is_file(), "the picture of each is kept"
     assert [bool(display.GetVisibility()) for display in contours] == [False, True]
+
+
+def test_a_warning_of_a_run_is_read_while_it_goes_on(ready: Any, session: Any, volume: Any) -> None:
+    ready.applyButton.click()
+    told = {"stage": "explain", "done": 1, "total": 9}
+    session.answer("progress", **told, warning="The network is for MR.")
+    session.answer("progress", **told)
+    assert ready.statusLabel.text.endswith("\nThe network is for MR.")
+    session.explain(volume)
+    ready.applyButton.click()
+    session.answer("progress", **told)
+    assert "MR" not in ready.statusLabel.text, "of the run before"

@@ -750,7 +750,7 @@ def test_a_region_at_another_place_is_told_at_once_and_the_prediction_is_probed_
 
     def told_before_probing(now: Progress) -> None:
         if now.stage == "explain":
-            assert any("the box around what the network draws is tried instead" in sentence for sentence in told)
+            assert any("the box around what the network draws is the region instead" in sentence for sentence in told)
 
     finder = Finder(label=2)
     result = run(

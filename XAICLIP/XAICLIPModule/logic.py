@@ -117,6 +117,8 @@ class XAICLIPLogic(ScriptedLoadableModuleLogic):
         Emitted with the new `State`.
     progressed
         Emitted with stage, done, total and the seconds left of that stage (None while not known).
+    warned
+        Emitted with a sentence that the user should read before the result is there, which holds it too.
     appeared
         Emitted with the saliency volume when the first map of a run is shown.
     estimated
@@ -151,7 +153,7 @@ class XAICLIPLogic(ScriptedLoadableModuleLogic):
         self.appeared, self.estimated = Signal(), Signal()
         self.finished, self.regionFound = Signal(), Signal()
         self.reported, self.downloaded, self.removed = Signal(), Signal(), Signal()
-        self.failed, self.cancelled = Signal(), Signal()
+        self.failed, self.cancelled, self.warned = Signal(), Signal(), Signal()
         self._sharesSession = session is None
         self.session: Session = session if session is not None else SHARED.join(self)
         self.views = SliceViews()
@@ -416,6 +418,8 @@ class XAICLIPLogic(ScriptedLoadableModuleLogic):
     def _onReply(self, run: _Run, reply: Answer) -> None:
         if isinstance(reply, protocol.Progress):
             if run is self._run and not run.dropped:
+                if reply.warning:
+                    self.warned.emit(reply.warning)
                 self.progressed.emit(reply.stage, reply.done, reply.total, reply.seconds_left)
         elif isinstance(reply, protocol.Estimate):
             self._onEstimate(run, Path(reply.files["saliency"]))

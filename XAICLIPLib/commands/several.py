@@ -61,7 +61,7 @@ def explain_several(
             on_structures=places.claim,
             on_missing=places.note_missing,
             on_progress=bars.show,
-            on_warning=bars.warn,
+            on_warning=bars.warn_early,
             cancelled=interrupt,
             **options,
         )

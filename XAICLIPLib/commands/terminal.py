@@ -213,9 +213,14 @@ class Bars:
     def warn(self, sentence: str) -> None:
         """Print a warning, between two bars; the same one is printed once."""
         if sentence not in self._warned:
-            self._warned.add(sentence)
             self._close()
             print_message(f"Warning: {one_line(sentence)}")
+            self._warned.add(sentence)
+
+    def warn_early(self, sentence: str) -> None:
+        """Print a warning while the work goes on, which must not end where nobody reads it."""
+        with contextlib.suppress(OSError):
+            self.warn(sentence)
 
     def _show(self, progress: Progress) -> None:
         if not sys.stderr.isatty():

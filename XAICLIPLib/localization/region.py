@@ -210,8 +210,8 @@ def with_prediction(
         box = bounding_box(prediction, margin_mm)
         warning = (
             f"Only {agreement.recall:.0%} of what the network calls {name} lies where the localizer finds it, so the "
-            "box around what the network draws is tried instead: in a scan that shows a part of the body only, the "
-            "localizer may be mistaken."
+            "box around what the network draws is the region instead: in a scan that shows only a part of the body, "
+            "the localizer may be mistaken."
         )
         replaced = _described(image, box, body, "prediction box", prediction, [warning])
         return replace(replaced, probability=region.probability, localizer_agreement=agreement)

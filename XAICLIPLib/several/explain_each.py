@@ -84,8 +84,8 @@ def explain_each(
     """
     question = Question.of(prompt, modality=modality, **options)
     run = Run(on_progress, cancelled or (lambda: False), on_warning)
-    for one in anatomy.prompts_in(question.prompt) if question.target is None else (question.prompt,):
-        pipeline.check_words(replace(question, prompt=one), model, run)
+    for piece in anatomy.prompts_in(question.prompt) if question.target is None else (question.prompt,):
+        pipeline.check_words(replace(question, prompt=piece), model, run)
     torch_device = choose_device(device)
     with run.timed("read"):
         scan = pipeline.read_scan(image, modality, question, series)

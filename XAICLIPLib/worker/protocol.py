@@ -46,7 +46,7 @@ shutdown                                                         bye, and the wo
   A ``hello`` after a download lists which models are installed then.
 - ``remove`` deletes what was downloaded of a model; what a library keeps in a cache of its own stays there.
 - ``progress`` comes up to ten times a second: ``stage`` is ``localize``, ``segment``, ``explain``, ``download`` or,
-  where ``check`` is true and the map is tested when it is done, ``check``.
+  where ``check`` is true and the map is tested when it is done, ``check``. A ``warning`` in it is for the user at once.
 - ``estimate``, if ``estimates`` is true, names a new NRRD file with the saliency so far; the file is complete before
   the message is sent. The client deletes it after reading; the worker deletes all but the two newest, so that a client
   with several unread ``estimate`` messages reads the file of the last.
@@ -299,13 +299,17 @@ class Devices(Reply):
 
 @dataclass(frozen=True, kw_only=True)
 class Progress(Reply):
-    """How far the stage is, in bytes for ``download``; ``seconds_left`` is of this stage, None where not known."""
+    """How far the stage is, in bytes for ``download``; ``seconds_left`` is of this stage, None where not known.
+
+    ``warning`` is a sentence for the user that should not wait for the result, which holds it too.
+    """
 
     type = "progress"
     stage: Stage = _field(json_values.choice("localize", "segment", "explain", "check", "download"))
     done: int = _field(json_values.whole_number(0))
     total: int = _field(json_values.whole_number(0))
     seconds_left: float | None = _field(json_values.number(0), None)
+    warning: str | None = _field(json_values.text, None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -220,6 +220,7 @@ class RequestHandler:
             "model": self._models.segmenter(request.model, device, bool(request.trust)),
             "device": str(device),
             "on_progress": reporter,
+            "on_warning": reporter.warn,
             "on_estimate": send_estimate if request.estimates else None,
             "cancelled": cancelled,
             **regions,
@@ -329,6 +330,12 @@ class ProgressReporter:
         if first or last or now - self._last_sent >= PROGRESS_EVERY_S:
             self._last_sent = now
             self._send(protocol.Progress(id=self.id, stage=stage, done=done, total=total, seconds_left=seconds_left))
+
+    def warn(self, sentence: str) -> None:
+        """Send what the user should read at once, with the progress so far."""
+        stage: protocol.Stage = next(reversed(self._reached), "localize")  # type: ignore[arg-type]
+        done, total = self.progress_of(stage)
+        self._send(protocol.Progress(id=self.id, stage=stage, done=done, total=total, warning=sentence))
 
     def progress_of(self, stage: str) -> tuple[int, int]:
         """The last known progress of a stage: done and total."""

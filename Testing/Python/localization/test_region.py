@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from XAICLIPLib import imaging, pipeline
 from XAICLIPLib.localization.region import (
     Agreement,
     bounding_box,
@@ -20,11 +24,15 @@ from XAICLIPLib.localization.region import (
     whole_region,
     with_prediction,
 )
+from XAICLIPLib.progress import Run
 
 OBLIQUE = sitk.Euler3DTransform((0, 0, 0), 0.3, -0.2, 0.5).GetMatrix()
 SPACING = (2.0, 3.0, 4.0)
 SHAPE = (20, 40, 50)
 """Of the arrays, z, y, x."""
+
+KIDNEY_LEFT_V1 = 3
+"""The label in `example_seg_v1`."""
 
 
 def volume(array: NDArray[np.generic], spacing: tuple[float, ...] = SPACING, oblique: bool = True) -> sitk.Image:
@@ -329,3 +337,31 @@ def test_a_prediction_and_a_margin_are_a_region() -> None:
     assert np.array_equal(array_of(region.mask), array_of(grow(volume(ORGAN), 6.0)))
     assert region.agreement is not None and region.agreement.recall == 1.0
     assert_exactly_on(region.mask, CT)
+
+
+def test_a_small_field_of_view_is_searched_where_the_network_draws(shared_data: Path) -> None:
+    """Of a crop of 160 mm around a left kidney, a third of the kidney was searched, and the warning came at the end."""
+    path = shared_data / "totalseg" / "example_ct.nii.gz"
+    if not path.is_file():
+        pytest.skip(f"the real CT is not here ({path})")
+    kidney = imaging.read_volume(path.with_name("example_seg_v1.nii.gz")) == KIDNEY_LEFT_V1
+    spans = np.argwhere(sitk.GetArrayViewFromImage(kidney))
+    image = imaging.read_volume(path)
+    spacing, size = np.array(image.GetSpacing()), np.array(image.GetSize())
+    middle = ((spans.min(0) + spans.max(0)) // 2)[::-1]
+    half = np.array([80.0, 80.0, 45 + np.ptp(spans[:, 0]) * spacing[2] / 2]) / spacing
+    low, high = (np.clip(middle + sign * half.astype(int), 0, size) for sign in (-1, 1))
+    crop = image[tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))]
+
+    told: list[str] = []
+    question = pipeline.Question.of("left kidney", method="occlusion", modality="CT")
+    run = Run(None, lambda: False, told.append)
+    device = torch.device("cpu")
+    scan = pipeline.read_scan(crop, "CT", question)
+    models = pipeline.load_models(None, scan, question, device, False, run)
+    case = pipeline.find_target(pipeline.predict_scan(models, question, device, run), models, scan, question, run)
+    region = pipeline.find_region(models, scan, question, case, None, run)
+    assert region.source == "prediction box"
+    assert region.agreement is not None and region.agreement.recall == 1
+    assert region.localizer_agreement is not None and region.localizer_agreement.recall < 0.5
+    assert told == region.warnings and "lies where the localizer finds it, so the box around" in told[0]

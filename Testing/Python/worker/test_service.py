@@ -144,7 +144,8 @@ def ask(folder: Path, request: Explain, abandoned: bool = False) -> Any:
 def test_what_a_request_leaves_out_is_for_the_library_to_choose(asked: list[dict[str, Any]], tmp_path: Path) -> None:
     reply = ask(tmp_path, Explain(id=1, volume="v.nrrd", prompt="liver"))
     (call,) = asked
-    always = {"image", "prompt", "model", "localizer", "device", "on_progress", "on_estimate", "cancelled"}
+    always = {"image", "prompt", "model", "localizer", "device", "cancelled"}
+    always |= {"on_progress", "on_estimate", "on_warning"}
     assert set(call) == always
     assert (call["image"], call["prompt"], call["on_estimate"]) == (["v.nrrd"], "liver", None)
     assert reply.record == {"models": {"segmenter": {"licence": "Apache-2.0"}}}, "the default network's"
@@ -239,6 +240,19 @@ def test_progress_is_told_ten_times_a_second_and_the_first_and_last_of_each_stag
         assert 25 <= len(done) <= 27
     assert reporter.progress_of("explain") == (101, 101)
     assert reporter.progress_of("localize") == (0, 0)
+
+
+def test_a_warning_is_sent_at_once_with_the_progress_so_far() -> None:
+    told: list[Any] = []
+    reporter = ProgressReporter(5, told.append)
+    reporter.warn("Early.")
+    reporter(Progress("segment", 3, 9, None))
+    reporter.warn("Careful.")
+    assert [(m.stage, m.done, m.total, m.warning) for m in told] == [
+        ("localize", 0, 0, "Early."),
+        ("segment", 3, 9, None),
+        ("segment", 3, 9, "Careful."),
+    ]
 
 
 def remote_entry(sizes: dict[str, int | None], size_mb: float | None = None) -> Entry:

@@ -42,6 +42,7 @@ class Panel:
         showPlain(widget)
         self._chosenResults: tuple[Any, Any] | None = None
         self._isDownloading = False
+        self._warned: list[str] = []
         self.installation = InstallationPanel(ui, logic.session)
         self.choices = Choices(ui, widget, self.installation)
         self.results = ResultsPanel(ui, logic)
@@ -239,6 +240,7 @@ class Panel:
             (packages.ended, self._onInstalled),
             (logic.stateChanged, self._onStateChanged),
             (logic.progressed, self._onProgressed),
+            (logic.warned, self._onWarned),
             (logic.appeared, self.results.follow),
             (logic.estimated, self._onEstimated),
             (logic.finished, self._onFinished),
@@ -275,6 +277,7 @@ class Panel:
         if state is not State.IDLE:  # remembered, for what is said once it has ended
             self._isDownloading = self.logic.isDownloading
         if state is State.STARTING:
+            self._warned.clear()
             ui.progressBar.setRange(0, 0)
             self._say(_("Starting the worker (the first time takes up to a minute) …"))
         elif state is State.RUNNING:
@@ -308,7 +311,12 @@ class Panel:
         bar.setValue(int(100 * done / total) if total else 0)
         left = "" if secondsLeft is None else " – " + _("{time} left").format(time=duration(secondsLeft))
         parts = megabytes(done, total) if stage == "download" else f"{done} / {total}"
-        self._say(f"{stages.get(stage, stage)}: {parts}{left}")
+        self._say("\n".join([f"{stages.get(stage, stage)}: {parts}{left}", *self._warned]), bool(self._warned))
+
+    def _onWarned(self, sentence: str) -> None:
+        """Keep a warning below the progress: the user may want to end what goes on."""
+        if sentence not in self._warned:
+            self._warned.append(sentence)
 
     def _onEstimated(self, saliencyNode: Any) -> None:
         self.results.showDeveloping(saliencyNode)
