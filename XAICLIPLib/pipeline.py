@@ -304,6 +304,9 @@ def localize(
         `cancelled` said so.
     """
     search = PromptSearch.checked(localizer, threshold, margin_mm, modality, prompts)
+    several = anatomy.prompts_in(prompt)
+    if len(several) > 1 and all(map(anatomy.resolve, several)):
+        raise InputError(f'"{prompt}" names {len(several)} structures ({", ".join(several)}): look for one of them.')
     run = Run(on_progress, cancelled or (lambda: False))
     (read,) = read_images([image], series)
     volume, kind = read.image, modality_of(read, modality)

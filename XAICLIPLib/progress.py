@@ -10,10 +10,9 @@ from typing import Literal
 
 from XAICLIPLib.errors import Cancelled
 
-PACE_AFTER_S, PACE_AFTER_SHARE = 3.0, 0.02
-"""The time left is told once a stage has taken this long and done this share of its work: the first batches are slow,
-while memory is allocated and caches are cold, and the pace of one says nothing. After ten times as long it is told
-always."""
+PACE_AFTER_S, PACE_AFTER_SHARE = 3.0, 0.05
+"""The time left is told once a stage has gone on for this long, and through this share of its work, after its first
+batch. That one does not count: memory is allocated and caches are cold then. After ten times as long it is told always."""
 
 Stage = Literal["localize", "segment", "explain", "check"]
 
@@ -38,12 +37,20 @@ class Progress:
     seconds_left: float | None
 
 
-def seconds_left(elapsed: float, done: int, total: int) -> float | None:
-    """The time that the rest of a stage will take at its pace so far; None while that cannot be trusted."""
-    if done >= total > 0:
+def seconds_left(elapsed: float, done: int, left: int) -> float | None:
+    """The time that the rest of a stage will take; None while that cannot be trusted.
+
+    Parameters
+    ----------
+    elapsed, done
+        Seconds and work since the first batch.
+    left
+        Work that is left.
+    """
+    if left <= 0:
         return 0.0
-    settled = elapsed >= PACE_AFTER_S and done >= PACE_AFTER_SHARE * total
-    return elapsed / done * (total - done) if done and (settled or elapsed >= 10 * PACE_AFTER_S) else None
+    settled = elapsed >= PACE_AFTER_S and done >= PACE_AFTER_SHARE * (done + left)
+    return elapsed / done * left if done > 0 and (settled or elapsed >= 10 * PACE_AFTER_S) else None
 
 
 @dataclass
@@ -69,19 +76,23 @@ class Run:
     on_warning: Callable[[str], None] | None = None
     warnings: list[str] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
-    _started: float = 0.0
+    _first_batch: tuple[float, int] | None = None
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Add the time of a block to a stage."""
-        self._started = time.perf_counter()
+        started, self._first_batch = time.perf_counter(), None
         yield
-        self.timings[stage] = round(self.timings.get(stage, 0.0) + time.perf_counter() - self._started, 3)
+        self.timings[stage] = round(self.timings.get(stage, 0.0) + time.perf_counter() - started, 3)
 
     def advance(self, stage: Stage, done: int, total: int, has_result: bool = False) -> None:
         """Report the progress of a stage; raise `Cancelled` if the user cancelled and there is no result yet."""
         if self.report is not None:
-            self.report(Progress(stage, done, total, seconds_left(time.perf_counter() - self._started, done, total)))
+            now = time.perf_counter()
+            began, done_then = self._first_batch or (now, done)
+            if done:
+                self._first_batch = began, done_then
+            self.report(Progress(stage, done, total, seconds_left(now - began, done - done_then, total - done)))
         if not has_result:
             self.raise_if_cancelled()
 

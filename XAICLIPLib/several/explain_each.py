@@ -103,6 +103,8 @@ def explain_each(
     for absent, reason in missing.items():
         if on_missing is not None:
             on_missing(anatomy.name_of(absent), reason)
+    for sentence in _not_explained(prompt, missing):
+        run.tell(sentence)  # now, and not with the first explanation, of which it is a warning too
     yielded = False
     for number, one in enumerate(questions):
         if one.prompt in missing:

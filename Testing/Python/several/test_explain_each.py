@@ -125,6 +125,11 @@ def test_to_explain_several_as_one_is_refused_with_the_way_to_explain_each() -> 
         alone(prompt="liver and right kidney")
 
 
+def test_to_look_for_several_at_once_is_refused() -> None:
+    with pytest.raises(InputError, match=r"names 2 structures \(liver, right kidney\): look for one of them"):
+        pipeline.localize(scan(), "liver and right kidney", localizer=AnyOrgan())
+
+
 def test_of_a_group_only_what_is_drawn_is_recorded() -> None:
     """It was recorded as "kidneys" with both labels, without a word."""
     one = alone(scan(structures=(1, 2)), prompt="left kidney and right kidney")
