@@ -12,7 +12,8 @@ from XAICLIPLib.errors import Cancelled
 
 PACE_AFTER_S, PACE_AFTER_SHARE = 3.0, 0.05
 """The time left is told once a stage has gone on for this long, and through this share of its work, after its first
-batch. That one does not count: memory is allocated and caches are cold then. After ten times as long it is told always."""
+batch. That one does not count: memory is allocated and caches are cold then. After ten times as long it is told in any
+case."""
 
 Stage = Literal["localize", "segment", "explain", "check"]
 

@@ -45,8 +45,8 @@ def add_command(commands: Any) -> None:
         description="Explain why a segmentation network drew a structure where it did. Writes figure.png (look at it "
         "first), saliency.nrrd (the map), probed.nrrd (where something was tried), standard_error.nrrd (of methods "
         "with chance in them), region.nrrd, segmentation.nrrd, target.nrrd (where a mask or a box was given for it), "
-        "explanation.json (all numbers) and, beside the folders of several structures, overview.html. Nothing "
-        "leaves this machine.",
+        "sufficient.nrrd and necessary.nrrd (with --check), explanation.json (all numbers) and, beside the folders of "
+        "several structures, overview.html. Nothing leaves this machine.",
         epilog="Once parts are hidden, Ctrl-C, SIGTERM and a lost terminal end with what is known so far, a second "
         "Ctrl-C at once. Exit status: 0 done, 1 an input cannot be used, 2 a wrong option, 3 one of several structures "
         "was not explained, 130 interrupted.",
