@@ -165,16 +165,16 @@ def unusual_volume(evidence: Evidence) -> ReliabilityFlag | None:
         return None
     volume, (least, most) = evidence.volume_ml, structure.volume_ml
     small = volume < least and not evidence.is_cut
-    drawn, usual = f"The network draws {volume:,.3g} ml of {evidence.name}", f"{least:,g} to {most:,g} ml in adults"
+    subject, usual = f"The network draws {volume:,.3g} ml of {evidence.name}", f"{least:,g} to {most:,g} ml in adults"
     if volume >= 1000:
-        drawn = f"The network draws {volume / 1000:.1f} l of {evidence.name}"
+        subject = f"The network draws {volume / 1000:.1f} l of {evidence.name}"
     return _flag(
         "unusual volume",
         volume,
         least if small else most,
         small or volume > most,
-        f"{drawn}, which has {usual}: it may have drawn something else, or the spacing of the scan may be wrong.",
-        f"{drawn}{', as far as the scan shows it' if evidence.is_cut else ''}; usual are {usual}.",
+        f"{subject}, which has {usual}: it may have drawn something else, or the spacing of the scan may be wrong.",
+        f"{subject}{', as far as the scan shows it' if evidence.is_cut else ''}; usual are {usual}.",
     )
 
 

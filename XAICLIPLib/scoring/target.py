@@ -138,12 +138,12 @@ def what_is_drawn(
     if group is None or not group.members or name in (classes.get(label) for label in labels):
         return name, labels, ()
     activation = prediction.segmenter.activation
-    drawn = tuple(label for label in labels if bool(decided(prediction.logits, (label,), activation).any()))
-    absent = anatomy.members_without(group, {label: classes[label] for label in drawn})
-    if not drawn or not absent:
-        return name, drawn or labels, ()
-    of_labels = dict.fromkeys(getattr(anatomy.resolve(classes[label]), "name", classes[label]) for label in drawn)
-    return (" and ".join(of_labels) if len(of_labels) <= NAMED_TOGETHER else name), drawn, absent
+    present = tuple(label for label in labels if bool(decided(prediction.logits, (label,), activation).any()))
+    absent = anatomy.members_without(group, {label: classes[label] for label in present})
+    if not present or not absent:
+        return name, present or labels, ()
+    of_labels = dict.fromkeys(getattr(anatomy.resolve(classes[label]), "name", classes[label]) for label in present)
+    return (" and ".join(of_labels) if len(of_labels) <= NAMED_TOGETHER else name), present, absent
 
 
 NAMED_TOGETHER = 3

@@ -111,10 +111,10 @@ def explain_each(
             continue
         own = replace(run, warnings=list(run.warnings), timings=dict(run.timings))
         try:
-            found = cases.get(one.prompt) or case_of.pointed_at(one, own)
-            own.warnings += [*found.warnings, *_not_explained(prompt, missing)]
+            target = cases.get(one.prompt) or case_of.pointed_at(one, own)
+            own.warnings += [*target.warnings, *_not_explained(prompt, missing)]
             explanation = pipeline.explain_target(
-                *(found.models, scan, one, found.case, found.probability, own, on_estimate),
+                *(target.models, scan, one, target.case, target.probability, own, on_estimate),
                 *(check, model, torch_device),
             )
         except InputError as error:
@@ -187,7 +187,7 @@ def _without_class(questions: Sequence[Question], segmenter: Segmenter | Prompta
 
 
 @dataclass(frozen=True)
-class _Found:
+class _TargetOfOne:
     """A target in the network's answer, ready to be explained."""
 
     models: Models
@@ -205,11 +205,11 @@ class _Cases:
     device: torch.device
     run: Run
 
-    def shared(self, questions: Sequence[Question], missing: dict[str, str]) -> dict[str, _Found]:
+    def shared(self, questions: Sequence[Question], missing: dict[str, str]) -> dict[str, _TargetOfOne]:
         """The targets in one answer, by their prompts; what is not drawn is added to those that are missing."""
         if isinstance(self.models.segmenter, Promptable):
             return {}
-        cases: dict[str, _Found] = {}
+        cases: dict[str, _TargetOfOne] = {}
         with self.run.timed("segment"):
             prediction = pipeline.predict_scan(self.models, questions[0], self.device, self.run)
             other: TargetCase | None = None
@@ -222,17 +222,17 @@ class _Cases:
                         raise
                     missing[one.prompt] = _reason(error)
                 else:
-                    cases[one.prompt] = _Found(self.models, other, None, own.warnings)
+                    cases[one.prompt] = _TargetOfOne(self.models, other, None, own.warnings)
         return cases
 
-    def pointed_at(self, question: Question, run: Run) -> _Found:
+    def pointed_at(self, question: Question, run: Run) -> _TargetOfOne:
         """The target of a network that must be pointed at."""
         models = replace(self.models)
         with run.timed("localize"):
             probability = pipeline.point_at_prompt(models, self.scan, question, run)
         with run.timed("segment"):
             prediction = pipeline.predict_scan(models, question, self.device, run)
-            return _Found(models, pipeline.find_target(prediction, models, self.scan, question, run), probability)
+            return _TargetOfOne(models, pipeline.find_target(prediction, models, self.scan, question, run), probability)
 
 
 def _reason(error: InputError) -> str:
