@@ -196,7 +196,8 @@ def test_a_line_may_have_a_mebibyte_and_no_more() -> None:
 
 def test_a_reply_is_a_line_of_ascii_that_says_null_for_what_is_not_known() -> None:
     text = encode(Progress(id=3, stage="explain", done=0, total=9))
-    assert text == b'{"type": "progress", "id": 3, "stage": "explain", "done": 0, "total": 9, "seconds_left": null}\n'
+    values = b'"stage": "explain", "done": 0, "total": 9, "seconds_left": null, "warning": null'
+    assert text == b'{"type": "progress", "id": 3, ' + values + b"}\n"
     assert parse_reply(text) == Progress(id=3, stage="explain", done=0, total=9)
     umlaut = encode(Error(kind="input", message="Kein Ödem\nhier"))
     assert umlaut.isascii()
