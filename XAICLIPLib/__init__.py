@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from XAICLIPLib.scoring.scorer import Scorer
     from XAICLIPLib.scoring.target import Target
     from XAICLIPLib.segmentation.sliding_window import SlidingWindow, Tiling, predict_logits
+    from XAICLIPLib.several.explain_each import explain_each
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ __all__ = [
     "Tiling",
     "__version__",
     "explain",
+    "explain_each",
     "final",
     "lime",
     "occlusion",
@@ -47,6 +49,7 @@ __all__ = [
 _HOME = {
     # From files, names and words
     "explain": "pipeline",
+    "explain_each": "several.explain_each",
     "Explanation": "explanation",
     "read_volume": "imaging",
     "InputError": "errors",

@@ -71,6 +71,9 @@ class Structure:
         Typical largest extent in an adult.
     members : tuple of str
         Names of the structures that it consists of; empty for most.
+    volume_ml : tuple of float, or None
+        The least and the most that an adult's may have, within wide bounds (the vocabulary says by which source); None
+        where that is not known.
     """
 
     name: str
@@ -85,6 +88,7 @@ class Structure:
     region: Code | None
     size_mm: float
     members: tuple[str, ...]
+    volume_ml: tuple[float, float] | None = None
 
     @property
     def phrases(self) -> tuple[str, ...]:
@@ -132,6 +136,9 @@ def _structures(line: dict[str, Any], data: dict[str, Any]) -> Iterator[Structur
         return Code("SCT", *pair) if pair else None
 
     def structure_of(name: str, side: Side | None, **words: Iterable[str]) -> Structure:
+        volume = line.get("volume_ml")
+        if volume is not None and "both" in line and side is None:
+            volume = [len(SIDES) * bound for bound in volume]
         laterality = (side or "both") if "both" in line else line.get("modifier")
         return Structure(
             name=name,
@@ -146,6 +153,7 @@ def _structures(line: dict[str, Any], data: dict[str, Any]) -> Iterator[Structur
             region=code(line.get("region")),
             size_mm=float(line["size_mm"]),
             members=tuple(words["members"]),
+            volume_ml=None if volume is None else (volume[0], volume[1]),
         )
 
     kinds = ("synonyms", "adjectives", "aliases", "members")
@@ -255,6 +263,65 @@ def resolve(prompt: str) -> Structure | None:
         or _lookup([part for word in bare for part in _corrected(word)])
     )
     return vocabulary()[name] if name else None
+
+
+_BETWEEN_PROMPTS = re.compile(r"(?:\s*(?:[,;&+/]|\b(?:and|plus)\b)\s*)+", re.IGNORECASE)
+"""What may stand between the structures of one text."""
+
+LONGEST_LIST = 3
+"""So many pieces of a text may name one structure together: "kidney, left", "left and right kidney"."""
+
+
+def prompts_in(text: str) -> tuple[str, ...]:
+    """The prompts that a text consists of: "liver and left kidney" is two.
+
+    A text that means one structure, or one group, is one prompt, and so is a text without any structure. A piece
+    that means nothing is a prompt of its own where others mean something. What is named twice is there once.
+    """
+    ends = [(0, 0), *(match.span() for match in _BETWEEN_PROMPTS.finditer(text)), (len(text), len(text))]
+    count = len(ends) - 1
+    if count == 1 or resolve(text) is not None:
+        return (text,)
+    # The fewest prompts that leave the fewest pieces without a meaning, up to each piece.
+    best: list[tuple[int, int, tuple[str, ...]]] = [(0, 0, ())]
+    for last in range(1, count + 1):
+        choices = []
+        for first in range(max(1, last - LONGEST_LIST + 1), last + 1):
+            piece = text[ends[first - 1][1] : ends[last][0]].strip()
+            unknown, prompts, before = best[first - 1]
+            if not piece:
+                choices.append(best[first - 1])
+            elif first == last or resolve(piece) is not None:
+                choices.append((unknown + (resolve(piece) is None), prompts + 1, (*before, piece)))
+        best.append(min(choices, key=lambda choice: choice[:2]))
+    unknown, number, prompts_of_text = best[-1]
+    if unknown == number:
+        return (text,)
+    names = {getattr(resolve(prompt), "name", prompt.lower()): prompt for prompt in reversed(prompts_of_text)}
+    return tuple(reversed(names.values()))
+
+
+def sides_of(prompt: str) -> tuple[str, ...]:
+    """The left and the right structure of a prompt for both ("kidneys", "left and right lung"); else nothing."""
+    pair = resolve(prompt)
+    members = pair.members if pair else ()
+    return members if sorted(str(vocabulary()[member].side) for member in members) == sorted(SIDES) else ()
+
+
+def name_of(prompt: str) -> str:
+    """The name of the structure that a prompt means; the prompt itself where it means none."""
+    structure = resolve(prompt)
+    return structure.name if structure else prompt
+
+
+def has_several_pieces(text: str) -> bool:
+    """Whether something in a text stands between pieces of it, such as a comma."""
+    return _BETWEEN_PROMPTS.search(text) is not None
+
+
+def names_several(text: str) -> bool:
+    """Whether a text names several structures, or both sides of one."""
+    return len(prompts_in(text)) > 1 or bool(sides_of(text))
 
 
 MIN_SIMILARITY = 75
@@ -484,6 +551,19 @@ def joint_labels(structure: Structure, labels: Mapping[int, str]) -> dict[int, S
     }
     structures = {label: resolve(name) for label, name in labels.items()}
     return {label: match for label, match in structures.items() if match and match.name in joint}
+
+
+def members_without(group: Structure, labels: Mapping[int, str]) -> list[str]:
+    """Names of what a group consists of and no label means; none where a label means the group itself.
+
+    A member of which there is nothing is named as a whole, else its parts are.
+    """
+    if any(getattr(resolve(name), "name", "") == group.name for name in labels.values()):
+        return []
+    absent: list[str] = []
+    for member in map(vocabulary().__getitem__, group.members):
+        absent += members_without(member, labels) if match_label(member, labels) else [member.name]
+    return absent
 
 
 def _is_part(structure: Structure, part_names: frozenset[str]) -> bool:

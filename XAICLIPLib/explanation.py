@@ -24,6 +24,7 @@ _REGION_WORDS = {
     "whole": "unguided ",
     "prediction": "around the prediction: ",
     "prediction box": "in the prediction's box: ",
+    "guided and prediction": "guided, and around the prediction: ",
     "file": "in a given region: ",
 }
 """Before the name of a method, by the source of the region."""

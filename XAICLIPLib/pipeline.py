@@ -20,7 +20,7 @@ import SimpleITK as sitk
 import torch
 from torch import Tensor
 
-from XAICLIPLib import imaging
+from XAICLIPLib import anatomy, imaging
 from XAICLIPLib.errors import InputError, MethodUnsuited
 from XAICLIPLib.evaluation import assessment, key_regions, network_response, reliability, suitability
 from XAICLIPLib.evaluation.reliability_flag import ReliabilityFlag, in_reading_order
@@ -38,6 +38,7 @@ from XAICLIPLib.localization.region import (
     prediction_region,
     region_from_mask,
     whole_region,
+    with_prediction,
     with_target,
 )
 from XAICLIPLib.localization.search import PromptSearch, check_choices
@@ -45,16 +46,28 @@ from XAICLIPLib.localization.slices import Modality
 from XAICLIPLib.models import catalogue
 from XAICLIPLib.progress import Progress, Run
 from XAICLIPLib.reporting import record
-from XAICLIPLib.reporting.measurements import cautions, measure
+from XAICLIPLib.reporting.measurements import cautions, correction, measure, touches_edge
 from XAICLIPLib.scoring.options import BASELINES, PARTS, PRECISIONS, SCORES, Baseline, Part, Precision, Score
-from XAICLIPLib.scoring.target import RIM_MM, Target, class_of, make_target
+from XAICLIPLib.scoring.target import (
+    RIM_MM,
+    Target,
+    class_among,
+    class_called,
+    class_of,
+    classes_of,
+    make_target,
+    what_is_drawn,
+)
 from XAICLIPLib.segmentation.networks.described import Predictor, from_object
-from XAICLIPLib.segmentation.prediction import Inference, label_values, predict, values_of
+from XAICLIPLib.segmentation.prediction import Inference, Prediction, label_values, predict, values_of
 from XAICLIPLib.segmentation.segmenter import Promptable, Segmenter
 from XAICLIPLib.system.devices import choose_device
 
 REGIONS = ("guided", "whole", "prediction")
 """Words for a region."""
+
+MOST_NAMED = 3
+"""So many structures that are not there are named in a warning."""
 
 ESTIMATE_EVERY_S = 2.0
 ESTIMATE_SHARE = 0.1
@@ -86,8 +99,8 @@ def explain(
     labels: Mapping[int, str] | None = None,
     check: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
-    on_warning: Callable[[str], None] | None = None,
     on_estimate: Callable[[sitk.Image], None] | None = None,
+    on_warning: Callable[[str], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
     **parameters: Any,
 ) -> Explanation:
@@ -156,10 +169,11 @@ def explain(
         network, and whether a little noise in the scan changes it. Takes somewhat longer than another explanation.
     on_progress
         Called after every batch.
-    on_warning
-        Called before the work begins with the warnings that are known by then; all are in the result as well.
     on_estimate
         Called with the saliency so far, in the input's geometry, at most every two seconds and for a tenth of the time.
+    on_warning
+        Called with what the user should know before the work is done, such as that the scan is not for this network;
+        it is among the explanation's warnings as well.
     cancelled
         Asked between batches. Once perturbing has begun, True ends with the partial result.
     **parameters
@@ -176,22 +190,26 @@ def explain(
     ----------
     Alzubaidi et al. "XAI-CLIP", arXiv 2602.07017, 2026.
     """
-    chosen = method or (methods.implied(parameters) if effect == "total" else methods.FALLBACK)
-    question = Question.checked(
-        prompt=" ".join(prompt.split()),
+    question = Question.of(
+        prompt,
         target=target,
         region=region,
-        method=methods.method(chosen, **parameters),
-        fallback=None if method or chosen == methods.FALLBACK else methods.method(methods.FALLBACK),
+        method=method,
         effect=effect,
         score=score,
         baseline=baseline,
         precision=precision,
         batch_size=batch_size,
         seed=seed,
-        search=PromptSearch.checked(localizer, threshold, margin_mm, modality, prompts),
+        localizer=localizer,
+        threshold=threshold,
+        margin_mm=margin_mm,
+        modality=modality,
+        prompts=prompts,
+        **parameters,
     )
-    run = Run(on_progress, cancelled or (lambda: False), on_warning=on_warning)
+    run = Run(on_progress, cancelled or (lambda: False), on_warning)
+    check_words(question, model, run)
     torch_device = choose_device(device)
 
     with run.timed("read"):
@@ -202,7 +220,30 @@ def explain(
     with run.timed("localize"):
         probability = point_at_prompt(models, scan, question, run)
     with run.timed("segment"):
-        target_case = segment(models, scan, question, torch_device, run)
+        prediction = predict_scan(models, question, torch_device, run)
+        target_case = find_target(prediction, models, scan, question, run)
+        del prediction  # whose logits take the most memory
+    return explain_target(
+        models, scan, question, target_case, probability, run, on_estimate, check, model, torch_device
+    )
+
+
+def explain_target(
+    models: Models,
+    scan: Scan,
+    question: Question,
+    target_case: TargetCase,
+    probability: sitk.Image | None,
+    run: Run,
+    on_estimate: Callable[[sitk.Image], None] | None,
+    check: bool,
+    model: Any,
+    device: torch.device,
+) -> Explanation:
+    """Explain a target that was found in the network's answer: the steps of `explain` from the region on."""
+    for flag in target_case.suitability:
+        if flag.raised:
+            run.tell(flag.sentence)  # now, and not after minutes; among the warnings it is one of the flags
     with run.timed("localize"):
         search_area = find_region(models, scan, question, target_case, probability, run)
     question = question.sized_for(imaging.volume_ml(target_case.mask))
@@ -236,7 +277,7 @@ def explain(
         check,
         run,
         model,
-        torch_device,
+        device,
     )
 
 
@@ -266,6 +307,9 @@ def localize(
         `cancelled` said so.
     """
     search = PromptSearch.checked(localizer, threshold, margin_mm, modality, prompts)
+    several = anatomy.prompts_in(prompt)
+    if len(several) > 1 and all(map(anatomy.resolve, several)):
+        raise InputError(f'"{prompt}" names {len(several)} structures ({", ".join(several)}): look for one of them.')
     run = Run(on_progress, cancelled or (lambda: False))
     (read,) = read_images([image], series)
     volume, kind = read.image, modality_of(read, modality)
@@ -300,20 +344,45 @@ class Question:
     search: PromptSearch
 
     @classmethod
-    def checked(cls, *, batch_size: int | None, seed: int, **given: Any) -> Question:
-        """The question; raises `InputError` for a choice that cannot be used."""
-        choices = {"score": SCORES, "effect": PARTS, "baseline": BASELINES, "precision": PRECISIONS}
-        check_choices(**{name: (given[name], known) for name, known in choices.items()})
-        if given["effect"] != "total" and not given["method"].captions.value:
+    def of(
+        cls,
+        prompt: str,
+        *,
+        target: MaskSource | None = None,
+        region: MaskSource = "guided",
+        method: str | None = None,
+        score: Score = "soft dice",
+        effect: Part = "total",
+        baseline: Baseline = "air",
+        precision: Precision = "auto",
+        batch_size: int | None = None,
+        seed: int = 0,
+        localizer: str | Path | Localizer | None = None,
+        threshold: float | None = None,
+        margin_mm: float = MARGIN_MM,
+        modality: Modality | None = None,
+        prompts: str | Path | None = None,
+        **parameters: Any,
+    ) -> Question:
+        """The question that parameters of `explain` ask; raises `InputError` for a choice that cannot be used."""
+        search = PromptSearch.checked(localizer, threshold, margin_mm, modality, prompts)
+        name = method or (methods.implied(parameters) if effect == "total" else methods.FALLBACK)
+        chosen_method = methods.method(name, **parameters)
+        fallback = None if method or name == methods.FALLBACK else methods.method(methods.FALLBACK)
+        check_choices(score=(score, SCORES), effect=(effect, PARTS))
+        check_choices(baseline=(baseline, BASELINES), precision=(precision, PRECISIONS))
+        if effect != "total" and not chosen_method.captions.value:
             raise InputError(
-                f"The effect {given['effect']} is of methods that hide places, and {given['method'].name} hides none: "
+                f"The effect {effect} is of methods that hide places, and {chosen_method.name} hides none: "
                 f"choose the effect total, or a method such as {methods.FALLBACK}."
             )
-        region = given["region"]
         if isinstance(region, str) and region not in REGIONS and not is_mask(region):
             raise InputError(f"The region {region} is neither {', '.join(REGIONS)}, a box nor the file of a mask.")
         batch_size = None if batch_size is None else _whole_number("batch_size", batch_size, 1)
-        return cls(batch_size=batch_size, seed=_whole_number("seed", seed, 0), **given)
+        seed = _whole_number("seed", seed, 0)
+        words = " ".join(prompt.split())
+        how = (score, effect, baseline, precision, batch_size, seed, search)
+        return cls(words, target, region, chosen_method, fallback, *how)
 
     @property
     def guided(self) -> bool:
@@ -329,6 +398,24 @@ class Question:
         """With the sizes that were left open chosen for a structure of this volume."""
         fallback = self.fallback and self.fallback.sized_for(volume_ml)
         return replace(self, method=self.method.sized_for(volume_ml), fallback=fallback)
+
+
+def check_words(question: Question, model: Any, run: Run) -> None:
+    """Refuse words that mean nothing, and tell of those that were corrected, before anything is read.
+
+    Only where the classes of the network are known by then: of one that ships, or that is loaded already.
+    """
+    by_name = isinstance(question.target, str) and not is_mask(question.target)
+    words = str(question.target) if by_name else question.prompt
+    corrected = correction(words)
+    if corrected:
+        run.tell(corrected)
+    if model is None or isinstance(model, (str, Path)):
+        classes = dict(enumerate(catalogue.listed_structures(model)))
+    else:
+        classes = {} if isinstance(model, Promptable) or not hasattr(model, "labels") else classes_of(model)
+    if classes and class_called(words, classes) is None and anatomy.resolve(words) is None:
+        class_among(question.prompt, question.target, classes, "")
 
 
 # --- the steps ----------------------------------------------------------------------------------------------------
@@ -436,13 +523,12 @@ def load_models(
     search = question.search
     flag = suitability.modality_flag(scan.kind, segmenter.name, segmenter.modality)
     if flag is not None and flag.raised:
-        run.warn_now(flag.sentence)  # among the result's warnings with the other flags
+        run.tell(flag.sentence)  # among the result's warnings with the other flags
     localizer = load_localizer(search.localizer, device, search.prompts) if needed else None
     if localizer is not None:
         listed = catalogue.modality_of_localizer(localizer.name)
         if (caution := suitability.localizer_caution(scan.kind, localizer.name, listed)) is not None:
-            run.warn_now(caution)
-            run.warnings.append(caution)
+            run.warn(caution)
     return Models(segmenter, image, localizer, pointed_by)
 
 
@@ -520,19 +606,35 @@ class TargetCase:
         return imaging.resample_like(self.inference.prepared.as_image(values), scan.volume, interpolation)
 
 
-def segment(models: Models, scan: Scan, question: Question, device: torch.device, run: Run) -> TargetCase:
-    """Run the network, and say what of its answer is the target."""
-    segmenter = models.ready
-    prediction = predict(
-        segmenter, models.image, device, question.batch_size, lambda done, total: run.advance("segment", done, total)
+def predict_scan(models: Models, question: Question, device: torch.device, run: Run) -> Prediction:
+    """Run the network over the scan."""
+    return predict(
+        models.ready, models.image, device, question.batch_size, lambda done, total: run.advance("segment", done, total)
     )
+
+
+def find_target(
+    prediction: Prediction, models: Models, scan: Scan, question: Question, run: Run, other: TargetCase | None = None
+) -> TargetCase:
+    """Say what of the network's answer is the target; ``other`` is another target in the same answer."""
+    segmenter = models.ready
     name, labels = class_of(question.prompt, question.target, segmenter)
+    if scan.target_mask is None:
+        name, labels, absent = what_is_drawn(group := name, labels, prediction)
+        if absent:
+            more = f" (and {len(absent) - MOST_NAMED} more)" if len(absent) > MOST_NAMED else ""
+            run.warnings.append(
+                f"Of the {group}, the network draws no {' and no '.join(absent[:MOST_NAMED])}{more} in this volume: "
+                f"only what it draws is explained, and recorded as {name}."
+            )
     in_a_box = parse_box(question.target) is not None
     unsuited = suitability.mismatch(scan.kind, segmenter.modality)
     target = make_target(name, labels, scan.target_mask, prediction, box=in_a_box, unsuited=unsuited)
     mask = scan.target_mask
     if mask is None or in_a_box:
         mask = imaging.resample_labels(prediction.prepared.as_image(target.reference), scan.volume)
+    if other is not None:
+        return replace(other, target=target, labels=labels, mask=mask)
     return TargetCase(
         prediction.without_logits(),
         prediction.decision().cpu(),
@@ -559,6 +661,8 @@ def find_region(
         if probability is None:
             probability = search.locate(models.localizer, volume, question.prompt, scan.modality, run)
         region = search.region(models.localizer, volume, probability, question.prompt, case.mask)
+        if question.target is None:  # else the prompt says where to look, and the target what for
+            region = with_prediction(region, volume, case.mask, case.target.name, search.margin_mm)
     elif question.around_prediction:
         predicted = _mask_of(case.segmentation, values_of(models.ready, case.shared, case.labels))
         region = prediction_region(volume, predicted, search.margin_mm)
@@ -568,7 +672,8 @@ def find_region(
         region = region_from_mask(volume, scan.region_mask, case.mask)
     if scan.target_mask is not None and region.source not in ("whole", "file"):
         region = with_target(region, volume, scan.target_mask, search.margin_mm)
-    run.warnings += region.warnings
+    for warning in region.warnings:
+        run.warn(warning)
     return region
 
 
@@ -631,7 +736,7 @@ def assemble_explanation(
     """Measure the map, and put everything together."""
     scorer, name = setting.scorer, case.target.name
     values = last.saliency() if complete else last.measured()  # no guesses in a result
-    agreement = region.agreement if region.source == "guided" else None
+    agreement = region.agreement if region.source == "guided" else region.localizer_agreement
     evidence = assessment.evidence_of(name, question.method, setting, last, values, agreement)
     saliency = case.on_scan(values, scan)
     error = last.standard_error()
@@ -654,7 +759,15 @@ def assemble_explanation(
     run.warnings += cautions(name, words, case.mask, region, scorer.full_score, bounded)
     checked = check_map(question, setting, last, values, run) if check and complete else assessment.Assessment()
     enough = None if checked.regions is None else checked.regions.sufficient_ml
-    evidence = replace(evidence, faithfulness=checked.faithfulness, stability=checked.stability, sufficient_ml=enough)
+    is_whole = scan.target_mask is None
+    evidence = replace(
+        evidence,
+        faithfulness=checked.faithfulness,
+        stability=checked.stability,
+        sufficient_ml=enough,
+        volume_ml=measurements["target_volume_ml"] if is_whole else None,
+        is_cut=touches_edge(case.mask),
+    )
     flags = in_reading_order([*case.suitability, *reliability.reliability_flags(evidence)])
     run.warnings[:0] = [flag.sentence for flag in flags if flag.raised]
     if not complete:

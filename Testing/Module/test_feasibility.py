@@ -103,3 +103,13 @@ def test_a_network_that_does_not_load_yet_is_asked_again_with_trust(
     session.descriptions[str(tmp_path)] = ("lesion",)
     ready.trustCheckBox.setChecked(True)
     wait(lambda: completions(choices) == ["lesion"])
+
+
+def test_of_several_structures_those_that_can_be_explained_are(module_path: Path, slicer_host: Any) -> None:
+    from XAICLIPModule.panel.feasibility import objection
+
+    classes = ("liver", "left kidney")
+    assert objection("liver and left kidney", "net", classes) == ""
+    assert objection("liver and spleen", "net", classes) == ""
+    assert "does not draw the pancreas" in objection("pancreas, spleen", "net", classes)
+    assert '"toenail" names no structure' in objection("liver, toenail", "net", classes)

@@ -472,3 +472,43 @@ def test_slicer_stays_usable_while_the_worker_computes(
     # Generous, because the machine that tests may be busy; typical are 20 ms.
     assert max(gaps) < 1.0, f"blocked for {max(gaps):.2f} s"
     assert sorted(gaps)[len(gaps) * 95 // 100] < 0.1
+
+
+def test_several_structures_are_several_results_and_the_first_is_shown(
+    panel: Any, ready: Any, session: Any, volume: Any, layout_manager: Any
+) -> None:
+    import slicer
+
+    ready.promptLineEdit.setText("liver, spleen and gallbladder")
+    ready.applyButton.click()
+    session.estimate(volume)
+    developing = ready.resultSelector.currentNode() or panel.panel.results._node
+    session.explainSeveral(volume, ["liver", "spleen"], {"gallbladder": "the network finds none"})
+    first = ready.resultSelector.currentNode()
+    assert first is developing and first.GetName().startswith("scan – liver – ")
+    others = [
+        node
+        for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
+        if node.GetAttribute("XAICLIP.Structure") and node is not first
+    ]
+    assert [node.GetAttribute("XAICLIP.Structure") for node in others] == ["spleen"]
+    said = ready.statusLabel.text
+    assert "liver, spleen were explained" in said and "gallbladder was not explained: the network finds none." in said
+    contours = [node.GetNodeReference("xaiclipSegmentation").GetDisplayNode() for node in (first, *others)]
+    assert [bool(display.GetVisibility()) for display in contours] == [True, False]
+    ready.resultSelector.setCurrentNode(others[0])
+    assert "spleen" in panel.panel.results.explanation().record["target"]["name"]
+    assert panel.panel.results.explanation().figure.is_file(), "the picture of each is kept"
+    assert [bool(display.GetVisibility()) for display in contours] == [False, True]
+
+
+def test_a_warning_of_a_run_is_read_while_it_goes_on(ready: Any, session: Any, volume: Any) -> None:
+    ready.applyButton.click()
+    told = {"stage": "explain", "done": 1, "total": 9}
+    session.answer("progress", **told, warning="The network is for MR.")
+    session.answer("progress", **told)
+    assert ready.statusLabel.text.endswith("\nThe network is for MR.")
+    session.explain(volume)
+    ready.applyButton.click()
+    session.answer("progress", **told)
+    assert "MR" not in ready.statusLabel.text, "of the run before"

@@ -201,7 +201,7 @@ def test_file_is_one_structure_a_line() -> None:
     data = json.loads("\n".join(lines))
     assert [json.loads(row.rstrip(","))["name"] for row in rows] == [s["name"] for s in data["structures"]]
     allowed = set("name both side synonyms adjectives aliases category modalities snomed modifier region".split())
-    assert set().union(*data["structures"]) <= allowed | {"size_mm", "members"}
+    assert set().union(*data["structures"]) <= allowed | {"size_mm", "volume_ml", "members"}
     assert data["about"]
 
 
@@ -291,6 +291,42 @@ def test_sizes_are_plausible(structures: list[Structure]) -> None:
     for s in structures:
         for member in s.members:
             assert anatomy.structure(member).size_mm <= s.size_mm, (s.name, member)
+
+
+@pytest.mark.parametrize(
+    ("name", "woman", "man"),
+    [
+        ("liver", 1400, 1800),
+        ("spleen", 130, 150),
+        ("left kidney", 138, 155),
+        ("right kidney", 138, 155),
+        ("kidneys", 275, 310),
+        ("pancreas", 120, 140),
+        ("gallbladder", 56, 68),
+        ("stomach", 370, 400),
+        ("left adrenal gland", 6.5, 7),
+        ("brain", 1300, 1450),
+        ("heart", 620, 840),
+        ("thyroid gland", 17, 20),
+        ("esophagus", 35, 40),
+        ("left eye", 7.5, 7.5),
+    ],
+)
+def test_volumes_are_wide_bounds_around_the_reference_adults(name: str, woman: float, man: float) -> None:
+    """Masses in g of ICRP Publication 89."""
+    bounds = anatomy.structure(name).volume_ml
+    assert bounds is not None
+    assert bounds[0] <= 0.6 * woman and 1.7 * man <= bounds[1] <= 25 * man
+
+
+def test_a_structures_volume_can_be_that_of_its_parts(structures: list[Structure]) -> None:
+    for s in structures:
+        if s.volume_ml is not None:
+            assert 0 < s.volume_ml[0] < s.volume_ml[1]
+            of_parts = [v for v in (anatomy.structure(member).volume_ml for member in s.members) if v is not None]
+            assert all(part[1] <= s.volume_ml[1] for part in of_parts), s.name
+    left, both = anatomy.structure("left kidney").volume_ml, anatomy.structure("kidneys").volume_ml
+    assert left is not None and both == (2 * left[0], 2 * left[1])
 
 
 def test_modalities(structures: list[Structure]) -> None:

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,9 @@ from XAICLIPModule.worker.report_question import ReportQuestion
 from XAICLIPModule.worker.shared_session import SHARED
 from XAICLIPModule.worker.signals import Signal
 from XAICLIPModule.worker.worker_session import Answer, Ended, Session
+
+LARGE_FILES = ("saliency", "region")
+"""Of a result, as large as the scan."""
 
 
 class State(Enum):
@@ -114,6 +117,8 @@ class XAICLIPLogic(ScriptedLoadableModuleLogic):
         Emitted with the new `State`.
     progressed
         Emitted with stage, done, total and the seconds left of that stage (None while not known).
+    warned
+        Emitted with a sentence that the user should read before the result is there, which holds it too.
     appeared
         Emitted with the saliency volume when the first map of a run is shown.
     estimated
@@ -145,11 +150,10 @@ class XAICLIPLogic(ScriptedLoadableModuleLogic):
     def __init__(self, session: Session | None = None) -> None:
         ScriptedLoadableModuleLogic.__init__(self)
         self.stateChanged, self.progressed = Signal(), Signal()
-        self.earlyWarning = ""
         self.appeared, self.estimated = Signal(), Signal()
         self.finished, self.regionFound = Signal(), Signal()
         self.reported, self.downloaded, self.removed = Signal(), Signal(), Signal()
-        self.failed, self.cancelled = Signal(), Signal()
+        self.failed, self.cancelled, self.warned = Signal(), Signal(), Signal()
         self._sharesSession = session is None
         self.session: Session = session if session is not None else SHARED.join(self)
         self.views = SliceViews()
@@ -414,7 +418,8 @@ class XAICLIPLogic(ScriptedLoadableModuleLogic):
     def _onReply(self, run: _Run, reply: Answer) -> None:
         if isinstance(reply, protocol.Progress):
             if run is self._run and not run.dropped:
-                self.earlyWarning = reply.warning or ""
+                if reply.warning:
+                    self.warned.emit(reply.warning)
                 self.progressed.emit(reply.stage, reply.done, reply.total, reply.seconds_left)
         elif isinstance(reply, protocol.Estimate):
             self._onEstimate(run, Path(reply.files["saliency"]))
@@ -485,7 +490,16 @@ class XAICLIPLogic(ScriptedLoadableModuleLogic):
         assert isinstance(reply, protocol.Explained)
         saliency = run.saliency
         run.isLoading = True
-        nodes = yield from results.load(volumeNode, reply.files, reply.record, question.resultName(), saliency)
+        isOneOfSeveral = bool(reply.further or reply.missing)
+        name = question.resultName(str(reply.record["prompt"]) if isOneOfSeveral else None)
+        if isOneOfSeveral and saliency is not None:
+            saliency.SetName(slicer.mrmlScene.GenerateUniqueName(name))
+        nodes = yield from results.load(volumeNode, reply.files, reply.record, name, saliency)
+        further = []
+        for one in reply.further or ():
+            name = question.resultName(str(one["record"]["prompt"]))
+            further.append((yield from results.load(volumeNode, one["files"], one["record"], name)))
+        nodes = replace(nodes, further=tuple(further), missing=dict(reply.missing or {}))
         if run.before is None:
             self._showFirst(run, nodes.saliency)
         elif not self.views.isShown(nodes.saliency):
@@ -493,7 +507,10 @@ class XAICLIPLogic(ScriptedLoadableModuleLogic):
         saliency_display.showLegend(nodes.saliency, True)
         assert run.folder is not None
         # Large files take a while to delete: one in each turn. The rest is for `_end`.
-        for path in (run.folder / "volume.nrrd", *(Path(reply.files[name]) for name in ("saliency", "region"))):
+        written = [
+            one[name] for one in (reply.files, *(f["files"] for f in reply.further or ())) for name in LARGE_FILES
+        ]
+        for path in (run.folder / "volume.nrrd", *map(Path, written)):
             if path.is_file() and isLarge(path.stat().st_size) and path.is_relative_to(run.folder):
                 yield
                 path.unlink(missing_ok=True)
@@ -515,12 +532,11 @@ class XAICLIPLogic(ScriptedLoadableModuleLogic):
             run.turns.stop()
         self._stopWaiting()
         if run is not None and run.folder is not None:
-            kept = run.folder / "results" / "figure.png" if keepFigure else None
-            for path in (run.folder, run.folder / "results"):
-                for file in path.iterdir() if path.is_dir() else ():
-                    if file.is_file() and file != kept:
-                        file.unlink(missing_ok=True)
-            if kept is None or not kept.is_file():
+            kept = set((run.folder / "results").rglob("figure.png")) if keepFigure else set()
+            for file in list(run.folder.rglob("*")):
+                if file.is_file() and file not in kept:
+                    file.unlink(missing_ok=True)
+            if not kept:
                 shutil.rmtree(run.folder, ignore_errors=True)
         self._setState(State.IDLE)
 

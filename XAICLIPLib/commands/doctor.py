@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from XAICLIPLib import __version__
+from XAICLIPLib.commands.models import NOT_HERE
 from XAICLIPLib.commands.terminal import print_json, print_output
 from XAICLIPLib.errors import InputError, first_line
 from XAICLIPLib.system.packages import REQUIREMENTS, installed
@@ -140,7 +141,7 @@ def models() -> list[Diagnosis]:
         what = "segmentation network" if entry.kind == "segmenter" else "localizer"
         try:
             if entry.source != "shipped" and not entry.installed:
-                checks.append(Diagnosis(entry.name, f"{what}, not downloaded (from {entry.origin})", here=False))
+                checks.append(Diagnosis(entry.name, f"{what}, {NOT_HERE} (from {entry.origin})", here=False))
                 continue
             entry.check()
             unchanged = "complete and unchanged" if entry.checksums else f"from {entry.origin}"

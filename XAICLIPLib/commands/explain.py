@@ -5,25 +5,29 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from XAICLIPLib import anatomy
 from XAICLIPLib.commands.results_folder import folder_argument, results_folder
+from XAICLIPLib.commands.several import explain_several
 from XAICLIPLib.commands.summary import summary
-from XAICLIPLib.commands.terminal import Bars, Interrupt, print_json, print_message, print_output
-from XAICLIPLib.errors import Cancelled
+from XAICLIPLib.commands.terminal import (
+    Bars,
+    Interrupt,
+    output_to_stderr,
+    print_json,
+    print_output,
+)
+from XAICLIPLib.errors import Cancelled, InputError
 from XAICLIPLib.explainers import methods
 from XAICLIPLib.scoring import options
-from XAICLIPLib.system.displaytext import one_line
 from XAICLIPLib.system.files import check_exists
 
 if TYPE_CHECKING:
     from XAICLIPLib.explanation import Explanation
-    from XAICLIPLib.progress import Progress
 
 
 PASSED_ON = tuple(
@@ -39,9 +43,13 @@ def add_command(commands: Any) -> None:
         "explain",
         help="explain a scan",
         description="Explain why a segmentation network drew a structure where it did. Writes figure.png (look at it "
-        "first), saliency.nrrd, region.nrrd, segmentation.nrrd and explanation.json. Nothing leaves this machine.",
+        "first), saliency.nrrd (the map), probed.nrrd (where something was tried), standard_error.nrrd (of methods "
+        "with chance in them), region.nrrd, segmentation.nrrd, target.nrrd (where a mask or a box was given for it), "
+        "sufficient.nrrd and necessary.nrrd (with --check), explanation.json (all numbers) and, beside the folders of "
+        "several structures, overview.html. Nothing leaves this machine.",
         epilog="Once parts are hidden, Ctrl-C, SIGTERM and a lost terminal end with what is known so far, a second "
-        "Ctrl-C at once. Exit status: 0 done, 1 an input cannot be used, 2 a wrong option, 130 interrupted.",
+        "Ctrl-C at once. Exit status: 0 done, 1 an input cannot be used, 2 a wrong option, 3 one of several structures "
+        "was not explained, 130 interrupted.",
     )
     explain.add_argument(
         "volume",
@@ -51,7 +59,12 @@ def add_command(commands: Any) -> None:
         "network's order, where it takes several images of one patient at once",
     )
     explain.add_argument(
-        "--prompt", required=True, type=_text, metavar="TEXT", help='what to explain, such as "liver" or "left kidney"'
+        "--prompt",
+        required=True,
+        type=_text,
+        metavar="TEXT",
+        help='what to explain, such as "left kidney"; several structures ("liver, spleen and kidneys") are explained '
+        "one by one, each in a folder of its own, unless --target says what to explain",
     )
     _add_options(explain)
     explain.set_defaults(command=_explain)
@@ -121,7 +134,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threshold",
         type=float,
-        metavar="P",
+        metavar="0..1",
         help="probability from which a place belongs to the guided region; default: the localizer's own",
     )
     parser.add_argument(
@@ -214,14 +227,20 @@ def _add_parameters(group: argparse._ArgumentGroup, parameters: list[dict[str, A
             settings |= {"choices": parameter["choices"]}
         else:
             kinds = {"number": float, "integer": int, "text": str}
-            settings |= {
-                "type": kinds[parameter["type"]],
-                "metavar": parameter["unit"].upper() or parameter["name"].upper(),
-            }
+            settings |= {"type": kinds[parameter["type"]], "metavar": _metavar(parameter)}
         if parameter["default"] not in (None, False):
             settings["help"] += f"; default: {parameter['default']}"
         with contextlib.suppress(argparse.ArgumentError):
             group.add_argument(option, **settings)
+
+
+def _metavar(parameter: dict[str, Any]) -> str:
+    """What stands for the value of an option in the help: its unit, or what it may be."""
+    if parameter["unit"]:
+        return str(parameter["unit"]).upper()
+    if parameter["type"] == "text":
+        return "NAME"
+    return "N" if parameter["type"] == "integer" else f"{parameter['least']:g}..{parameter['most']:g}"
 
 
 def _text(argument: str) -> str:
@@ -251,16 +270,14 @@ def _explain(options: argparse.Namespace) -> int:
         Interrupt(at_once=True) as interrupt,
         results_folder(options.output, options.prompt, interrupt, inputs) as folder,
         _nothing_written_yet(interrupt),
+        _words_of_options(),
     ):
-        explanation, written = explain_and_save(
-            options.volume,
-            options.prompt,
-            folder,
-            interrupt,
-            **{name: getattr(options, name) for name in PASSED_ON},
-            **({} if options.margin_mm is None else {"margin_mm": options.margin_mm}),
-            **{name: value for name in _parameter_names() if (value := getattr(options, name)) is not None},
-        )
+        passed_on = {name: getattr(options, name) for name in PASSED_ON}
+        passed_on |= {} if options.margin_mm is None else {"margin_mm": options.margin_mm}
+        passed_on |= {name: value for name in _parameter_names() if (value := getattr(options, name)) is not None}
+        if options.target is None and anatomy.names_several(options.prompt):
+            return explain_several(options.volume, options.prompt, folder, interrupt, inputs, options.json, passed_on)
+        explanation, written = explain_and_save(options.volume, options.prompt, folder, interrupt, **passed_on)
         if options.json:
             # Read from the file, which has null for numbers that are not finite: JSON cannot hold those.
             record = json.loads(written["explanation"].read_text(encoding="utf-8"))
@@ -284,30 +301,41 @@ def explain_and_save(
 
     from XAICLIPLib.pipeline import explain
 
-    interrupt.at_once = True  # nothing is lost before the scan is perturbed
-
-    def show(progress: Progress) -> None:
-        interrupt.at_once = interrupt.at_once and progress.stage != "explain"
-        bars.show(progress)
-
     torch.set_flush_denormal(True)  # numbers next to zero would slow convolutions down
-    said: list[str] = []
-
-    def warn(sentence: str) -> None:
-        said.append(sentence)
-        print_message(f"Warning: {one_line(sentence)}")
-
-    with (
-        open(os.devnull, "w", encoding="utf-8") as nowhere,
-        contextlib.redirect_stdout(sys.stderr or nowhere),
-    ):
-        with Bars() as bars:
-            explanation = explain(volume, prompt, on_progress=show, on_warning=warn, cancelled=interrupt, **options)
+    interrupt.at_once = True  # nothing is lost before the scan is perturbed
+    with Bars(interrupt) as bars:
+        explanation = explain(
+            volume, prompt, on_progress=bars.show, on_warning=bars.warn_early, cancelled=interrupt, **options
+        )
+    with output_to_stderr():
         written = explanation.save(folder)
     for warning in explanation.warnings:
-        if warning not in said:
-            print_message(f"Warning: {one_line(warning)}")
+        bars.warn(warning)
     return explanation, written
+
+
+@contextlib.contextmanager
+def _words_of_options() -> Iterator[None]:
+    """Let an error name the options that the user typed, and not the parameters of the library."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(with_options(str(error)), *error.ways) from error
+
+
+def with_options(message: str) -> str:
+    """A message of the library with ``--window`` for ``window_mm``, as of an error about a parameter."""
+    names = {*_parameter_names(), "batch_size", "margin_mm", "threshold", "seed"}
+    option = {name: f"--{name.removesuffix('_mm').replace('_', '-')}" for name in names}
+    any_of = "|".join(sorted(names, key=len, reverse=True))
+    of_the_library = "|".join(name for name in names if "_" in name)  # no other words look so
+    message = re.sub(rf"\b(?:{of_the_library})\b", lambda m: option[m[0]], message)
+    message = re.sub(rf"^({any_of})(?= is )", lambda m: option[m[1]], message)
+    about = re.fullmatch(r"(The method \S+ has no parameter )(.*)", message)
+    if about:
+        message = about[1] + re.sub(rf"(?<!-)\b(?:{any_of})\b(?!-)", lambda m: option[m[0]], about[2])
+        message = message.replace("parameter", "option", 1)
+    return message
 
 
 @contextlib.contextmanager

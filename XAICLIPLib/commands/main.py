@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import XAICLIPLib
 from XAICLIPLib.commands import benchmark, demo, doctor, explain, models, report, tune_prompts
+from XAICLIPLib.commands.parser import Parser
 from XAICLIPLib.commands.terminal import drop_output, print_message
 from XAICLIPLib.errors import Cancelled, InputError, first_line
 from XAICLIPLib.system.displaytext import one_line
@@ -18,8 +19,9 @@ from XAICLIPLib.system.packages import packages_quiet
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
-    Returns its exit status: 0 done; 1 an input cannot be used, or something is missing; 130 interrupted, with a partial
-    result where one is announced; 141 whoever read the output went away. A wrong option ends with 2, by argparse.
+    Returns its exit status: 0 done; 1 an input cannot be used, or something is missing; 3 one of several structures was
+    not explained; 130 interrupted, with a partial result where one is announced; 141 whoever read the output went away.
+    A wrong option ends with 2, by argparse.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -65,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="xaiclip",
         description="Why did a segmentation network draw an organ where it did? Hides one small part of the scan after "
         "the other and shows where that changes what the network draws. Research software, not for diagnosis.",

@@ -24,6 +24,9 @@ LISTED_STRUCTURES = 24
 
 LINE_EVERY_S = 5.0
 
+NOT_HERE = "not on this machine"
+"""Of a model: here, and in what `xaiclip doctor` says."""
+
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
     """Add its subcommands to the parser of ``xaiclip models``; without a subcommand, it lists the models."""
@@ -179,10 +182,10 @@ def _source(entry: Any) -> str:
     if entry.installed:
         return f"on this machine, from {entry.origin}"
     if entry.fetched_as("package"):
-        return f"not installed, from {entry.origin}"
+        return f"{NOT_HERE}; `xaiclip models download {entry.name}` says how to install it, from {entry.origin}"
     if entry.kind == "localizer" and (entry.fetched_as("hf-hub") or entry.fetched_as("open_clip")):
-        return f"downloaded from {entry.origin} on first use"
-    return f"to be downloaded from {entry.origin} with `xaiclip models download {entry.name}`"
+        return f"{NOT_HERE}; downloaded from {entry.origin} on first use"
+    return f"{NOT_HERE}; `xaiclip models download {entry.name}` gets it from {entry.origin}"
 
 
 def _print_wrapped(text: str, hanging: str = "") -> None:

@@ -5,17 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from XAICLIPLib import anatomy
 from XAICLIPLib.commands.terminal import Interrupt
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.reporting import output_folder
-
-LONGEST_NAME = 60
-"""Characters of a prompt in the name of a folder: at most 240 bytes, of 255 that file systems allow."""
+from XAICLIPLib.system.files import folder_name
 
 
 def folder_argument(argument: str) -> Path:
@@ -63,10 +60,10 @@ def _remove_empty(folders: list[Path]) -> None:
 def new_folder(parent: Path, prompt: str) -> Path:
     """Make a new folder, named after the prompt, so that no earlier result is replaced.
 
-    The name consists of letters and digits of any script, and hyphens, so that it never leads out of the parent.
+    A prompt that had to be corrected gives the name of what it was understood as.
     """
-    name = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFC", prompt).lower())
-    name = name.strip("-")[:LONGEST_NAME].strip("-") or "explanation"
+    named = (one if anatomy.is_spelled_right(one) else anatomy.name_of(one) for one in anatomy.prompts_in(prompt))
+    name = folder_name(" and ".join(named), "explanation")
     for number in itertools.count(1):
         folder = parent / (name if number == 1 else f"{name}-{number}")
         with contextlib.suppress(FileExistsError):

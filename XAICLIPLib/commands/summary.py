@@ -22,6 +22,7 @@ def summary(explanation: Explanation) -> str:
     region_words = {
         "guided": "the region found for the prompt",
         "prediction box": "a box around what the network drew",
+        "guided and prediction": "the region found for the prompt, and what the network drew beside it",
         "whole": "the whole scan",
         "prediction": "what the network drew, and a margin",
         "file": "the mask given",

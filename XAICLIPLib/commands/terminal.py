@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from XAICLIPLib.system.displaytext import for_terminal
+from XAICLIPLib.system.displaytext import for_terminal, one_line
 
 if TYPE_CHECKING:
     from XAICLIPLib.progress import Progress
@@ -175,25 +175,52 @@ class Interrupt:
 
 
 class Bars:
-    """A progress bar for each stage on a terminal; elsewhere a line for each tenth of it, at most every ten seconds."""
+    """A progress bar for each stage on a terminal; elsewhere a line for each tenth of it, at most every ten seconds.
 
-    def __init__(self) -> None:
+    Within its block, output of packages goes to stderr too.
+
+    Parameters
+    ----------
+    interrupt
+        Learns from the progress that there is a result to keep: from the first perturbation on.
+    """
+
+    def __init__(self, interrupt: Interrupt | None = None) -> None:
+        self._interrupt = interrupt
+        self._warned: set[str] = set()
+        self._output = contextlib.ExitStack()
         self._bar: Any = None
         self._stage = ""
         self._last_printed, self._tenth = 0.0, 0
 
     def __enter__(self) -> Bars:
+        self._output.enter_context(output_to_stderr())
         return self
 
     def __exit__(self, *_: object) -> None:
         self._close()
+        self._output.close()
 
     def show(self, progress: Progress) -> None:
         """Show the progress of an explanation."""
+        if self._interrupt is not None and progress.stage == "explain":
+            self._interrupt.at_once = False
         if sys.stderr is None:
             return
         with _while_there_is_a_terminal():
             self._show(progress)
+
+    def warn(self, sentence: str) -> None:
+        """Print a warning, between two bars; the same one is printed once."""
+        if sentence not in self._warned:
+            self._close()
+            print_message(f"Warning: {one_line(sentence)}")
+            self._warned.add(sentence)
+
+    def warn_early(self, sentence: str) -> None:
+        """Print a warning while the work goes on, which must not end where nobody reads it."""
+        with contextlib.suppress(OSError):
+            self.warn(sentence)
 
     def _show(self, progress: Progress) -> None:
         if not sys.stderr.isatty():
@@ -210,8 +237,10 @@ class Bars:
                 total=progress.total,
                 ncols=_columns(),
                 nrows=24,  # likewise: a terminal of 0 rows would get no bar
-                bar_format="{desc} {percentage:3.0f}%|{bar:30}| {n_fmt}/{total_fmt}, {remaining} left",
+                bar_format="{desc} {percentage:3.0f}%|{bar:30}| {n_fmt}/{total_fmt}{postfix}",
             )
+        if progress.seconds_left is not None:  # not tqdm's own, which guesses from the first batch
+            self._bar.set_postfix_str(f"{tqdm.format_interval(progress.seconds_left)} left", refresh=False)
         self._bar.total = progress.total
         self._bar.update(progress.done - self._bar.n)
 
@@ -229,6 +258,13 @@ class Bars:
             with _while_there_is_a_terminal():
                 self._bar.close()
             self._bar = None
+
+
+@contextlib.contextmanager
+def output_to_stderr() -> Iterator[None]:
+    """Send what packages print within a block to stderr, so that stdout is free."""
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(sys.stderr or nowhere):
+        yield
 
 
 def _columns() -> int:

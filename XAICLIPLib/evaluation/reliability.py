@@ -11,17 +11,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from XAICLIPLib import anatomy
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.evaluation.controls import OUTLINE
 from XAICLIPLib.evaluation.curves import DIRECTIONS, Faithfulness
 from XAICLIPLib.evaluation.metrics import Share
 from XAICLIPLib.evaluation.reliability_flag import FlagName, ReliabilityFlag, in_reading_order
 from XAICLIPLib.evaluation.stability import Stability
-from XAICLIPLib.localization.region import Agreement
+from XAICLIPLib.localization.region import ANOTHER_PLACE, Agreement
 
-REGION_RECALL = 0.5
-"""Region and prediction disagree if less than this share of the prediction lies in the region. The region has a margin,
-so that even a shifted one holds most of the organ; if it holds less than half, the two models mean different places."""
+REGION_RECALL = ANOTHER_PLACE
+"""Region and prediction disagree if less than this share of the prediction lies in the localizer's region."""
 
 OUTSIDE = 0.5
 """If more than this share of the effect lies outside the organ, the network relies more on other tissue than on it."""
@@ -83,7 +83,7 @@ class Evidence:
     name
         Of the structure.
     agreement
-        Of region and prediction.
+        Of the localizer's region and the prediction.
     outside
         Share of the effect outside the organ and a margin, by `XAICLIPLib.evaluation.metrics.outside_share`.
     saliency, standard_error
@@ -102,6 +102,10 @@ class Evidence:
         The margin of ``outside``: half the size of what was hidden at once, over which a method blurs an effect.
     sufficient_ml
         How much of the scan is enough for the drawing, in the order of the map and in that of the outline.
+    volume_ml
+        Of the whole structure as the network draws it; None where only a part of it is meant.
+    is_cut
+        Whether it touches the border of the scan, so that some of it may lie outside.
     """
 
     name: str
@@ -116,6 +120,8 @@ class Evidence:
     declared: DeclaredInputs | None = None
     margin_mm: float = 0.0
     sufficient_ml: tuple[float, float] | None = None
+    volume_ml: float | None = None
+    is_cut: bool = False
 
 
 def reliability_flags(evidence: Evidence) -> tuple[ReliabilityFlag, ...]:
@@ -129,6 +135,7 @@ def reliability_flags(evidence: Evidence) -> tuple[ReliabilityFlag, ...]:
     checks = (
         unfamiliar_intensities,
         unfamiliar_spacing,
+        unusual_volume,
         region_disagrees,
         like_the_null,
         no_more_than_the_outline,
@@ -148,6 +155,29 @@ def _flag(name: FlagName, value: float, threshold: float, raised: bool, bad: str
     return ReliabilityFlag(name, bad if raised else good, value, threshold, raised)
 
 
+def unusual_volume(evidence: Evidence) -> ReliabilityFlag | None:
+    """Whether the drawing is smaller or larger than such a structure of an adult; of one that is cut, only larger.
+
+    The flag's value is the volume in ml, its threshold the bound of the vocabulary that it passed, or the upper one.
+    """
+    structure = anatomy.resolve(evidence.name)
+    if evidence.volume_ml is None or structure is None or structure.volume_ml is None:
+        return None
+    volume, (least, most) = evidence.volume_ml, structure.volume_ml
+    small = volume < least and not evidence.is_cut
+    subject, usual = f"The network draws {volume:,.3g} ml of {evidence.name}", f"{least:,g} to {most:,g} ml in adults"
+    if volume >= 1000:
+        subject = f"The network draws {volume / 1000:.1f} l of {evidence.name}"
+    return _flag(
+        "unusual volume",
+        volume,
+        least if small else most,
+        small or volume > most,
+        f"{subject}, which has {usual}: it may have drawn something else, or the spacing of the scan may be wrong.",
+        f"{subject}{', as far as the scan shows it' if evidence.is_cut else ''}; usual are {usual}.",
+    )
+
+
 def region_disagrees(evidence: Evidence) -> ReliabilityFlag | None:
     """Whether most of the prediction lies outside the region."""
     if evidence.agreement is None:
@@ -158,9 +188,9 @@ def region_disagrees(evidence: Evidence) -> ReliabilityFlag | None:
         recall,
         REGION_RECALL,
         recall < REGION_RECALL,
-        f"Region and prediction disagree: only {recall:.0%} of what the network calls {evidence.name} lies in the "
-        "region that was searched. Look at both: one of them may be wrong.",
-        f"{recall:.0%} of what the network calls {evidence.name} lies in the region that was searched.",
+        f"Region and prediction disagree: only {recall:.0%} of what the network calls {evidence.name} lies where the "
+        "localizer finds it. Look at both: one of them may be wrong.",
+        f"{recall:.0%} of what the network calls {evidence.name} lies where the localizer finds it.",
     )
 
 
@@ -192,7 +222,7 @@ def not_converged(evidence: Evidence) -> ReliabilityFlag | None:
     size = _root_mean_square(values)
     noise = _root_mean_square(error)
     ratio = min(noise / size, ALL_NOISE) if size else (ALL_NOISE if noise else 0.0)
-    differ = f"with another seed its values would differ by about {ratio:.0%} of their usual size"
+    differ = f"with another seed its values would differ by {_about(ratio)} of their usual size"
     return _flag(
         "not converged",
         ratio,
@@ -284,7 +314,9 @@ def unstable(evidence: Evidence) -> ReliabilityFlag | None:
     if evidence.stability is None:
         return None
     change = evidence.stability.max_sensitivity
-    little = f"A little noise in the scan, less than a reader would see, changes the map by {change:.0%} of its size"
+    little = (
+        f"A little noise in the scan, less than a reader would see, changes the map by {_about(change)} of its size"
+    )
     return _flag("unstable", change, NOISE, change > NOISE, f"{little}: details of it mean nothing.", f"{little}.")
 
 
@@ -325,6 +357,11 @@ def unfamiliar_spacing(evidence: Evidence) -> ReliabilityFlag | None:
         "drawing may be poor.",
         f"The scan's voxels ({size} mm) are of a size that the network was made for.",
     )
+
+
+def _about(share: float) -> str:
+    """A share in words, of which little is not told as nothing."""
+    return "less than 1%" if share < 0.005 else f"about {share:.0%}"
 
 
 def _root_mean_square(values: NDArray[np.float64]) -> float:

@@ -13,6 +13,7 @@ FlagName = Literal[
     "unfamiliar intensities",
     "unfamiliar spacing",
     "mostly padding",
+    "unusual volume",
     "region disagrees",
     "like the null",
     "no more than the outline",

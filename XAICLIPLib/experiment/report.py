@@ -280,12 +280,15 @@ def _made(outcome: Outcome, plan: Plan) -> list[str]:
             "known to be the paper's."
         )
     guided = [row for row in rows if row.region == "guided"]
-    fallen = sum(row.region_source != "guided" for row in guided)
+    extended = sum(row.region_source == "guided and prediction" for row in guided)
+    fallen = sum(row.region_source != "guided" for row in guided) - extended
     if fallen:
         lines.append(
             f"In {fallen} of {len(guided)} guided maps the localizer's region was no use, and the box around the "
             "network's own drawing was taken."
         )
+    if extended:
+        lines.append(f"In {extended} of {len(guided)} guided maps what the network draws outside the region was added.")
     if len({row.case for row in rows}) < FEW_CASES:
         lines.append(
             f"With fewer than {FEW_CASES} cases, the intervals rest on the cases being normally distributed: they "

@@ -13,7 +13,7 @@ from scipy.ndimage import center_of_mass
 from XAICLIPLib import imaging
 from XAICLIPLib.errors import InputError
 
-RegionSource = Literal["guided", "whole", "prediction", "file", "prediction box"]
+RegionSource = Literal["guided", "whole", "prediction", "file", "prediction box", "guided and prediction"]
 
 MARGIN_MM = 8.0
 """Margin around the region: the surroundings of an organ matter, and patches blur borders."""
@@ -23,6 +23,15 @@ KEEP_MASS = 0.25
 
 SMALLEST_ML, LARGEST_SHARE = 1.0, 0.6
 """A region of less than this volume (without its margin), or more than this share of the body, is not plausible."""
+
+ANOTHER_PLACE = 0.5
+"""Region and prediction disagree if less than this share of the prediction lies in the region. The region has a margin,
+so that even a shifted one holds most of the organ; if it holds less than half, the two models mean different places."""
+
+HOLDS_THE_ORGAN = 0.9
+"""A region that is right holds at least this share of the prediction: the shipped localizer's hold 0.93 or more of
+each liver, spleen, kidney and pancreas of the test patients (its model card). Of a stomach, which it finds in part,
+they hold 0.77 and more."""
 
 ROUNDING_MM = 1e-3
 """Distances are float32: without this tolerance, ten voxels of 0.8 mm would be more than 8 mm."""
@@ -57,8 +66,9 @@ class Region:
     mask
         uint8, in the input's geometry.
     source
-        ``guided``: by the localizer; ``prediction box``: the localizer's region was unusable; ``whole``: everywhere;
-        ``prediction``: the network's own prediction; ``file``: the user's mask.
+        ``guided``: by the localizer; ``prediction box``: the localizer's region was unusable, or is another place;
+        ``guided and prediction``: the localizer's region and what of the prediction lies outside it, with a margin;
+        ``whole``: everywhere; ``prediction``: the network's own prediction; ``file``: the user's mask.
     probability
         float32 in the input's geometry, for ``guided``; else None.
     volume_ml, share_of_body
@@ -67,6 +77,8 @@ class Region:
         With the prediction; None for ``whole``.
     warnings
         For the user.
+    localizer_agreement
+        Of the localizer's region with the prediction, where that was replaced or extended; else None.
     """
 
     mask: sitk.Image
@@ -76,6 +88,7 @@ class Region:
     probability: sitk.Image | None = None
     agreement: Agreement | None = None
     warnings: list[str] = field(default_factory=list)
+    localizer_agreement: Agreement | None = None
 
 
 def clean(
@@ -167,6 +180,48 @@ def guided_region(
     agreement = None if prediction is None else measure_agreement(mask, prediction)
     resampled = imaging.resample_like(probability, image, "linear")
     return Region(mask, "guided", imaging.volume_ml(mask), share, resampled, agreement)
+
+
+def with_prediction(
+    region: Region, image: sitk.Image, prediction: sitk.Image, name: str, margin_mm: float = MARGIN_MM
+) -> Region:
+    """A guided region that holds the prediction, without which a map would explain another place.
+
+    If region and prediction disagree (`ANOTHER_PLACE`), the prediction's box is taken instead: whichever of the two is
+    wrong, only there can it be seen why the network draws what it draws. If a part of the prediction lies outside
+    (`HOLDS_THE_ORGAN`), it is added with a margin. Other regions, and good ones, stay as they are.
+
+    Parameters
+    ----------
+    region
+        What `guided_region` gave.
+    image, prediction
+        The input volume, and the network's mask of the target in its geometry.
+    name
+        Of the target, for the warning.
+    margin_mm
+        Around what is added, and around the box.
+    """
+    agreement = region.agreement
+    if region.source != "guided" or agreement is None or agreement.recall >= HOLDS_THE_ORGAN:
+        return region
+    body = _voxels(imaging.body_mask(image))
+    if agreement.recall < ANOTHER_PLACE:
+        box = bounding_box(prediction, margin_mm)
+        warning = (
+            f"Only {agreement.recall:.0%} of what the network calls {name} lies where the localizer finds it, so the "
+            "box around what the network draws is the region instead: in a scan that shows only a part of the body, "
+            "the localizer may be mistaken."
+        )
+        replaced = _described(image, box, body, "prediction box", prediction, [warning])
+        return replace(replaced, probability=region.probability, localizer_agreement=agreement)
+    warning = (
+        f"{1 - agreement.recall:.0%} of what the network calls {name} lies outside the place where the localizer finds "
+        "it: that was added to the region, with a margin."
+    )
+    mask = sitk.Or(region.mask, grow(prediction, margin_mm))
+    extended = _described(image, mask, body, "guided and prediction", prediction, [*region.warnings, warning])
+    return replace(extended, probability=region.probability, localizer_agreement=agreement)
 
 
 def whole_region(image: sitk.Image) -> Region:

@@ -119,6 +119,18 @@ def load_segmenter(
     return segmenter
 
 
+def listed_structures(name: str | Path | None) -> tuple[str, ...]:
+    """What a shipped segmentation network draws, known before it is loaded; nothing of any other.
+
+    Parameters
+    ----------
+    name
+        As of `load_segmenter`.
+    """
+    entry = _find_entry("segmenter", name)
+    return entry.structures if entry is not None and entry.source == "shipped" else ()
+
+
 class NoNetworkError(InputError):
     """An archive without a network."""
 

@@ -57,6 +57,21 @@ def measure(
     }
 
 
+def correction(words: str) -> str:
+    """What a user should know of words that had to be corrected; empty where they are spelled right."""
+    if anatomy.is_spelled_right(words):
+        return ""
+    return (
+        f'"{words}" is not a known spelling and was understood as {anatomy.name_of(words)}: check that this is meant.'
+    )
+
+
+def touches_edge(mask: sitk.Image) -> bool:
+    """Whether a mask touches the border of its volume, so that some of what it shows may lie outside."""
+    voxels = sitk.GetArrayViewFromImage(mask)
+    return any(bool(voxels.take(end, axis).any()) for axis in range(3) for end in (0, -1))
+
+
 def cautions(
     name: str, prompt: str, explained: sitk.Image, region: Region, score: float, bounded_score: bool = True
 ) -> list[str]:
@@ -71,9 +86,7 @@ def cautions(
     bounded_score
         Whether the score lies in [0, 1]: if so, a low score means that the network is unsure.
     """
-    sentences = []
-    if not anatomy.is_spelled_right(prompt):
-        sentences.append(f'"{prompt}" is not a known spelling and was understood as {name}: check that this is meant.')
+    sentences = [corrected] if (corrected := correction(prompt)) else []
     structure = anatomy.resolve(prompt)
     if structure is not None and anatomy.joint_labels(structure, {0: name}):
         sentences.append(
@@ -87,8 +100,7 @@ def cautions(
         sentences.append(
             f"The network is unsure of the {volume:.0f} ml of {name} that it draws (score {score:.2f}): {doubt}"
         )
-    voxels = sitk.GetArrayViewFromImage(explained)
-    if any(voxels.take(end, axis).any() for axis in range(3) for end in (0, -1)):
+    if touches_edge(explained):
         sentences.append(f"The {name} touches the edge of the scan: volume and map cover only the part inside.")
     island_ml = _islands_ml(explained, region)
     if island_ml >= SMALLEST_ISLAND_ML:

@@ -72,6 +72,8 @@ def build(
             "volume_ml": region.volume_ml,
             "share_of_body": region.share_of_body,
             "agreement_with_prediction": asdict(region.agreement) if region.agreement else None,
+            # Of what the localizer found, where that was replaced or extended.
+            **({"localizer_agreement": asdict(region.localizer_agreement)} if region.localizer_agreement else {}),
         },
         "measurements": dict(measurements),
         "models": dict(models),

@@ -38,6 +38,7 @@ TITLES: Mapping[FlagName, str] = {
     "unfamiliar intensities": "Grey values",
     "unfamiliar spacing": "Resolution",
     "mostly padding": "Field of view",
+    "unusual volume": "Size of the drawing",
     "region disagrees": "Region and drawing",
     "like the null": "Against maps that know nothing",
     "no more than the outline": "Against the outline",
@@ -219,7 +220,8 @@ def _summary(record: Mapping[str, Any]) -> Section:
         paragraphs.append("The computation was cancelled before its end, and the map is incomplete.")
     region_source = {
         "guided": "found in the scan for these words",
-        "prediction box": "a box around the network's own drawing, since the words were not found",
+        "prediction box": "a box around the network's own drawing, since the words were not found, or found elsewhere",
+        "guided and prediction": "found in the scan for these words, and what the network draws beside that",
         "whole": "the whole scan",
         "file": "given by the user",
     }.get(region.get("source"), str(region.get("source")))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,20 +71,28 @@ class Target:
 
 def class_of(prompt: str, target: str | MaskSource | None, segmenter: Segmenter) -> tuple[str, tuple[int, ...]]:
     """Name and labels of the class that is explained."""
+    return class_among(prompt, target, classes_of(segmenter), segmenter.name)
+
+
+def class_among(
+    prompt: str, target: str | MaskSource | None, classes: Mapping[int, str], network: str
+) -> tuple[str, tuple[int, ...]]:
+    """As `class_of`, of a network by the names of its classes."""
     by_name = isinstance(target, str) and not is_mask(target)
     words = target if isinstance(target, str) and by_name else prompt
-    classes = {
-        label: str(name)
-        for label, name in segmenter.labels.items()
-        if not (segmenter.activation == "softmax" and label == 0)
-    }
-    exact = next((label for label, name in classes.items() if _plain(name) == _plain(words)), None)
+    exact = class_called(words, classes)
     if exact is not None:
         return classes[exact], (exact,)
     known = ", ".join(classes.values())
     # A mask says where, and leaves it to the prompt to say which class.
     way = "choose a prompt that names" if target is not None and not by_name else SAY_TARGET
     structure = anatomy.resolve(words)
+    several = anatomy.prompts_in(words)
+    if len(several) > 1 and all(map(anatomy.resolve, several)):
+        raise InputError(
+            f'"{words}" names {len(several)} structures ({", ".join(several)}), and one is explained here: name one, '
+            "or explain each of them (`xaiclip explain` without --target, XAICLIPLib.explain_each)."
+        )
     if structure is None:
         like = anatomy.closest_structure(words)
         meant = f" (did you mean {like}?)" if like else ""
@@ -103,10 +111,46 @@ def class_of(prompt: str, target: str | MaskSource | None, segmenter: Segmenter)
         return together.name, (label,)
     if not labels:
         raise InputError(
-            f"The network {segmenter.name} does not segment the {structure.name}; {way} the class to explain: {known}.",
+            f"The network {network} does not segment the {structure.name}; {way} the class to explain: {known}.",
             SAY_TARGET,
         )
     return structure.name, tuple(labels)
+
+
+def classes_of(segmenter: Segmenter) -> dict[int, str]:
+    """Names of the structures that a network draws, by label: without the background."""
+    background = {0} if segmenter.activation == "softmax" else set()
+    return {label: str(name) for label, name in segmenter.labels.items() if label not in background}
+
+
+def class_called(words: str, classes: Mapping[int, str]) -> int | None:
+    """The label of the class whose name these words are, but for case, underscores and hyphens; None for none."""
+    return next((label for label, name in classes.items() if _plain(name) == _plain(words)), None)
+
+
+def what_is_drawn(
+    name: str, labels: tuple[int, ...], prediction: Prediction
+) -> tuple[str, tuple[int, ...], Sequence[str]]:
+    """Of a group of structures that the network draws in part: what it draws, its labels, and what it does not draw.
+
+    The name is that of the structures which are drawn, so that nothing is recorded as explained that is not there. A
+    single class, and a group that is all there, stay as they are, and so does a group of which nothing is there.
+    """
+    group = anatomy.resolve(name)
+    classes = classes_of(prediction.segmenter)
+    if group is None or not group.members or name in (classes.get(label) for label in labels):
+        return name, labels, ()
+    activation = prediction.segmenter.activation
+    present = tuple(label for label in labels if bool(decided(prediction.logits, (label,), activation).any()))
+    absent = anatomy.members_without(group, {label: classes[label] for label in present})
+    if not present or not absent:
+        return name, present or labels, ()
+    of_labels = dict.fromkeys(getattr(anatomy.resolve(classes[label]), "name", classes[label]) for label in present)
+    return (" and ".join(of_labels) if len(of_labels) <= NAMED_TOGETHER else name), present, absent
+
+
+NAMED_TOGETHER = 3
+"""So many structures of a group that is drawn in part are named one by one; more keep the name of the group."""
 
 
 def _plain(name: str) -> str:

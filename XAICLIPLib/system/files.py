@@ -4,12 +4,31 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from XAICLIPLib.errors import InputError
+
+LONGEST_NAME = 60
+"""Characters in the name of a folder: at most 240 bytes, of 255 that file systems allow."""
+
+
+def folder_name(words: str, otherwise: str) -> str:
+    """A name for a folder: letters and digits of any script, and hyphens, so that it never leads out of its parent.
+
+    Parameters
+    ----------
+    words
+        What it is named after.
+    otherwise
+        Its name where nothing of the words is left.
+    """
+    name = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFC", words).lower())
+    return name.strip("-")[:LONGEST_NAME].strip("-") or otherwise
 
 
 def check_exists(path: str | Path) -> None:

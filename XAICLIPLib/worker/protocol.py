@@ -33,6 +33,10 @@ shutdown                                                         bye, and the wo
   ``target`` is ``{"structure": NAME}``, ``{"mask": PATH}`` or ``{"box_ras_mm": [...]}``. What is left out is as in
   `XAICLIPLib.explain`; ``parameters`` are those of `XAICLIPLib.explainers.methods`.
 - ``further_volumes`` follow ``volume`` in the network's order, where it takes several images at once.
+- A ``prompt`` that names several structures ("liver and spleen"), or a pair whose sides the network draws apart
+  ("kidneys"), is answered by one ``explanation`` that holds all of them, unless a ``target`` is given: the first, and
+  the others in ``further``, each in a folder of its own inside ``output``. ``estimate`` is of the first alone. What was
+  not explained is in ``missing``.
 - ``output`` is the folder for the results, by default a new one inside the worker's private folder. That folder, named
   by the reply to hello, is also for what the client hands over; the worker removes it when it ends.
 - ``hello`` is answered at once, with ``devices`` that may lack the GPUs; ``devices`` follows with all of them.
@@ -42,7 +46,7 @@ shutdown                                                         bye, and the wo
   A ``hello`` after a download lists which models are installed then.
 - ``remove`` deletes what was downloaded of a model; what a library keeps in a cache of its own stays there.
 - ``progress`` comes up to ten times a second: ``stage`` is ``localize``, ``segment``, ``explain``, ``download`` or,
-  where ``check`` is true and the map is tested when it is done, ``check``.
+  where ``check`` is true and the map is tested when it is done, ``check``. A ``warning`` in it is for the user at once.
 - ``estimate``, if ``estimates`` is true, names a new NRRD file with the saliency so far; the file is complete before
   the message is sent. The client deletes it after reading; the worker deletes all but the two newest, so that a client
   with several unread ``estimate`` messages reads the file of the last.
@@ -297,7 +301,7 @@ class Devices(Reply):
 class Progress(Reply):
     """How far the stage is, in bytes for ``download``; ``seconds_left`` is of this stage, None where not known.
 
-    ``warning`` is what the user should know before the work is done, such as a network for another modality.
+    ``warning`` is a sentence for the user that should not wait for the result, which holds it too.
     """
 
     type = "progress"
@@ -330,12 +334,18 @@ class FoundRegion(Reply):
 
 @dataclass(frozen=True, kw_only=True)
 class Explained(Reply):
-    """Answers `Explain`: the files written, and the contents of explanation.json."""
+    """Answers `Explain`: the files written, and the contents of explanation.json.
+
+    Of several structures these are the first one's; ``further`` holds complete, files and record of each of the others,
+    and ``missing`` the reason for each that was not explained, by its name.
+    """
 
     type = "explanation"
     complete: bool = _field(json_values.flag)
     files: dict[str, str] = _field(json_values.files)
     record: dict[str, Any] = _field(json_values.mapping)
+    further: tuple[dict[str, Any], ...] | None = _field(json_values.objects, None)
+    missing: dict[str, Any] | None = _field(json_values.mapping, None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from XAICLIPLib.errors import Cancelled
 from XAICLIPLib.explainers import methods
 from XAICLIPLib.reporting import output_folder
 from XAICLIPLib.scoring import options
+from XAICLIPLib.system.files import folder_name
 from XAICLIPLib.system.packages import REQUIREMENTS, versions
 from XAICLIPLib.worker import protocol
 from XAICLIPLib.worker.protocol import (
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     import SimpleITK as sitk
     import torch
 
+    from XAICLIPLib.explanation import Explanation
     from XAICLIPLib.localization.localizer import Localizer
     from XAICLIPLib.models.catalogue import Entry
     from XAICLIPLib.progress import Progress
@@ -184,8 +186,9 @@ class RequestHandler:
     def _explain(
         self, request: Explain, output: Path, cancelled: Callable[[], bool], abandoned: Callable[[], bool]
     ) -> protocol.Explained:
-        from XAICLIPLib.models import catalogue
+        from XAICLIPLib import anatomy
         from XAICLIPLib.pipeline import explain
+        from XAICLIPLib.several.explain_each import explain_each
 
         device = _prepared_device(request.device)
         reporter = ProgressReporter(request.id, self._send)
@@ -205,32 +208,57 @@ class RequestHandler:
             "precision",
             "batch_size",
         )
-        explanation = explain(
-            [request.volume, *(request.further_volumes or ())],
-            request.prompt,
-            model=self._models.segmenter(request.model, device, bool(request.trust)),
-            device=str(device),
-            on_progress=reporter,
-            on_warning=reporter.warnings.append,
-            on_estimate=(lambda saliency: self._send_estimate(saliency, reporter)) if request.estimates else None,
-            cancelled=cancelled,
+        done: list[dict[str, Any]] = []
+        missing: dict[str, str] = {}
+
+        def send_estimate(saliency: sitk.Image) -> None:
+            if not done:  # of the first structure alone: the client has one map that develops
+                self._send_estimate(saliency, reporter)
+
+        several = request.target is None and anatomy.names_several(request.prompt)
+        arguments: dict[str, Any] = {
+            "model": self._models.segmenter(request.model, device, bool(request.trust)),
+            "device": str(device),
+            "on_progress": reporter,
+            "on_warning": reporter.warn,
+            "on_estimate": send_estimate if request.estimates else None,
+            "cancelled": cancelled,
             **regions,
             **_options_set(request, *options, "seed", "trust", "check"),
-            **request.parameters or {},
-        )
+            **(request.parameters or {}),
+        }
+        volumes = [request.volume, *(request.further_volumes or ())]
+        if not several:
+            explanation = explain(volumes, request.prompt, **arguments)
+            done.append(self._saved(explanation, request, output, abandoned))
+        else:
+            names: list[str] = []
+            arguments |= {"on_structures": names.extend, "on_missing": missing.__setitem__}
+            for explanation in explain_each(volumes, request.prompt, **arguments):
+                name = anatomy.name_of(explanation.record["prompt"])
+                place = output / folder_name(name, "structure") if len(names) > 1 else output
+                done.append(self._saved(explanation, request, place, abandoned))
+        first, *further = done
+        return protocol.Explained(id=request.id, **first, further=tuple(further) or None, missing=dict(missing) or None)
+
+    def _saved(
+        self, explanation: Explanation, request: Explain, output: Path, abandoned: Callable[[], bool]
+    ) -> dict[str, Any]:
+        """Save an explanation; returns what the client is told of it."""
+        from XAICLIPLib.models import catalogue
+
         if abandoned():
             raise Cancelled("Nobody waits for the result any more.")
         models = explanation.record["models"]  # `explain` was given a loaded network, and does not know its name
         models["segmenter"] = catalogue.provenance_of(request.model, models["segmenter"])
         # Files in the private folder are read only once: compressing and unpacking them would only cost time.
         files = explanation.save(output, compress=not output.resolve().is_relative_to(self.folder.resolve()))
-        return protocol.Explained(
-            id=request.id,
-            complete=explanation.complete,
-            files={name: str(path.resolve()) for name, path in files.items()},
+        return {
+            "complete": explanation.complete,
+            "files": {name: str(path.resolve()) for name, path in files.items()},
             # Read from the file, which has null for numbers that are not finite: JSON cannot hold those.
-            record=json.loads(files["explanation"].read_text(encoding="utf-8")),
-        )
+            "record": json.loads(files["explanation"].read_text(encoding="utf-8")),
+        }
 
     def _report(self, request: Report) -> protocol.Reported:
         from XAICLIPLib.reporting.report import save_report
@@ -281,12 +309,11 @@ class RequestHandler:
 class ProgressReporter:
     """Sends the progress of a request to the client, at most every `PROGRESS_EVERY_S`.
 
-    The first and the last message of each stage are always sent. `warnings`, known before the work, go with each.
+    The first and the last message of each stage are always sent.
     """
 
     def __init__(self, id: int, send: Callable[[Reply], None]) -> None:
         self.id = id
-        self.warnings: list[str] = []
         self._send = send
         self._reached: dict[str, tuple[int, int]] = {}
         self._last_sent = 0.0
@@ -302,11 +329,13 @@ class ProgressReporter:
         now = time.monotonic()
         if first or last or now - self._last_sent >= PROGRESS_EVERY_S:
             self._last_sent = now
-            warning = " ".join(self.warnings) or None
-            progress = protocol.Progress(
-                id=self.id, stage=stage, done=done, total=total, seconds_left=seconds_left, warning=warning
-            )
-            self._send(progress)
+            self._send(protocol.Progress(id=self.id, stage=stage, done=done, total=total, seconds_left=seconds_left))
+
+    def warn(self, sentence: str) -> None:
+        """Send what the user should read at once, with the progress so far."""
+        stage: protocol.Stage = next(reversed(self._reached), "localize")  # type: ignore[arg-type]
+        done, total = self.progress_of(stage)
+        self._send(protocol.Progress(id=self.id, stage=stage, done=done, total=total, warning=sentence))
 
     def progress_of(self, stage: str) -> tuple[int, int]:
         """The last known progress of a stage: done and total."""

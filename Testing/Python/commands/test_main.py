@@ -224,7 +224,7 @@ def test_options_reach_the_explanation(here: Path, monkeypatch: pytest.MonkeyPat
         "--exhaustive --device cpu --precision full --batch-size 7 --seed 3 --trust"
     )
     assert main.main(line.split()) == 1
-    for name in ("on_progress", "cancelled"):
+    for name in ("on_progress", "on_warning", "cancelled"):
         assert callable(seen.pop(name))
     assert seen == {
         "image": ["scan"],
@@ -263,7 +263,7 @@ def test_choices_and_defaults_are_the_librarys() -> None:
     for name, parameter in of_library.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD or parameter.default is inspect.Parameter.empty:
             continue
-        if name not in {"on_progress", "on_estimate", "cancelled", "margin_mm"}:
+        if name not in {"on_progress", "on_estimate", "on_warning", "cancelled", "margin_mm"}:
             assert options[name] == parameter.default, name
 
 
@@ -300,6 +300,46 @@ def test_what_cannot_be_used_is_one_sentence_and_leaves_nothing(
     assert out == ""
     assert words in one_sentence(err)
     assert list(here.iterdir()) == [], "an empty results folder was left behind"
+
+
+def test_an_error_names_the_option_and_no_parameter(
+    here: Path, scan: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.main(quick(scan, bundle, "--method", "occlusion", "--window", "900")) == 1
+    assert one_sentence(capsys.readouterr().err).startswith("xaiclip: --window is 900.0: give a number in mm")
+
+
+def test_a_misspelt_prompt_is_told_before_anything_is_read_and_the_folder_is_named_as_it_was_understood(
+    here: Path, scan: Path, bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from XAICLIPLib import pipeline
+
+    told_before_reading = ""
+
+    def read_scan(*arguments: Any, real: Callable[..., Any] = pipeline.read_scan) -> Any:
+        nonlocal told_before_reading
+        told_before_reading = capsys.readouterr().err
+        return real(*arguments)
+
+    monkeypatch.setattr(pipeline, "read_scan", read_scan)
+    assert main.main(quick(scan, bundle, "--method", "occlusion", prompt="livr")) == 0
+    said = '"livr" is not a known spelling and was understood as liver: check that this is meant.'
+    assert told_before_reading == f"Warning: {said}\n"
+    assert said not in capsys.readouterr().err, "once is enough"
+    assert [path.name for path in (here / "results").iterdir()] == ["liver"]
+
+
+def test_words_that_mean_nothing_are_refused_before_the_scan_is_read(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The scan would be refused, were it read."""
+    (here / "broken.nii").write_bytes(b"no scan")
+    for prompt in ("livvver", "spleen and livvver"):
+        assert main.main(["explain", "broken.nii", "--prompt", prompt]) == 1
+        said = one_sentence(capsys.readouterr().err)
+        assert '"livvver" names no structure that is known here (did you mean liver?)' in said
+        assert "right kidney" in said, "what the default network draws is known without loading it"
+    assert [path.name for path in here.iterdir()] == ["broken.nii"]
 
 
 def test_a_failure_leaves_earlier_results_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -693,7 +733,8 @@ def test_results_are_saved_even_where_nobody_reads_the_warnings(
     here: Path, scan: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def gone(text: str) -> None:
-        raise BrokenPipeError
+        if text.startswith("Warning: "):
+            raise BrokenPipeError
 
     from XAICLIPLib import pipeline
 
@@ -701,7 +742,7 @@ def test_results_are_saved_even_where_nobody_reads_the_warnings(
         warnings = property(lambda self: ["beware"])  # type: ignore[assignment]
 
     monkeypatch.setattr(pipeline, "Explanation", Warned)
-    monkeypatch.setattr("XAICLIPLib.commands.explain.print_message", gone)
+    monkeypatch.setattr("XAICLIPLib.commands.terminal.print_message", gone)
     assert main.main(quick(scan, bundle, "--output", "out")) == 141
     assert {path.name for path in (here / "out").iterdir()} == FILES
 

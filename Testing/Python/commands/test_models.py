@@ -63,6 +63,16 @@ def test_list_is_the_default_and_lists_every_model(capsys: pytest.CaptureFixture
     assert max(map(len, text.splitlines())) <= 160, "but for addresses, which are not broken"
 
 
+def test_a_model_that_is_not_here_is_called_so_by_models_and_doctor_alike(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run() == 0
+    listed = " ".join(capsys.readouterr().out.split())
+    absent = [entry.name for entry in entries() if not entry.installed]
+    assert len(absent) > 5 and listed.count("not on this machine") == len(absent)
+    assert main.main(["doctor"]) == 0
+    said = [line.split()[1] for line in capsys.readouterr().out.splitlines() if "not on this machine" in line]
+    assert sorted(said) == sorted(absent)
+
+
 def test_json_says_of_every_model_what_programs_want(capsys: pytest.CaptureFixture[str]) -> None:
     told = []
     for arguments in (["--json"], ["list", "--json"]):
@@ -115,7 +125,8 @@ def test_a_model_is_added_downloaded_listed_and_removed(
         assert "--model net" in capsys.readouterr().out
         assert run("list") == 0
         words = " ".join(capsys.readouterr().out.split())
-        assert f"MR; licence MIT; 1.02 MB; to be downloaded from {url} with `xaiclip models download net`" in words
+        said = f"not on this machine; `xaiclip models download net` gets it from {url}"
+        assert f"MR; licence MIT; 1.02 MB; {said}" in words
         assert run("download", "net") == 0
         assert f"Installed in {mine / 'models' / 'net'}. Licence: MIT." in capsys.readouterr().out
     assert (mine / "models" / "net" / "net.bin").read_bytes() == CONTENT

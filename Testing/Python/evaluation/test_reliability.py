@@ -42,9 +42,11 @@ GOOD = Evidence(
     np.linspace(-150, 240, 100),
     (0.8, 0.8, 3.0),
     DeclaredInputs((-175.0, 250.0), ((0.6, 0.6, 1.0), (1.0, 1.0, 5.0))),
+    volume_ml=1500.0,
 )
 
 BAD: dict[FlagName, tuple[dict[str, Any], float]] = {
+    "unusual volume": ({"volume_ml": 42000.0}, 42000.0),
     "region disagrees": ({"agreement": Agreement(0.1, 0.2, 90.0)}, 0.2),
     "leans outside": ({"outside": Share(0.8, 0.9)}, 0.8),
     "not converged": ({"standard_error": np.full(3, 0.9)}, 0.9 / np.sqrt(0.75)),
@@ -69,6 +71,40 @@ def test_each_flag_is_raised_alone_with_its_number(name: FlagName) -> None:
     assert flag.sentence.endswith((".", "?"))
     assert flag.sentence[0].isupper() or flag.sentence[0].isdigit()
     assert json.loads(json.dumps(dataclasses.asdict(flag), allow_nan=False))["name"] == name
+
+
+def test_a_volume_is_told_with_what_is_usual() -> None:
+    def flag(volume_ml: float, name: str = "liver", is_cut: bool = False) -> tuple[bool, float, str]:
+        (made,) = reliability_flags(Evidence(name, volume_ml=volume_ml, is_cut=is_cut))
+        return made.raised, made.threshold, made.sentence
+
+    raised, threshold, said = flag(42_000)
+    assert raised and threshold == 5500
+    assert said.startswith("The network draws 42.0 l of liver, which has 450 to 5,500 ml in adults: it may have drawn")
+    raised, threshold, said = flag(80)
+    assert raised and threshold == 450 and "80 ml of liver" in said
+    raised, threshold, said = flag(80, is_cut=True)
+    assert not raised and "as far as the scan shows it" in said, "the rest of it may lie outside"
+    assert flag(42_000, is_cut=True)[0], "too much is too much, also where some of it lies outside"
+    assert not flag(1500)[0]
+    assert flag(700, "left kidney")[0] and not flag(700, "kidneys")[0], "of the two together it is usual"
+    assert reliability_flags(Evidence("whole tumor", volume_ml=9e9)) == ()
+    assert reliability_flags(Evidence("aorta", volume_ml=9e9)) == (), "without a published range nothing is said"
+
+
+@pytest.mark.parametrize(("share", "said"), [(0.0, "less than 1%"), (0.004, "less than 1%"), (0.2, "about 20%")])
+def test_a_little_is_not_told_as_nothing(share: float, said: str) -> None:
+    """ "0% of its size" was read as a mistake."""
+    made = reliability_flags(
+        Evidence(
+            "liver",
+            saliency=np.ones(3),
+            standard_error=np.full(3, share),
+            stability=Stability(share, share, 1.0, 4),
+        )
+    )
+    assert [said in flag.sentence for flag in made] == [True, True], made
+    assert not any(" 0%" in flag.sentence for flag in made)
 
 
 def test_what_is_not_known_is_not_flagged() -> None:

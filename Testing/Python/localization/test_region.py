@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from XAICLIPLib import imaging, pipeline
 from XAICLIPLib.localization.region import (
     Agreement,
     bounding_box,
@@ -18,12 +22,17 @@ from XAICLIPLib.localization.region import (
     prediction_region,
     region_from_mask,
     whole_region,
+    with_prediction,
 )
+from XAICLIPLib.progress import Run
 
 OBLIQUE = sitk.Euler3DTransform((0, 0, 0), 0.3, -0.2, 0.5).GetMatrix()
 SPACING = (2.0, 3.0, 4.0)
 SHAPE = (20, 40, 50)
 """Of the arrays, z, y, x."""
+
+KIDNEY_LEFT_V1 = 3
+"""The label in `example_seg_v1`."""
 
 
 def volume(array: NDArray[np.generic], spacing: tuple[float, ...] = SPACING, oblique: bool = True) -> sitk.Image:
@@ -225,6 +234,39 @@ def test_a_region_beside_the_prediction_is_kept_and_says_how_far_they_agree() ->
     assert agreed.agreement is not None and agreed.agreement.recall == 0.5
 
 
+def test_a_region_at_another_place_gives_way_to_the_box_of_the_prediction() -> None:
+    elsewhere = box((6, 14), (24, 32), (28, 40))
+    region = guided_region(CT, volume(elsewhere.astype(np.float32)), volume(ORGAN), "spleen")
+    repaired = with_prediction(region, CT, volume(ORGAN), "spleen", 8.0)
+    assert repaired.source == "prediction box"
+    assert np.array_equal(array_of(repaired.mask), array_of(bounding_box(volume(ORGAN), 8.0)))
+    assert repaired.agreement is not None and repaired.agreement.recall == 1
+    assert repaired.localizer_agreement == region.agreement and region.agreement is not None
+    assert repaired.probability is region.probability, "where the words were found can still be seen"
+    (said,) = repaired.warnings
+    assert said.startswith("Only 0% of what the network calls spleen lies where the localizer finds it, so the box")
+
+
+def test_what_of_the_prediction_lies_outside_the_region_is_added() -> None:
+    part = ORGAN.copy()
+    first, last = np.flatnonzero(ORGAN.any((1, 2)))[[0, -1]]
+    part[first + round(0.7 * (last - first)) :] = 0
+    region = guided_region(CT, volume(part.astype(np.float32)), volume(ORGAN), "stomach", margin_mm=0)
+    assert region.agreement is not None and 0.5 <= region.agreement.recall < 0.9
+    repaired = with_prediction(region, CT, volume(ORGAN), "stomach", 6.0)
+    assert repaired.source == "guided and prediction"
+    assert np.array_equal(array_of(repaired.mask), array_of(region.mask) | array_of(grow(volume(ORGAN), 6.0)))
+    (said,) = repaired.warnings
+    assert said.startswith(f"{1 - region.agreement.recall:.0%} of what the network calls stomach lies outside")
+
+
+def test_a_region_that_holds_the_prediction_and_one_of_the_users_own_stay_as_they_are() -> None:
+    good = guided_region(CT, volume(ORGAN.astype(np.float32)), volume(ORGAN), "liver")
+    assert with_prediction(good, CT, volume(ORGAN), "liver") is good
+    own = region_from_mask(CT, volume(box((6, 14), (24, 32), (28, 40))), volume(ORGAN))
+    assert with_prediction(own, CT, volume(ORGAN), "liver") is own
+
+
 def test_an_empty_prediction_leaves_the_region_without_agreement() -> None:
     nothing = volume(np.zeros(SHAPE, np.uint8))
     region = guided_region(CT, volume(ORGAN.astype(np.float32)), nothing, "liver")
@@ -295,3 +337,31 @@ def test_a_prediction_and_a_margin_are_a_region() -> None:
     assert np.array_equal(array_of(region.mask), array_of(grow(volume(ORGAN), 6.0)))
     assert region.agreement is not None and region.agreement.recall == 1.0
     assert_exactly_on(region.mask, CT)
+
+
+def test_a_small_field_of_view_is_searched_where_the_network_draws(shared_data: Path) -> None:
+    """Of a crop of 160 mm around a left kidney, a third of the kidney was searched, and the warning came at the end."""
+    path = shared_data / "totalseg" / "example_ct.nii.gz"
+    if not path.is_file():
+        pytest.skip(f"the real CT is not here ({path})")
+    kidney = imaging.read_volume(path.with_name("example_seg_v1.nii.gz")) == KIDNEY_LEFT_V1
+    spans = np.argwhere(sitk.GetArrayViewFromImage(kidney))
+    image = imaging.read_volume(path)
+    spacing, size = np.array(image.GetSpacing()), np.array(image.GetSize())
+    middle = ((spans.min(0) + spans.max(0)) // 2)[::-1]
+    half = np.array([80.0, 80.0, 45 + np.ptp(spans[:, 0]) * spacing[2] / 2]) / spacing
+    low, high = (np.clip(middle + sign * half.astype(int), 0, size) for sign in (-1, 1))
+    crop = image[tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))]
+
+    told: list[str] = []
+    question = pipeline.Question.of("left kidney", method="occlusion", modality="CT")
+    run = Run(None, lambda: False, told.append)
+    device = torch.device("cpu")
+    scan = pipeline.read_scan(crop, "CT", question)
+    models = pipeline.load_models(None, scan, question, device, False, run)
+    case = pipeline.find_target(pipeline.predict_scan(models, question, device, run), models, scan, question, run)
+    region = pipeline.find_region(models, scan, question, case, None, run)
+    assert region.source == "prediction box"
+    assert region.agreement is not None and region.agreement.recall == 1
+    assert region.localizer_agreement is not None and region.localizer_agreement.recall < 0.5
+    assert told == region.warnings and "lies where the localizer finds it, so the box around" in told[0]

@@ -47,6 +47,7 @@ FULL: dict[str, Any] = {
     "region": {"box_ras_mm": [-90, 0.5, 1, 2, -3, 3]},
     "target": {"structure": "liver"},
     "score": "soft dice",
+    "effect": "remote",
     "baseline": "air",
     "threshold": 0.5,
     "margin_mm": 8,
@@ -196,8 +197,8 @@ def test_a_line_may_have_a_mebibyte_and_no_more() -> None:
 
 def test_a_reply_is_a_line_of_ascii_that_says_null_for_what_is_not_known() -> None:
     text = encode(Progress(id=3, stage="explain", done=0, total=9))
-    known, unknown = '"stage": "explain", "done": 0, "total": 9', '"seconds_left": null, "warning": null'
-    assert text == f'{{"type": "progress", "id": 3, {known}, {unknown}}}\n'.encode()
+    values = b'"stage": "explain", "done": 0, "total": 9, "seconds_left": null, "warning": null'
+    assert text == b'{"type": "progress", "id": 3, ' + values + b"}\n"
     assert parse_reply(text) == Progress(id=3, stage="explain", done=0, total=9)
     umlaut = encode(Error(kind="input", message="Kein Ödem\nhier"))
     assert umlaut.isascii()

@@ -144,8 +144,8 @@ def ask(folder: Path, request: Explain, abandoned: bool = False) -> Any:
 def test_what_a_request_leaves_out_is_for_the_library_to_choose(asked: list[dict[str, Any]], tmp_path: Path) -> None:
     reply = ask(tmp_path, Explain(id=1, volume="v.nrrd", prompt="liver"))
     (call,) = asked
-    always = {"image", "prompt", "model", "localizer", "device", "on_progress", "on_warning"}
-    always |= {"on_estimate", "cancelled"}
+    always = {"image", "prompt", "model", "localizer", "device", "cancelled"}
+    always |= {"on_progress", "on_estimate", "on_warning"}
     assert set(call) == always
     assert (call["image"], call["prompt"], call["on_estimate"]) == (["v.nrrd"], "liver", None)
     assert reply.record == {"models": {"segmenter": {"licence": "Apache-2.0"}}}, "the default network's"
@@ -167,6 +167,7 @@ def test_what_a_request_gives_reaches_the_library_under_its_name(
     given: dict[str, Any] = {
         "method": "rise",
         "score": "hard dice",
+        "effect": "total",
         "baseline": "mean",
         "threshold": 0.3,
         "margin_mm": 4.0,
@@ -242,13 +243,17 @@ def test_progress_is_told_ten_times_a_second_and_the_first_and_last_of_each_stag
     assert reporter.progress_of("localize") == (0, 0)
 
 
-def test_a_warning_known_before_the_work_goes_with_the_first_progress() -> None:
+def test_a_warning_is_sent_at_once_with_the_progress_so_far() -> None:
     told: list[Any] = []
     reporter = ProgressReporter(5, told.append)
-    reporter(Progress("segment", 0, 9, None))
-    reporter.warnings += ["The network is for CT.", "So is the localizer."]
-    reporter(Progress("explain", 0, 9, None))
-    assert [message.warning for message in told] == [None, "The network is for CT. So is the localizer."]
+    reporter.warn("Early.")
+    reporter(Progress("segment", 3, 9, None))
+    reporter.warn("Careful.")
+    assert [(m.stage, m.done, m.total, m.warning) for m in told] == [
+        ("localize", 0, 0, "Early."),
+        ("segment", 3, 9, None),
+        ("segment", 3, 9, "Careful."),
+    ]
 
 
 def remote_entry(sizes: dict[str, int | None], size_mb: float | None = None) -> Entry:
@@ -342,3 +347,45 @@ def test_a_model_is_removed_where_it_was_downloaded(tmp_path: Path, monkeypatch:
     handler = RequestHandler(tmp_path, lambda _reply: None)
     reply = handler.compute(protocol.Remove(id=4, name="spleen-ct"), lambda: False, lambda: False)
     assert reply == protocol.Removed(id=4, name="spleen-ct", installed=False) and not model_folder.exists()
+
+
+# Several structures
+
+
+def test_several_structures_are_one_reply_with_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scan lacks the right kidney."""
+    from test_explanation import Network, scan
+
+    monkeypatch.setattr(catalogue, "load_segmenter", lambda *_: Network())
+    monkeypatch.setattr(pipeline, "ESTIMATE_EVERY_S", 0)
+    sitk.WriteImage(scan(structures=(1, 2)), str(tmp_path / "scan.nrrd"))
+    told: list[Any] = []
+    handler = RequestHandler(tmp_path, told.append)
+    request = Explain(
+        id=1,
+        volume=str(tmp_path / "scan.nrrd"),
+        prompt="liver and kidneys",
+        region="whole",
+        device="cpu",
+        output=str(tmp_path / "out"),
+        method="occlusion",
+        parameters={"window_mm": 24.0, "stride_mm": 12.0},
+        estimates=True,
+    )
+    reply = handler.compute(request, lambda: False, lambda: False)
+    assert isinstance(reply, protocol.Explained) and reply.further is not None
+    assert reply.record["target"]["name"] == "liver"
+    assert [one["record"]["target"]["name"] for one in reply.further] == ["left kidney"]
+    assert reply.missing == {"right kidney": "the network finds no right kidney in this volume"}
+    places = [Path(one["saliency"]) for one in (reply.files, reply.further[0]["files"])]
+    assert [place.relative_to(tmp_path.resolve()).as_posix() for place in places] == [
+        "out/liver/saliency.nrrd",
+        "out/left-kidney/saliency.nrrd",
+    ]
+    assert all(place.is_file() for place in places)
+    assert protocol.parse_reply(protocol.encode(reply)) == reply, "lists and tuples survive the line"
+    kinds = [(type(message).__name__, getattr(message, "stage", "")) for message in told]
+    first_end = max(n for n, kind in enumerate(kinds) if kind == ("Estimate", ""))
+    explaining = [n for n, message in enumerate(told) if getattr(message, "stage", "") == "explain" and message.done]
+    assert first_end < explaining[-1], "no estimate of the second structure"
+    assert sum(kind == ("Progress", "segment") for kind in kinds) <= 2, "segmented once"

@@ -27,6 +27,11 @@ def objection(words: str, network: str, structures: tuple[str, ...]) -> str:
     """
     if not words.strip() or not structures:
         return ""
+    pieces = anatomy.prompts_in(words)
+    if len(pieces) > 1 and not any(_plain(name) == _plain(words) for name in structures):
+        objections = [objection(piece, network, structures) for piece in pieces]
+        unknown = [said for piece, said in zip(pieces, objections, strict=True) if said and not anatomy.resolve(piece)]
+        return next(iter(unknown), objections[0] if all(objections) else "")  # what can be explained will be
     classes = dict(enumerate(structures))
     if any(_plain(name) == _plain(words) for name in structures):
         return ""

@@ -13,6 +13,7 @@ from slicer.i18n import tr as _
 
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.worker import protocol
+from XAICLIPModule.display import chosen
 from XAICLIPModule.installation.package_installation import InstallationState
 from XAICLIPModule.logic import State, XAICLIPLogic
 from XAICLIPModule.panel.choices import Choices
@@ -41,6 +42,7 @@ class Panel:
         showPlain(widget)
         self._chosenResults: tuple[Any, Any] | None = None
         self._isDownloading = False
+        self._warned: list[str] = []
         self.installation = InstallationPanel(ui, logic.session)
         self.choices = Choices(ui, widget, self.installation)
         self.results = ResultsPanel(ui, logic)
@@ -238,6 +240,7 @@ class Panel:
             (packages.ended, self._onInstalled),
             (logic.stateChanged, self._onStateChanged),
             (logic.progressed, self._onProgressed),
+            (logic.warned, self._onWarned),
             (logic.appeared, self.results.follow),
             (logic.estimated, self._onEstimated),
             (logic.finished, self._onFinished),
@@ -274,6 +277,7 @@ class Panel:
         if state is not State.IDLE:  # remembered, for what is said once it has ended
             self._isDownloading = self.logic.isDownloading
         if state is State.STARTING:
+            self._warned.clear()
             ui.progressBar.setRange(0, 0)
             self._say(_("Starting the worker (the first time takes up to a minute) …"))
         elif state is State.RUNNING:
@@ -307,19 +311,33 @@ class Panel:
         bar.setValue(int(100 * done / total) if total else 0)
         left = "" if secondsLeft is None else " – " + _("{time} left").format(time=duration(secondsLeft))
         parts = megabytes(done, total) if stage == "download" else f"{done} / {total}"
-        warning = self.logic.earlyWarning  # of the network or the localizer, before minutes are spent
-        text = f"{stages.get(stage, stage)}: {parts}{left}"
-        self._say(f"{text}\n{warning}" if warning else text, warning=bool(warning))
+        self._say("\n".join([f"{stages.get(stage, stage)}: {parts}{left}", *self._warned]), bool(self._warned))
+
+    def _onWarned(self, sentence: str) -> None:
+        """Keep a warning below the progress: the user may want to end what goes on."""
+        if sentence not in self._warned:
+            self._warned.append(sentence)
 
     def _onEstimated(self, saliencyNode: Any) -> None:
         self.results.showDeveloping(saliencyNode)
 
     def _onFinished(self, nodes: ExplanationNodes) -> None:
         # What is to be known about the map stands beside it, under Results, for as long as it is shown.
-        self._say(_("Done.") if nodes.complete else _("Cancelled: the map is what was known by then."))
-        self.results.noteFigure(nodes)
+        everyOne = (nodes, *nodes.further)
+        isComplete = all(one.complete for one in everyOne)
+        lines = [_("Done.") if isComplete else _("Cancelled: the map is what was known by then.")]
+        if nodes.further:
+            names = ", ".join(str(one.record["target"]["name"]) for one in everyOne)
+            lines.append(_("{names} were explained: choose one under Results.").format(names=names))
+        for name, reason in nodes.missing.items():
+            lines.append(_("{name} was not explained: {reason}.").format(name=name, reason=reason))
+        self._say("\n".join(lines), warning=bool(nodes.missing))
+        for one in everyOne:
+            self.results.noteFigure(one)
         if self.choices.parameters is not None:
             self.choices.parameters.result = nodes.saliency
+        if nodes.further:
+            chosen.showOnly(nodes.saliency)
 
     def _onRegionFound(self, segmentationNode: Any, warnings: list[str]) -> None:
         text = _('The region is shown as a segment. To explain within it, edited or not, choose "Within a segment".')

@@ -62,6 +62,10 @@ class ExplanationNodes:
         vtkMRMLScalarVolumeNode, for the methods that give one; else None.
     figure
         ``figure.png`` as the worker wrote it, while the session lasts; else None.
+    further
+        The explanations of the other structures, where several were asked for.
+    missing
+        Why a structure that was asked for was not explained, by its name.
     """
 
     saliency: Any
@@ -71,6 +75,8 @@ class ExplanationNodes:
     structures: Any = None
     standardError: Any = None
     figure: Path | None = field(default=None, compare=False)
+    further: tuple[ExplanationNodes, ...] = field(default=(), compare=False)
+    missing: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @cached_property
     def record(self) -> dict[str, Any]:

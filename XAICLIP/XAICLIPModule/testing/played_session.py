@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +155,16 @@ class PlayedSession:
             files=writeResults(volumeNode, folder, self.requests[-1].check),
             record=record,
         )
+
+    def explainSeveral(self, volumeNode: Any, names: Sequence[str], missing: Mapping[str, str]) -> None:
+        """Send the results of several structures."""
+        folder = Path(self.requests[-1].output)
+        done: list[dict[str, Any]] = []
+        for name in names:
+            record = {**recordFor(name), "target": {"name": name, "label": 6, "voxels": "predicted"}}
+            done.append({"complete": True, "files": writeResults(volumeNode, folder / name), "record": record})
+        first, *further = done
+        self.answer("explanation", **first, further=tuple(further) or None, missing=dict(missing) or None)
 
 
 def saliencyFor(volumeNode: Any) -> Any:

@@ -112,12 +112,12 @@ class Question:
             raise InputError(_('Nothing is asked for: type the name of a structure, such as "liver".'))
         methods.method(self.method or methods.implied(self.parameters), **self.parameters)
 
-    def resultName(self) -> str:
-        """What the results are called."""
+    def resultName(self, structure: str | None = None) -> str:
+        """What the results are called; those of one of several structures, with its name."""
         if self.name and self.name.strip():
-            return self.name.strip()
-        parts = (self.volumeNode.GetName(), self.prompt.strip(), self.method or methods.default())
-        return " – ".join(parts)
+            return " – ".join(filter(None, (self.name.strip(), structure)))
+        words = structure or self.prompt.strip()
+        return " – ".join((self.volumeNode.GetName(), words, self.method or methods.default()))
 
     def localizeRequest(self, folder: Path) -> Work:
         """Make the fields of a ``localize`` request; the volume is written into the folder.

@@ -1,0 +1,1 @@
+"""Several explanations of one scan, which share what is the same for all of them."""
