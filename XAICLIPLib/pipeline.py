@@ -48,6 +48,7 @@ from XAICLIPLib.reporting import record
 from XAICLIPLib.reporting.measurements import cautions, measure
 from XAICLIPLib.scoring.options import BASELINES, PARTS, PRECISIONS, SCORES, Baseline, Part, Precision, Score
 from XAICLIPLib.scoring.target import RIM_MM, Target, class_of, make_target
+from XAICLIPLib.segmentation.footprint import footprint, told_as_memory
 from XAICLIPLib.segmentation.networks.described import Predictor, from_object
 from XAICLIPLib.segmentation.prediction import Inference, label_values, predict, values_of
 from XAICLIPLib.segmentation.segmenter import Promptable, Segmenter
@@ -201,7 +202,8 @@ def explain(
         search_area = find_region(models, scan, question, target_case, probability, run)
     question = question.sized_for(imaging.volume_ml(target_case.mask))
     run.raise_if_cancelled()
-    with run.timed("explain"):
+    needed = footprint(models.ready, models.image, target_case.decision.shape, torch_device, resampled=True)
+    with run.timed("explain"), told_as_memory("while the scan was explained", needed):
         setting = Setting.of(
             target_case.inference,
             target_case.decision,
@@ -218,20 +220,21 @@ def explain(
         response_flags = network_response.response_flags(setting.scorer)
         question, estimates = begin_explainer(question, setting, run)
         last, complete = run_explainer(estimates, setting, target_case, scan, run, on_estimate)
-    return assemble_explanation(
-        models,
-        scan,
-        question,
-        replace(target_case, suitability=[*target_case.suitability, *response_flags]),
-        search_area,
-        setting,
-        last,
-        complete,
-        check,
-        run,
-        model,
-        torch_device,
-    )
+    with told_as_memory("while the map was put together", needed):
+        return assemble_explanation(
+            models,
+            scan,
+            question,
+            replace(target_case, suitability=[*target_case.suitability, *response_flags]),
+            search_area,
+            setting,
+            last,
+            complete,
+            check,
+            run,
+            model,
+            torch_device,
+        )
 
 
 def localize(
@@ -473,8 +476,7 @@ class TargetCase:
     Attributes
     ----------
     inference
-        The network with the scan as it sees it; its logits are not kept, those of a hundred classes are larger than
-        all the rest.
+        The network with the scan as it sees it.
     decision
         (X, Y, Z) whole numbers, on the network's grid: what it drew.
     segmentation
@@ -518,8 +520,8 @@ def segment(models: Models, scan: Scan, question: Question, device: torch.device
     if mask is None or in_a_box:
         mask = imaging.resample_labels(prediction.prepared.as_image(target.reference), scan.volume)
     return TargetCase(
-        prediction.without_logits(),
-        prediction.decision().cpu(),
+        prediction,
+        prediction.decision.cpu(),
         prediction.label_map(scan.volume),
         target,
         labels,

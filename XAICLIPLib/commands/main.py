@@ -55,11 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 1
     except (MemoryError, RuntimeError) as error:
-        from XAICLIPLib.segmentation.batching import out_of_memory
+        from XAICLIPLib.system.memory import out_of_memory, ran_out
 
         if not out_of_memory(error):
             raise  # a mistake of ours, for whose report the traceback is needed
-        print_message("xaiclip: There is not enough memory: crop the scan, lower --batch-size, or try --device cpu.")
+        print_message(f"xaiclip: {ran_out(error)}")
         return 1
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.evaluation.controls import Spacing, centre_map, random_map, smooth_noise
+from XAICLIPLib.imaging.nearness import within
 
 HALF = 0.5
 """Threshold of the paper: a voxel counts as marked from this share of the map's maximum."""
@@ -193,7 +194,7 @@ def outside_share(
     """
     values, inside = _pair(saliency, mask)
     if margin_mm > 0:
-        inside = distance_transform_edt(~inside, sampling=spacing_mm) <= margin_mm
+        inside = within(inside, margin_mm, spacing_mm)
     return _mass(np.abs(values), ~inside)
 
 

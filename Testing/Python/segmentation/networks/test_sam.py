@@ -166,12 +166,13 @@ def test_each_slice_is_drawn_in_the_box_of_the_region_there(tiny: SamSegmenter) 
     margin = int(np.ceil(BOX_MARGIN_MM / 3))
     box = [x.start - margin, y.start - margin, x.stop - 1 + margin, y.stop - 1 + margin]
     grey = prediction.prepared.tensor[0]
+    with torch.inference_mode():
+        drawn = predict_logits(segmenter.logits, prediction.volume, prediction.tiling)[0]
     for n in range(grey.shape[2]):
         inside = z.start <= n < z.stop
         expected = tiny.segment_boxes(grey[None, ..., n].transpose(1, 2), torch.tensor([box]).float())[0].T
-        logits = prediction.logits[0, ..., n]
         torch.testing.assert_close(
-            logits, expected if inside else torch.full_like(expected, BACKGROUND_LOGIT), atol=1e-5, rtol=0
+            drawn[..., n], expected if inside else torch.full_like(expected, BACKGROUND_LOGIT), atol=1e-5, rtol=0
         )
     assert dict(segmenter.labels) == {0: "liver"}
     assert values(prediction.label_map(image))[z].any()
@@ -251,7 +252,7 @@ def scorer_of(tiny: SamSegmenter, baseline: Baseline = "air") -> tuple[Scorer, T
     image = scan()
     segmenter = tiny.prompted("liver", liver(image))
     prediction = predict(segmenter, image, CPU)
-    prepared, reference = prediction.prepared, prediction.logits[0] > 0
+    prepared, reference = prediction.prepared, prediction.drawn([0])
     rim = prepared.mask_from(liver(image))
     held = prepared.held
     replacement, _ = baseline_for(baseline, prepared.tensor, rim, prepared.spacing_mm)
