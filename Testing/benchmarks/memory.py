@@ -24,8 +24,7 @@ import numpy as np
 import SimpleITK as sitk
 
 GB = 1e9
-CLASSES = 105
-LIBRARIES_GB = 6.0
+LIBRARIES_GB = 1.0
 """Address space that the libraries map without holding it."""
 
 
@@ -37,6 +36,7 @@ def main() -> None:
     parser.add_argument("--library", type=Path, default=Path(__file__).resolve().parents[2])
     parser.add_argument("--limit-gb", type=float, default=12.0)
     parser.add_argument("--scale", type=float, default=1.0, help="of the scan of many classes along each axis")
+    parser.add_argument("--classes", type=int, default=105, help="of that network")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -52,6 +52,7 @@ def measured(name: str, options: argparse.Namespace) -> str:
     with tempfile.TemporaryDirectory() as folder:
         program = [sys.executable, __file__, "--only", name, "--child", folder, "--data", str(options.data)]
         program += ["--limit-gb", str(options.limit_gb), "--scale", str(options.scale)]
+        program += ["--classes", str(options.classes)]
         environment = {**os.environ, "PYTHONPATH": str(options.library)}
         done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
     said = [line for line in done.stdout.splitlines() if line.startswith("{")]
@@ -102,7 +103,13 @@ def many_classes(options: argparse.Namespace) -> None:
         from XAICLIPLib import explain
 
         result = explain(
-            path, "liver", model=network(), region="prediction", device="cpu", window_mm=144.0, stride_mm=144.0
+            path,
+            "liver",
+            model=network(options.classes),
+            region="prediction",
+            device="cpu",
+            window_mm=144.0,
+            stride_mm=144.0,
         )
         return f"{result.measurements['target_volume_ml']:.0f} ml, {result.measurements['perturbations']} windows"
 
@@ -129,8 +136,8 @@ sitk.WriteImage(scan, path)
 """
 
 
-def network() -> Any:
-    """105 classes from three layers of random weights; the class of the liver is the brighter the surer."""
+def network(classes: int) -> Any:
+    """Classes from three layers of random weights; the class of the liver is the brighter the surer."""
     import torch
     from torch import nn
 
@@ -138,7 +145,7 @@ def network() -> Any:
 
     class Many(nn.Module):
         description: ClassVar[dict[str, Any]] = {
-            "labels": {0: "background", 1: "liver", **{n: f"class {n}" for n in range(2, CLASSES)}},
+            "labels": {0: "background", 1: "liver", **{n: f"class {n}" for n in range(2, classes)}},
             "activation": "softmax",
             "modality": "CT",
             "orientation": "RAS",
@@ -149,7 +156,7 @@ def network() -> Any:
 
         def __init__(self) -> None:
             super().__init__()
-            self.first, self.last = nn.Conv3d(1, 8, 3, padding=1), nn.Conv3d(8, CLASSES, 1)
+            self.first, self.last = nn.Conv3d(1, 8, 3, padding=1), nn.Conv3d(8, classes, 1)
 
         def predict(self, batch: Any) -> Any:
             with torch.no_grad():

@@ -501,7 +501,8 @@ class _Sums:
         )
 
     def add(self, number: int, lost: float) -> None:
-        mask = 1 - self.masks.strength(number, self.masks.box, torch.device("cpu"))[self.masks.region].double()
+        strength = self.masks.strength(number, self.masks.box, torch.device("cpu"))
+        mask = 1 - strength.masked_select(self.masks.region).double()
         score = 1 - lost
         self.count += 1
         self._s += score
@@ -543,5 +544,5 @@ class _Sums:
 def _in_volume(values: Tensor, masks: _Masks) -> Tensor:
     """Values of the region's voxels (n,) as a volume (X, Y, Z), 0 elsewhere."""
     volume = torch.zeros(masks.shape)
-    volume[masks.box][masks.region] = values
+    volume[masks.box].masked_scatter_(masks.region, values)
     return volume

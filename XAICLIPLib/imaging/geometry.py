@@ -133,7 +133,7 @@ def as_metatensor(image: sitk.Image) -> MetaTensor:
     from monai.data.meta_tensor import MetaTensor
     from monai.utils.enums import MetaKeys, SpaceKeys
 
-    array = sitk.GetArrayViewFromImage(image).astype(np.float32)
+    array = sitk.GetArrayViewFromImage(image)
     channels = array.transpose(3, 2, 1, 0) if array.ndim == 4 else array.transpose(2, 1, 0)[None]
     affine = torch.from_numpy(ras_affine(image))
     meta: dict[Any, Any] = {
@@ -142,7 +142,7 @@ def as_metatensor(image: sitk.Image) -> MetaTensor:
         MetaKeys.SPATIAL_SHAPE: np.array(image.GetSize()),
         MetaKeys.ORIGINAL_CHANNEL_DIM: 0,
     }
-    return MetaTensor(torch.from_numpy(np.ascontiguousarray(channels)), affine=affine, meta=meta)
+    return MetaTensor(torch.from_numpy(np.array(channels, np.float32, order="C")), affine=affine, meta=meta)
 
 
 def image_from_array(array_xyz: NDArray[Any], affine_ras: NDArray[Any]) -> sitk.Image:

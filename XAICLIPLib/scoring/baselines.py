@@ -130,8 +130,8 @@ def baseline_volume(
     """
     if kind == "air" and outside is not None and bool(outside.any()):
         beyond = outside.to(volume.device)
-        # Channel by channel: along an axis the median takes twelve bytes more for each value.
-        median = torch.stack([channel[beyond].median() for channel in volume])
+        # Neither indexed nor along an axis: both would make whole numbers of eight bytes of each value.
+        median = torch.stack([channel.masked_select(beyond).median() for channel in volume])
         return median[:, None, None, None].expand_as(volume)
     if kind == "air":
         return volume.amin(dim=(1, 2, 3), keepdim=True).expand_as(volume)

@@ -24,17 +24,20 @@ RESAMPLING_BYTES, OLD_BYTES = 56, 12
 """While MONAI resamples: for each voxel of the network's grid its place, twice, in double precision; for each voxel of
 the scan, a copy in single and one in double precision."""
 
-NETWORK_BYTES, NETWORK_COPIES = 12, 4
+PREPARED_COPIES = 5
+"""How many times the network's input is held while its intensities are scaled."""
+
+NETWORK_BYTES, NETWORK_COPIES = 18, 2
 """For each voxel of the network's grid: masks, label map, sums of the method; and how many times its input is held."""
 
-SCAN_BYTES = 20
-"""For each voxel of the scan: the maps in its geometry, with what comes and goes on the way to them."""
+SCAN_BYTES = 8
+"""For each voxel of the scan: maps and masks in its geometry."""
 
 DEVICE_BYTES, DEVICE_COPIES = 4, 4
 """For each voxel of the network's grid on a GPU: the label map and masks; and how many times its input is held."""
 
-BATCH_BYTES = 2**29
-"""What the layers of a usual network hold of one batch, about."""
+BATCH_BYTES, LAYER_BYTES = 2**29, 1024
+"""What the layers of a usual network hold of one batch, about, and of a voxel of a small one."""
 
 BODY_MM = (1000.0, 2300.0)
 """No person is wider, or longer: the spacing of a scan that is has another unit."""
@@ -104,14 +107,16 @@ def footprint(
     new, old, inputs = math.prod(size), image.GetNumberOfPixels(), len(segmenter.inputs)
     classes = len(segmenter.labels)
     patch = new if segmenter.window is None else min(new, 2 * USUAL_PATCH)
-    logits = min(4 * classes * new, WAITING_BYTES) + max(OUTPUT_BYTES, 4 * classes * patch) + BATCH_BYTES
+    batch = min(max(OUTPUT_BYTES, 4 * classes * patch), 16 * classes * patch) + min(BATCH_BYTES, LAYER_BYTES * patch)
+    logits = min(4 * classes * new, WAITING_BYTES) + batch
     same = tuple(size) == image.GetSize()
-    resampling = 0 if resampled or same else RESAMPLING_BYTES * new + OLD_BYTES * inputs * old
-    if device.type == "cuda":
-        maps = SCAN_BYTES * old + (NETWORK_BYTES + 4 * inputs) * new
-        return Footprint(tuple(size), max(resampling, maps), (DEVICE_BYTES + DEVICE_COPIES * 4 * inputs) * new + logits)
-    maps = SCAN_BYTES * old + (NETWORK_BYTES + NETWORK_COPIES * 4 * inputs) * new
-    return Footprint(tuple(size), max(resampling, maps + logits), 0)
+    resampling = 0 if same else RESAMPLING_BYTES * new + OLD_BYTES * inputs * old
+    preparing = 0 if resampled else max(resampling, 4 * PREPARED_COPIES * inputs * new)
+    maps = SCAN_BYTES * old + (NETWORK_BYTES + 4 * NETWORK_COPIES * inputs) * new
+    if device.type != "cuda":
+        return Footprint(tuple(size), max(preparing, maps + logits), 0)
+    on_device = (DEVICE_BYTES + 4 * DEVICE_COPIES * inputs) * new + logits
+    return Footprint(tuple(size), max(preparing, maps), on_device)
 
 
 def refuse_what_does_not_fit(needed: Footprint, image: sitk.Image, device: torch.device) -> None:
@@ -167,7 +172,4 @@ def told_as_memory(doing: str, needed: Footprint | None = None) -> Iterator[None
     except Exception as error:
         if not out_of_memory(error):
             raise
-        failure = ran_out(error, doing, f"with {needed.in_words}" if needed else "")
-    else:
-        return
-    raise failure  # outside the handler: the error holds on to what filled the memory
+        raise ran_out(error, doing, f"with {needed.in_words}" if needed else "") from None
