@@ -58,7 +58,8 @@ def measured(name: str, options: argparse.Namespace) -> str:
     said = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if not said:
         ending = (done.stderr.strip().splitlines() or ["killed"])[-1][:160]
-        return f"| {name} | more than {options.limit_gb:g} | | {ending} |"
+        full = done.returncode == -9 or "MemoryError" in ending or "bad_alloc" in ending
+        return f"| {name} | {f'more than {options.limit_gb:g}' if full else 'failed'} | | {ending} |"
     result = json.loads(said[-1])
     peak = f"{result['peak']:.2f}" if result["fits"] else f"more than {options.limit_gb:g}"
     return f"| {name} | {peak} | {result['seconds']:.0f} | {result['said']} |"
