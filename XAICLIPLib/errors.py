@@ -14,9 +14,9 @@ line breaks."""
 _JOINERS = "\u200c\u200d"
 """Invisible characters that are part of words in some scripts, and harmless."""
 
-WayKind = Literal["trust", "download", "remove", "install", "target", "device"]
+WayKind = Literal["trust", "download", "remove", "install", "target", "device", "crop"]
 """What a way out is: to trust a network's code, to download or remove a model, to install a Python package, to choose
-another target, or another device."""
+another target or device, or to give less of the scan."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ TRUST = WayOut("trust", "say so with --trust")
 OTHER_TARGET = WayOut("target", "choose another structure with --target or give a mask")
 SAY_TARGET = WayOut("target", "say with --target")
 CPU = WayOut("device", "choose --device cpu")
+FEWER_SLICES = WayOut("crop", "give a part of the scan with fewer slices")
 
 
 def downloading(model: str) -> WayOut:
@@ -92,6 +93,10 @@ class MethodUnsuited(InputError):
     def __init__(self, reason: str, way_out: str) -> None:
         super().__init__(f"{reason[:1].upper()}{reason[1:]}: {way_out}")
         self.reason = single_line(reason)
+
+
+class NotEnoughMemory(InputError):
+    """What was asked does not fit into the memory of this machine, or of its GPU."""
 
 
 class Cancelled(RuntimeError):

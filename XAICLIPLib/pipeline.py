@@ -58,6 +58,7 @@ from XAICLIPLib.scoring.target import (
     make_target,
     what_is_drawn,
 )
+from XAICLIPLib.segmentation.footprint import footprint, told_as_memory
 from XAICLIPLib.segmentation.networks.described import Predictor, from_object
 from XAICLIPLib.segmentation.prediction import Inference, Prediction, label_values, predict, values_of
 from XAICLIPLib.segmentation.segmenter import Promptable, Segmenter
@@ -222,7 +223,6 @@ def explain(
     with run.timed("segment"):
         prediction = predict_scan(models, question, torch_device, run)
         target_case = find_target(prediction, models, scan, question, run)
-        del prediction  # whose logits take the most memory
     return explain_target(
         models, scan, question, target_case, probability, run, on_estimate, check, model, torch_device
     )
@@ -248,7 +248,8 @@ def explain_target(
         search_area = find_region(models, scan, question, target_case, probability, run)
     question = question.sized_for(imaging.volume_ml(target_case.mask))
     run.raise_if_cancelled()
-    with run.timed("explain"):
+    needed = footprint(models.ready, models.image, target_case.decision.shape, device, resampled=True)
+    with run.timed("explain"), told_as_memory("while the scan was explained", needed):
         setting = Setting.of(
             target_case.inference,
             target_case.decision,
@@ -265,20 +266,21 @@ def explain_target(
         response_flags = network_response.response_flags(setting.scorer)
         question, estimates = begin_explainer(question, setting, run)
         last, complete = run_explainer(estimates, setting, target_case, scan, run, on_estimate)
-    return assemble_explanation(
-        models,
-        scan,
-        question,
-        replace(target_case, suitability=[*target_case.suitability, *response_flags]),
-        search_area,
-        setting,
-        last,
-        complete,
-        check,
-        run,
-        model,
-        device,
-    )
+    with told_as_memory("while the map was put together", needed):
+        return assemble_explanation(
+            models,
+            scan,
+            question,
+            replace(target_case, suitability=[*target_case.suitability, *response_flags]),
+            search_area,
+            setting,
+            last,
+            complete,
+            check,
+            run,
+            model,
+            device,
+        )
 
 
 def localize(
@@ -574,8 +576,7 @@ class TargetCase:
     Attributes
     ----------
     inference
-        The network with the scan as it sees it; its logits are not kept, those of a hundred classes are larger than
-        all the rest.
+        The network with the scan as it sees it.
     decision
         (X, Y, Z) whole numbers, on the network's grid: what it drew.
     segmentation
@@ -636,8 +637,8 @@ def find_target(
     if other is not None:
         return replace(other, target=target, labels=labels, mask=mask)
     return TargetCase(
-        prediction.without_logits(),
-        prediction.decision().cpu(),
+        prediction,
+        prediction.decision.cpu(),
         prediction.label_map(scan.volume),
         target,
         labels,

@@ -24,6 +24,7 @@ from .test_panel import pick, ready, ui  # noqa: F401
         errors.OTHER_TARGET,
         errors.SAY_TARGET,
         errors.CPU,
+        errors.FEWER_SLICES,
         errors.downloading("net"),
         errors.removing("net"),
         errors.installing("captum"),

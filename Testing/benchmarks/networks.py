@@ -136,7 +136,7 @@ def show(kind: Kind) -> str:
     begun = time.perf_counter()
     prediction = predict(segmenter, stacked, CPU)
     predicting = time.perf_counter() - begun
-    values = prediction.decision()[prediction.prepared.mask_from(region)]
+    values = prediction.decision[prediction.prepared.mask_from(region)]
     shift = segmenter.activation == "sigmoid"
     counts = {
         c: int(torch.isin(values, torch.tensor(prediction.values_of([c]))).sum())

@@ -80,7 +80,7 @@ class Subject:
             localizer = catalogue.load_localizer(None, CPU)
             probability = localizer.locate(image, structure, imaging.guess_modality(image))
             region = guided_region(image, probability, mask, name, threshold=localizer.threshold).mask
-        setting = Setting.of(prediction, prediction.decision(), target, image, region)
+        setting = Setting.of(prediction, prediction.decision, target, image, region)
         return cls(image, prediction, name, setting, imaging.volume_ml(mask))
 
 

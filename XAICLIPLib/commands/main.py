@@ -12,7 +12,6 @@ from XAICLIPLib.commands.parser import Parser
 from XAICLIPLib.commands.terminal import drop_output, print_message
 from XAICLIPLib.errors import Cancelled, InputError, first_line
 from XAICLIPLib.system.displaytext import one_line
-from XAICLIPLib.system.memory import memory_shortage
 from XAICLIPLib.system.packages import packages_quiet
 
 
@@ -58,11 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 1
     except (MemoryError, RuntimeError) as error:
-        from XAICLIPLib.segmentation.batching import out_of_memory
+        from XAICLIPLib.system.memory import out_of_memory, ran_out
 
         if not out_of_memory(error):
             raise  # a mistake of ours, for whose report the traceback is needed
-        print_message(f"xaiclip: {memory_shortage(error, 'lower --batch-size', 'try --device cpu')}")
+        print_message(f"xaiclip: {ran_out(error)}")
         return 1
 
 

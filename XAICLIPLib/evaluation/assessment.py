@@ -81,13 +81,14 @@ def evidence_of(
     """
     probed = last.probed().cpu()
     errors = last.standard_error()
-    error = None if errors is None else errors.cpu()[probed].numpy()
+    # By NumPy, as PyTorch makes three whole numbers of each voxel of a mask.
+    error = None if errors is None else errors.cpu().numpy()[probed.numpy()]
     return Evidence(
         name,
         agreement=agreement,
         outside=_outside(method, setting, last, saliency),
         margin_mm=method.reach_mm,
-        saliency=None if error is None else saliency.cpu()[probed].numpy(),
+        saliency=None if error is None else saliency.cpu().numpy()[probed.numpy()],
         standard_error=error,
     )
 

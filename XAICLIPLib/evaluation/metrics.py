@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.evaluation.controls import Spacing, centre_map, random_map, smooth_noise
+from XAICLIPLib.imaging.nearness import within
 
 HALF = 0.5
 """Threshold of the paper: a voxel counts as marked from this share of the map's maximum."""
@@ -191,9 +193,9 @@ def outside_share(
     InputError
         As for `pointing_game`.
     """
-    values, inside = _pair(saliency, mask)
+    values, inside = _pair(saliency, mask, np.float32)
     if margin_mm > 0:
-        inside = distance_transform_edt(~inside, sampling=spacing_mm) <= margin_mm
+        inside = within(inside, margin_mm, spacing_mm)
     return _mass(np.abs(values), ~inside)
 
 
@@ -340,12 +342,15 @@ def completeness(values: ArrayLike | Tensor, score: float, baseline_score: float
 
 def _mass(amount: NDArray[np.floating], mask: NDArray[np.bool_]) -> Share:
     chance, total = float(mask.mean()), float(amount.sum(dtype=np.float64))
-    return Share(float(amount[mask].sum(dtype=np.float64)) / total if total else chance, chance)
+    inside = float(amount.sum(dtype=np.float64, where=mask))
+    return Share(inside / total if total else chance, chance)
 
 
-def _pair(saliency: ArrayLike | Tensor, mask: ArrayLike | Tensor) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def _pair(
+    saliency: ArrayLike | Tensor, mask: ArrayLike | Tensor, dtype: type[np.floating] = np.float64
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """A map and a mask on one grid, the mask not empty."""
-    values, inside = _finite(saliency), _array(mask) != 0
+    values, inside = _finite(saliency, dtype), _array(mask) != 0
     if values.shape != inside.shape:
         raise InputError(
             f"The saliency has {' × '.join(map(str, values.shape))} voxels and the mask "
@@ -356,8 +361,8 @@ def _pair(saliency: ArrayLike | Tensor, mask: ArrayLike | Tensor) -> tuple[NDArr
     return values, inside
 
 
-def _finite(saliency: ArrayLike | Tensor) -> NDArray[np.float64]:
-    values = np.asarray(_array(saliency), np.float64)
+def _finite(saliency: ArrayLike | Tensor, dtype: type[np.floating] = np.float64) -> NDArray[Any]:
+    values = np.asarray(_array(saliency), dtype)
     if not values.size or not np.isfinite(values).all():
         raise InputError("The saliency is empty or holds values that are not finite, so that it cannot be measured.")
     return values

@@ -194,7 +194,7 @@ class Trial:
         fixed = FixedLocalizer(guide.name, guide.threshold, dict(guide.provenance), probability)
         region = guided_region(volume, probability, target_mask, structure, threshold=guide.threshold)
         # For the curves, which remove voxels anywhere in the body.
-        setting = Setting.of(prediction, prediction.decision(), target, volume, baseline=baseline, score=SCORE)
+        setting = Setting.of(prediction, prediction.decision, target, volume, baseline=baseline, score=SCORE)
         return cls(
             scan,
             structure,

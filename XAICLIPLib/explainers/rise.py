@@ -54,6 +54,9 @@ FLATTEST = 0.05
 """A voxel's variance over the patterns is taken for at least this share of that of a point: of two or three patterns
 that happen to hide a voxel alike, the slope would be in the thousands."""
 
+VOXELS_AT_ONCE = 1_000_000
+"""In layers of so many voxels a map is interpolated."""
+
 ROUNDING = 1e-12
 """Where a fit leaves no more freedom than this, it is rounding."""
 
@@ -265,10 +268,10 @@ class _Masks:
     """
 
     def __init__(self, region: Tensor, cell: Sequence[int], keep: float, seed: int) -> None:
-        ends = torch.nonzero(region)
-        low, high = ends.amin(0).tolist(), (ends.amax(0) + 1).tolist()
+        from XAICLIPLib.imaging.boxes import bounds
+
         self.shape = tuple(region.shape)
-        self.box: Box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+        self.box: Box = bounds(region)
         self.whole_region, self.region = region, region[self.box]
         self.cell, self.keep, self.seed = tuple(cell), keep, seed
         # One more than the cells for the far end, and one for the shift
@@ -300,7 +303,7 @@ class _Masks:
         smooth = torch.einsum("abc,xa,yb,zc->xyz", hidden.to(device), *weights)
         if device not in self._regions:
             self._regions[device] = self.region.to(device)
-        return smooth * self._regions[device][inner]
+        return smooth.mul_(self._regions[device][inner])
 
     def perturbation(self, number: int) -> Perturbation:
         """A pattern as data: nothing of it is made before it is scored."""
@@ -316,11 +319,12 @@ class _Cells:
             np.minimum(np.arange(math.ceil(n / c) + 1) * c, n)
             for n, c in zip(masks.region.shape, masks.cell, strict=True)
         ]
-        counts = masks.region.numpy().astype(np.float64)
+        counts: NDArray[Any] = masks.region.numpy()
         for axis, edges in enumerate(self._edges):
-            counts = np.add.reduceat(counts, edges[:-1], axis=axis)
+            counts = np.add.reduceat(counts, edges[:-1], axis=axis, dtype=np.int64)
         self.inside = counts > 0
-        self._centres = [(e[:-1] + e[1:] - 1) / 2 for e in self._edges]
+        centres = [(e[:-1] + e[1:] - 1) / 2 for e in self._edges]
+        self._weights = [_between(count, c) for count, c in zip(masks.region.shape, centres, strict=True)]
 
     def __len__(self) -> int:
         """Cells that hold some of the region."""
@@ -335,23 +339,69 @@ class _Cells:
             means.append(np.add.reduceat(weights, edges[:-1], axis=0) / np.diff(edges)[:, None])
         return np.asarray(np.einsum("abc,xa,yb,zc->xyz", points.numpy(), *means)[self.inside], dtype=np.float64)
 
-    def interpolation(self) -> tuple[NDArray[np.int64], Array]:
-        """(n, 8) numbers and weights of the cells whose centres surround each voxel of the region."""
+    def interpolated(self, values: Array) -> Tensor:
+        """(n,): values of the cells (J,) between the cells' centres, at each voxel of the region.
+
+        Linear along each axis, flat in the outer half of an outer cell. A cell that holds nothing of the region has no
+        value; the others around a voxel count for it.
+        """
+        grid = np.zeros(self.inside.shape)
+        grid[self.inside] = values
+        return self._at_voxels([(grid, self._weights)], power=1)
+
+    def interpolated_variance(self, covariance: Array) -> Tensor:
+        """(n,): the variance of `interpolated`, of values with a covariance (J, J).
+
+        The product of the weights of two cells is again a product over the axes, of w² or of the w of two neighbours.
+        """
+        products = []
+        for step in itertools.product((0, 1), repeat=3):
+            pairs = [w[:, 1:] * w[:, :-1] if d else w**2 for w, d in zip(self._weights, step, strict=True)]
+            products.append((self._covariance_of_neighbours(covariance, step), pairs))
+        return self._at_voxels(products, power=2).clamp(min=0)
+
+    def _covariance_of_neighbours(self, covariance: Array, step: Sequence[int]) -> Array:
+        """The covariances, summed, of all two cells that span a box of one step or none along each axis."""
         numbers = np.full(self.inside.shape, -1)
         numbers[self.inside] = np.arange(len(self))
-        voxels = np.argwhere(self.masks.region.numpy())
-        sides = []
-        for axis, centres in enumerate(self._centres):
-            at = np.interp(voxels[:, axis], centres, np.arange(len(centres)))  # the outer half of an outer cell: flat
-            low = np.minimum(at.astype(int), max(0, len(centres) - 2))
-            sides.append([(low, 1 - (at - low)), (np.minimum(low + 1, len(centres) - 1), at - low)])
-        corners = [
-            (numbers[a[0], b[0], c[0]], a[1] * b[1] * c[1])
-            for a, b, c in itertools.product(sides[0], sides[1], sides[2])
-        ]
-        which = np.stack([number for number, _ in corners], axis=1)
-        weight = np.where(which >= 0, np.stack([w for _, w in corners], axis=1), 0)
-        return np.maximum(which, 0), weight / weight.sum(axis=1, keepdims=True)
+        shape = [int(size) - d for size, d in zip(self.inside.shape, step, strict=True)]
+        total = np.zeros(shape)
+        for corner in itertools.product(*(range(d + 1) for d in step)):
+            one, other = (
+                numbers[tuple(slice(a, a + n) for a, n in zip(at, shape, strict=True))]
+                for at in (corner, [d - a for d, a in zip(step, corner, strict=True)])
+            )
+            total += np.where((one >= 0) & (other >= 0), covariance[one, other], 0)
+        return total
+
+    def _at_voxels(self, products: Sequence[tuple[Array, Sequence[Array]]], power: int) -> Tensor:
+        """(n,): a sum of products over the axes, over the power of what the weights of the cells inside sum to.
+
+        Each product is a grid of cells and, for each axis, weights (voxels, cells): one axis is multiplied after the
+        other, layer by layer, so that no voxel has a list of its cells.
+        """
+        region, own = self.masks.region.numpy(), [(self.inside.astype(np.float64), self._weights)]
+        layers, parts = max(1, VOXELS_AT_ONCE // max(1, math.prod(region.shape[1:]))), []
+        for first in range(0, len(region), layers):
+            layer = slice(first, first + layers)
+            inside = region[layer]
+            if inside.any():
+                above, below = (sum(_product(grid, w, layer) for grid, w in part) for part in (products, own))
+                parts.append((above[inside] / below[inside] ** power).astype(np.float32))
+        return torch.from_numpy(np.concatenate(parts))
+
+
+def _product(grid: Array, weights: Sequence[Array], layer: slice) -> Any:
+    """(layer, Y, Z) of a grid of cells (a, b, c) and weights (X, a), (Y, b), (Z, c)."""
+    x, y, z = weights
+    by_layer = np.tensordot(x[layer], grid, 1)
+    return np.matmul(np.matmul(y, by_layer), z.T)
+
+
+def _between(count: int, centres: Array) -> Array:
+    """(count, centres): the weight of each centre at each of ``count`` voxels, by linear interpolation."""
+    at = np.interp(np.arange(count), centres, np.arange(len(centres)))
+    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(len(centres))))
 
 
 @dataclass
@@ -373,24 +423,15 @@ class _Regression:
     _lost: list[float] = field(default_factory=list)
     _solved: tuple[int, _Solution] | None = None
 
-    def __post_init__(self) -> None:
-        self._which, self._weight = self.cells.interpolation()
-
     def add(self, number: int, lost: float) -> None:
         self._rows.append(self.cells.hidden(number))
         self._lost.append(lost)
 
     def saliency(self) -> Tensor:
-        values = (self._weight * self._solution().coefficients[self._which]).sum(axis=1)
-        return torch.from_numpy(values.astype(np.float32))
+        return self.cells.interpolated(self._solution().coefficients)
 
     def standard_error(self) -> Tensor:
-        covariance = self._solution().covariance
-        variance = np.zeros(len(self._which))
-        for a, b in itertools.product(range(self._which.shape[1]), repeat=2):
-            shared = covariance[self._which[:, a], self._which[:, b]]
-            variance += self._weight[:, a] * self._weight[:, b] * shared
-        return torch.from_numpy(np.sqrt(np.maximum(variance, 0)).astype(np.float32))
+        return self.cells.interpolated_variance(self._solution().covariance).sqrt()
 
     def findings(self) -> dict[str, Any]:
         return {"ridge_strength": self._solution().strength, "r2": self._solution().r2}
@@ -460,16 +501,18 @@ class _Sums:
         )
 
     def add(self, number: int, lost: float) -> None:
-        mask = 1 - self.masks.strength(number, self.masks.box, torch.device("cpu"))[self.masks.region].double()
+        strength = self.masks.strength(number, self.masks.box, torch.device("cpu"))
+        mask = 1 - strength.masked_select(self.masks.region).double()
         score = 1 - lost
         self.count += 1
         self._s += score
         self._s2 += score**2
         self._m += mask
-        self._m2 += mask**2
-        self._sm += score * mask
-        self._s2m += score**2 * mask
-        self._s2m2 += (score * mask) ** 2
+        self._sm.add_(mask, alpha=score)
+        self._s2m.add_(mask, alpha=score**2)
+        mask.square_()  # in place: of a whole body each copy is a gigabyte
+        self._m2 += mask
+        self._s2m2.add_(mask, alpha=score**2)
 
     def saliency(self) -> Tensor:
         if self.estimator == "mean":
@@ -500,8 +543,6 @@ class _Sums:
 
 def _in_volume(values: Tensor, masks: _Masks) -> Tensor:
     """Values of the region's voxels (n,) as a volume (X, Y, Z), 0 elsewhere."""
-    inner = torch.zeros(masks.region.shape)
-    inner[masks.region] = values
     volume = torch.zeros(masks.shape)
-    volume[masks.box] = inner
+    volume[masks.box].masked_scatter_(masks.region, values)
     return volume

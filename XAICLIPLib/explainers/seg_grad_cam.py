@@ -173,7 +173,7 @@ class _ActivationMaps:
     def __call__(self, jobs: Sequence[tuple[Box, Tensor, Tensor]]) -> list[Tensor]:
         """Maps of patches (box, patch, cotangent), each of the patch's spatial size."""
         from XAICLIPLib.segmentation.backpropagation import not_differentiable, with_gradients
-        from XAICLIPLib.segmentation.batching import out_of_memory
+        from XAICLIPLib.system.memory import out_of_memory
 
         patches, cotangents = torch.stack([p for _, p, _ in jobs]), torch.stack([c for _, _, c in jobs])
         with with_gradients(patches.device):

@@ -119,6 +119,7 @@ class Setting:
             batch_size,
             precision,
             effect,
+            len(segmenter.labels),
         )
         values = label_values(segmenter)
         names = {values[channel]: name for channel, name in segmenter.labels.items() if values[channel]}

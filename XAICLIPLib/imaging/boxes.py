@@ -25,6 +25,9 @@ def shift(box: Box, offset: Sequence[int]) -> Box:
 
 def bounds(voxels: Tensor) -> Box:
     """The smallest box around all voxels of a mask (X, Y, Z) that is not empty."""
-    positions = voxels.nonzero()
-    ends = zip(positions.amin(0).tolist(), positions.amax(0).tolist(), strict=True)
-    return tuple(slice(a, b + 1) for a, b in ends)
+    sides = []
+    for axis in range(voxels.ndim):
+        along = voxels.movedim(axis, 0).flatten(1).any(1) if voxels.ndim > 1 else voxels
+        places = along.nonzero().flatten()
+        sides.append(slice(int(places[0]), int(places[-1]) + 1))
+    return tuple(sides)

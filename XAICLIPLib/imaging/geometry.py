@@ -19,6 +19,9 @@ from XAICLIPLib.errors import InputError
 if TYPE_CHECKING:
     from monai.data.meta_tensor import MetaTensor
 
+VOXELS_AT_ONCE = 2**24
+"""So many voxels of a label map are resampled at once: what every label has of each is a float."""
+
 DIRECTION_TOLERANCE = 1e-3
 """How far the axes may be from orthonormal: files round them to four digits or more."""
 
@@ -130,7 +133,7 @@ def as_metatensor(image: sitk.Image) -> MetaTensor:
     from monai.data.meta_tensor import MetaTensor
     from monai.utils.enums import MetaKeys, SpaceKeys
 
-    array = sitk.GetArrayViewFromImage(image).astype(np.float32)
+    array = sitk.GetArrayViewFromImage(image)
     channels = array.transpose(3, 2, 1, 0) if array.ndim == 4 else array.transpose(2, 1, 0)[None]
     affine = torch.from_numpy(ras_affine(image))
     meta: dict[Any, Any] = {
@@ -139,7 +142,7 @@ def as_metatensor(image: sitk.Image) -> MetaTensor:
         MetaKeys.SPATIAL_SHAPE: np.array(image.GetSize()),
         MetaKeys.ORIGINAL_CHANNEL_DIM: 0,
     }
-    return MetaTensor(torch.from_numpy(np.ascontiguousarray(channels)), affine=affine, meta=meta)
+    return MetaTensor(torch.from_numpy(np.array(channels, np.float32, order="C")), affine=affine, meta=meta)
 
 
 def image_from_array(array_xyz: NDArray[Any], affine_ras: NDArray[Any]) -> sitk.Image:
@@ -195,17 +198,15 @@ def resample_like(
     .. [1] Cardoso et al., Scale factor point spread function matching, MICCAI 2015.
     """
     linear = interpolation == "linear"
-    if linear:
-        image = sitk.Cast(image, sitk.sitkFloat32)
-        if antialias:
-            image = _blurred(image, reference)
+    if linear and antialias:  # cast for the blur alone: the interpolation reads any type, and a whole body is large
+        image = _blurred(sitk.Cast(image, sitk.sitkFloat32), reference)
     resampled = sitk.Resample(
         image,
         reference,
         sitk.Transform(3, sitk.sitkIdentity),
         sitk.sitkLinear if linear else sitk.sitkNearestNeighbor,
         outside,
-        image.GetPixelID(),
+        sitk.sitkFloat32 if linear else image.GetPixelID(),
     )
     return without_metadata(resampled)
 
@@ -222,42 +223,56 @@ def resample_labels(label_map: sitk.Image, reference: sitk.Image) -> sitk.Image:
         same = sitk.Image(label_map)
         same.CopyInformation(reference)
         return without_metadata(same)
+    from scipy.ndimage import find_objects  # here alone: Slicer's own Python need not have it
+
     labels = sitk.GetArrayViewFromImage(label_map)
-    shape = reference.GetSize()[::-1]
-    best, total = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    result = np.zeros(shape, labels.dtype)
-    for value in np.unique(labels[labels > 0]).tolist():
-        box = _box_around(labels == value, label_map, reference)
-        if box is None:
-            continue
-        low, high = box
-        part_grid = sitk.RegionOfInterest(reference, (high - low).tolist(), low.tolist())
-        membership = sitk.GetArrayFromImage(resample_like(label_map == value, part_grid))
-        voxels = tuple(slice(a, b) for a, b in zip(low[::-1], high[::-1], strict=True))
-        stronger = membership > best[voxels]
-        result[voxels][stronger] = value
-        best[voxels][stronger] = membership[stronger]
-        total[voxels] += membership
-    result[total <= 0.5] = 0
+    own = {value + 1: box for value, box in enumerate(find_objects(labels)) if box is not None}
+    near = {value: _box_around(box, label_map, reference) for value, box in own.items()}
+    across, along = int(np.prod(reference.GetSize()[:2])), reference.GetSize()[2]
+    result = np.zeros((along, *reference.GetSize()[1::-1]), labels.dtype)
+    slices = max(1, VOXELS_AT_ONCE // across)
+    for first in range(0, along, slices):
+        slab = np.array([0, 0, first]), np.array([*reference.GetSize()[:2], min(first + slices, along)])
+        shape = (int(slab[1][2]) - first, *result.shape[1:])
+        best, total = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        part = result[first : first + slices]
+        for value, (low, high) in near.items():
+            low, high = np.maximum(low, slab[0]), np.minimum(high, slab[1])
+            if not (low < high).all():
+                continue
+            part_grid = sitk.RegionOfInterest(reference, (high - low).tolist(), low.tolist())
+            membership = sitk.GetArrayFromImage(resample_like(_membership(label_map, value, own[value]), part_grid))
+            voxels = tuple(slice(a, b) for a, b in zip((low - slab[0])[::-1], (high - slab[0])[::-1], strict=True))
+            stronger = membership > best[voxels]
+            part[voxels][stronger] = value
+            best[voxels][stronger] = membership[stronger]
+            total[voxels] += membership
+        part[total <= 0.5] = 0
     image = sitk.GetImageFromArray(result)
     image.CopyInformation(reference)
     return image
 
 
+def _membership(label_map: sitk.Image, value: int, box: tuple[slice, ...]) -> sitk.Image:
+    """1 where a label map has a value, in the box (z, y, x) that holds it and two voxels around it."""
+    sides = zip(box[::-1], label_map.GetSize(), strict=True)
+    low, high = zip(*((max(0, side.start - 2), min(size, side.stop + 2)) for side, size in sides), strict=True)
+    return sitk.RegionOfInterest(label_map, [b - a for a, b in zip(low, high, strict=True)], low) == value
+
+
 def _box_around(
-    mask: NDArray[Any], image: sitk.Image, reference: sitk.Image
-) -> tuple[NDArray[Any], NDArray[Any]] | None:
-    """Box (x, y, z from, to) of the reference's voxels within one voxel of a mask (z, y, x) of the image."""
-    voxels = np.argwhere(mask)[:, ::-1]
-    ends = list(zip(voxels.min(0) - 1, voxels.max(0) + 1, strict=True))
+    box: tuple[slice, ...], image: sitk.Image, reference: sitk.Image
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Box (x, y, z from, to) of the reference's voxels within one voxel of a box (z, y, x) of the image."""
+    ends = [(side.start - 1, side.stop) for side in box[::-1]]
     corners = np.stack(np.meshgrid(*ends, indexing="ij"), -1).reshape(-1, 3).astype(float).tolist()
     positions = [
         reference.TransformPhysicalPointToContinuousIndex(image.TransformContinuousIndexToPhysicalPoint(c))
         for c in corners
     ]
-    low = np.maximum(np.floor(np.min(positions, axis=0)).astype(int), 0)
-    high = np.minimum(np.ceil(np.max(positions, axis=0)).astype(int) + 1, reference.GetSize())
-    return (low, high) if (low < high).all() else None
+    low = np.maximum(np.floor(np.min(positions, axis=0)).astype(np.int64), 0)
+    high = np.minimum(np.ceil(np.max(positions, axis=0)).astype(np.int64) + 1, reference.GetSize())
+    return low, high
 
 
 def _blurred(image: sitk.Image, reference: sitk.Image) -> sitk.Image:

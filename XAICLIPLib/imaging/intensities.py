@@ -64,7 +64,7 @@ def body_mask(image: sitk.Image) -> sitk.Image:
     shrink = [
         min(max(1, int(3.0 // s)), max(1, n // 8)) for s, n in zip(image.GetSpacing(), image.GetSize(), strict=True)
     ]
-    small = sitk.Shrink(sitk.Cast(image, sitk.sitkFloat32), shrink)
+    small = sitk.Cast(sitk.Shrink(image, shrink), sitk.sitkFloat32)
     mask = sitk.Cast(small > _air_ends_at(small), sitk.sitkUInt8)
     upward = int(np.argmax(np.abs(np.reshape(image.GetDirection(), (3, 3))[2])))
     # Filled before it is opened: a scalp is thin, and apart from the brain by the dark skull.

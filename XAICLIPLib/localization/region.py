@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
-from scipy.ndimage import center_of_mass
 
 from XAICLIPLib import imaging
 from XAICLIPLib.errors import InputError
+from XAICLIPLib.imaging.nearness import extent, widened
 
 RegionSource = Literal["guided", "whole", "prediction", "file", "prediction box", "guided and prediction"]
 
@@ -115,8 +116,17 @@ def grow(mask: sitk.Image, margin_mm: float) -> sitk.Image:
     """A mask (uint8) with every voxel whose centre lies within ``margin_mm`` of it."""
     if margin_mm <= 0:
         return mask
-    distance = sitk.SignedMaurerDistanceMap(mask, insideIsPositive=False, squaredDistance=False, useImageSpacing=True)
-    return sitk.Cast(distance <= margin_mm + ROUNDING_MM, sitk.sitkUInt8)
+    box = extent(_voxels(mask))
+    if box is None:
+        return mask
+    margin = [int(margin_mm // size) + 2 for size in mask.GetSpacing()[::-1]]
+    low, high = zip(
+        *((side.start, side.stop) for side in widened(box, margin, mask.GetSize()[::-1])[::-1]), strict=True
+    )
+    part = sitk.RegionOfInterest(mask, [b - a for a, b in zip(low, high, strict=True)], low)
+    distance = sitk.SignedMaurerDistanceMap(part, insideIsPositive=False, squaredDistance=False, useImageSpacing=True)
+    near = sitk.Cast(distance <= margin_mm + ROUNDING_MM, sitk.sitkUInt8)
+    return sitk.Paste(sitk.Cast(mask, sitk.sitkUInt8), near, near.GetSize(), destinationIndex=low)
 
 
 def guided_region(
@@ -266,12 +276,11 @@ def _described(
 
 def bounding_box(mask: sitk.Image, margin_mm: float) -> sitk.Image:
     """The box around a mask and a margin, along the volume's axes, as a mask; empty for an empty mask."""
-    voxels = np.argwhere(_voxels(mask))
+    around = extent(_voxels(mask))
     filled = np.zeros(mask.GetSize()[::-1], np.uint8)
-    if len(voxels):
-        margin = np.ceil(margin_mm / np.array(mask.GetSpacing()[::-1])).astype(int)
-        low, high = np.maximum(voxels.min(0) - margin, 0), voxels.max(0) + margin + 1
-        filled[tuple(slice(a, b) for a, b in zip(low, high, strict=True))] = 1
+    if around is not None:
+        margin = [math.ceil(margin_mm / size) for size in mask.GetSpacing()[::-1]]
+        filled[widened(around, margin, filled.shape)] = 1
     box = sitk.GetImageFromArray(filled)
     box.CopyInformation(mask)
     return box
@@ -284,8 +293,15 @@ def measure_agreement(region: sitk.Image, prediction: sitk.Image) -> Agreement |
         return None
     shared = float((a & b).sum())
     spacing = np.array(region.GetSpacing()[::-1])
-    distance = np.linalg.norm((np.array(center_of_mass(a)) - np.array(center_of_mass(b))) * spacing)
+    distance = np.linalg.norm((_centre(a) - _centre(b)) * spacing)
     return Agreement(2 * shared / float(a.sum() + b.sum()), shared / float(b.sum()), float(distance))
+
+
+def _centre(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Mean index of a mask's voxels; by counts along each axis, as an index of each voxel is a float64 of each."""
+    axes = range(mask.ndim)
+    counts = [np.count_nonzero(mask, axis=tuple(a for a in axes if a != axis)) for axis in axes]
+    return np.array([np.average(np.arange(len(count)), weights=count) for count in counts])
 
 
 def _voxels(mask: sitk.Image) -> NDArray[Any]:

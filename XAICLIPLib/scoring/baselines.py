@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
-from scipy.ndimage import distance_transform_edt, gaussian_filter
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn import functional
 
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.imaging.boxes import Box
+from XAICLIPLib.imaging.nearness import within
 from XAICLIPLib.scoring.options import BASELINES, Baseline
 
 __all__ = ["BASELINES", "Baseline", "Fill", "baseline_for", "baseline_volume", "infill", "with_held"]
@@ -61,8 +61,7 @@ def baseline_for(
     if body is None or not bool(body.any()):
         near = torch.ones(volume.shape[1:], dtype=torch.bool)
     else:
-        away = distance_transform_edt(~body.cpu().numpy(), sampling=spacing_mm)
-        near = torch.from_numpy(np.asarray(away) <= BODY_MARGIN_MM)
+        near = torch.from_numpy(within(body.cpu().numpy(), BODY_MARGIN_MM, spacing_mm))
     on_device = near.to(volume.device)
     if kind != "surroundings":
         outside = None if body is None or not bool(body.any()) else ~body
@@ -130,7 +129,9 @@ def baseline_volume(
         The mean over a region without voxels, or a kind that differs from perturbation to perturbation.
     """
     if kind == "air" and outside is not None and bool(outside.any()):
-        median = volume[:, outside.to(volume.device)].median(dim=1).values
+        beyond = outside.to(volume.device)
+        # Neither indexed nor along an axis: both would make whole numbers of eight bytes of each value.
+        median = torch.stack([channel.masked_select(beyond).median() for channel in volume])
         return median[:, None, None, None].expand_as(volume)
     if kind == "air":
         return volume.amin(dim=(1, 2, 3), keepdim=True).expand_as(volume)

@@ -9,6 +9,7 @@ No assumption about the network is made: each patch is recomputed whole.
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -29,6 +30,17 @@ from XAICLIPLib.segmentation.backpropagation import PATCHES_AT_ONCE, vector_jaco
 from XAICLIPLib.segmentation.batching import Batches
 from XAICLIPLib.segmentation.segmenter import Activation
 from XAICLIPLib.segmentation.sliding_window import Tiling
+from XAICLIPLib.system.memory import total_memory
+
+KEPT_BYTES, KEPT_SHARE = 2**30, 1 / 24
+"""Of unperturbed logits this much is kept at least, and this share of the memory. With a hundred classes and half
+overlapping patches a target of one litre has 1 GB: each of its voxels lies in eight patches."""
+
+INDEX_BYTES = 2**28
+"""Most that is kept of where the rows of several patches stand among one another."""
+
+VALUES_AT_ONCE = 2**25
+"""So many logits become values at once: a softmax copies them."""
 
 PRECISION_ERROR = 0.01
 """Half precision is used where it gets the score lost by hiding the target right to this share."""
@@ -42,11 +54,35 @@ class _Patch:
     inside: Tensor  # its target voxels, as indices into the flattened patch
     rows: Tensor  # the same voxels as rows of the target
     weight: Tensor  # blending weight over total weight of each of those voxels
-    logits: Tensor  # (K, n), unperturbed
 
     def read(self, logits: Tensor) -> Tensor:
         """Its target voxels, (K, n), of the patch's logits (K, *size)."""
         return logits.flatten(1).index_select(1, self.inside)
+
+
+class _Kept:
+    """What patches say unperturbed, as much of it as may be kept; the others are to be computed again when they count.
+
+    Which to forget is drawn, from a fixed seed: a pattern over the whole volume comes by all patches in turn, and of
+    those that were not asked for longest not one would be there when its turn comes.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes, self._bytes, self._draw = most_bytes, 0, random.Random(0)
+        self._logits: dict[int, Tensor] = {}
+
+    def __getitem__(self, number: int) -> Tensor | None:
+        return self._logits.get(number)
+
+    def add(self, number: int, logits: Tensor) -> None:
+        size = logits.numel() * logits.element_size()
+        if size > self._most_bytes or number in self._logits:
+            return
+        while self._bytes + size > self._most_bytes:
+            forgotten = self._logits.pop(self._draw.choice(list(self._logits)))
+            self._bytes -= forgotten.numel() * forgotten.element_size()
+        self._logits[number] = logits
+        self._bytes += size
 
 
 @dataclass(frozen=True)
@@ -68,7 +104,8 @@ class _Pending:
     patches: tuple[int, ...]
     box: Box  # of the content, in the volume's indices
     content: Tensor | None = None  # what the perturbed voxels hold, made once for all patches
-    changes: dict[int, Tensor] = field(default_factory=dict)  # of the logits, by patch
+    done: int = 0  # patches
+    logits: Tensor | None = None  # (K, rows) of the target's voxels that its patches hold, with the changes so far
 
 
 @dataclass
@@ -98,6 +135,11 @@ class Scorer:
         right to 1%; ``auto`` does so on a CUDA GPU alone.
     part
         What of the score lost `lost` tells: of ``remote``, for one, a hidden organ gets nothing for its own removal.
+    channels
+        K, where it is known before the network has run (see `Batches`).
+    kept_bytes
+        How much of the patches' unperturbed logits is kept; the rest is computed again when it counts. None takes
+        `KEPT_SHARE` of the memory of the device, and at least `KEPT_BYTES`.
 
     Attributes
     ----------
@@ -126,6 +168,8 @@ class Scorer:
     batch_size: int | None = None
     precision: Precision = "full"
     part: Part = "total"
+    channels: int | None = None
+    kept_bytes: int | None = None
     full_score: float = field(init=False)
     reduced: bool = field(init=False, default=False)
     forwards: int = field(init=False, default=0)
@@ -141,15 +185,21 @@ class Scorer:
                 f"{OTHER_TARGET}.",
                 OTHER_TARGET,
             )
+        label = (self.target.label,) if isinstance(self.target.label, int) else tuple(self.target.label)
+        # Overlapping classes do not know of one another: of a hundred only the target's own count.
+        self._channels = list(label) if self.activation == "sigmoid" else None
+        self._label = label if self._channels is None else tuple(range(len(label)))
         self._volume = self.tiling.pad(self.volume)
-        self._batches = Batches(self.forward, device, self.batch_size)
-        self._patches = self._target_patches(self._rows(voxels))
+        self._batches = Batches(self.forward, device, self.batch_size, channels=self.channels)
+        self._patches = self._target_patches(voxels)
         self._useful = self._bounds()
         patches = self._patches  # not self, which the cache would keep alive with all its tensors
-        self._union = lru_cache(maxsize=16)(lambda numbers: union_of_rows({n: patches[n].rows for n in numbers}))
-        self._logits = torch.zeros((len(self._patches[0].logits), len(self._reference)), device=device)
-        for patch in self._patches:
-            self._logits[:, patch.rows] += patch.logits * patch.weight
+        largest = sum(16 * len(patch.rows) for patch in patches)  # of one entry
+        self._union = lru_cache(maxsize=max(2, min(16, INDEX_BYTES // largest)))(
+            lambda numbers: union_of_rows({n: patches[n].rows for n in numbers})
+        )
+        self._kept = _Kept(self._most_kept())
+        self._logits = self._blended(self._volume, self._batches, self._kept)
         self._size = int(self._reference.sum())
         self._unperturbed: dict[Score, _Unperturbed] = {}
         self.full_score = self.full_score_by(self.kind)
@@ -282,34 +332,76 @@ class Scorer:
 
     # --- the target's patches ---------------------------------------------------------------------
 
-    def _rows(self, voxels: Tensor) -> Tensor:
-        """For each voxel of the padded volume its row of the target, -1 for others."""
-        rows = torch.full(self._volume.shape[1:], -1, dtype=torch.long, device=voxels.device)
-        rows[self.tiling.inner][voxels] = torch.arange(len(self._reference), device=voxels.device)
-        return rows
-
-    def _target_patches(self, rows: Tensor) -> list[_Patch]:
-        """Find the patches that meet the target and run them unperturbed."""
-        weight = self.tiling.weight.to(rows.device).flatten()
-        total = torch.zeros(len(self._reference), device=rows.device)
+    def _target_patches(self, voxels: Tensor) -> list[_Patch]:
+        """Find the patches that meet the target (X, Y, Z)."""
+        # Rows are numbered within the target's box: of a whole body their numbers would take more than its scan.
+        core = bounds(voxels)
+        numbers = torch.full([side.stop - side.start for side in core], -1, dtype=torch.int32, device=voxels.device)
+        numbers[voxels[core]] = torch.arange(len(self._reference), dtype=torch.int32, device=voxels.device)
+        core = shift(core, self.tiling.offset)
+        weight = self.tiling.weight.to(voxels.device)
+        total = torch.zeros(len(self._reference), device=voxels.device)
         patches: list[_Patch] = []
         for box in self.tiling.patches:
-            local = rows[box].flatten()
+            common = intersect(box, core)
+            if common is None:
+                continue
+            local = torch.full(weight.shape, -1, dtype=torch.int32, device=voxels.device)
+            local[shift(common, [-side.start for side in box])] = numbers[shift(common, [-side.start for side in core])]
+            local = local.flatten()
             inside = torch.nonzero(local >= 0).flatten()
             if len(inside) == 0:
                 continue
-            total[local[inside]] += weight[inside]
-            patches.append(_Patch(box, inside, local[inside], weight[inside], torch.empty(0)))
-        self._run_unperturbed(patches)
+            rows = local[inside].long()
+            total[rows] += weight.flatten()[inside]
+            patches.append(_Patch(box, inside, rows, weight.flatten()[inside]))
         for patch in patches:
             patch.weight = patch.weight / total[patch.rows]
         return patches
 
+    def _most_kept(self) -> int:
+        device = self.volume.device
+        total = total_memory(device if device.type == "cuda" else None) or 0
+        return max(KEPT_BYTES, int(KEPT_SHARE * total)) if self.kept_bytes is None else self.kept_bytes
+
     @torch.inference_mode()
-    def _run_unperturbed(self, patches: list[_Patch]) -> None:
-        """Fill in what the patches say."""
-        for patch, logits in _read(patches, self._volume, self._batches):
-            patch.logits = logits
+    def _blended(self, padded: Tensor, batches: Batches, kept: _Kept | None = None) -> Tensor:
+        """Logits (K, n) of the target's voxels in a padded volume; what its patches say goes to ``kept``."""
+        blended: Tensor | None = None
+        for number, logits in self._read(range(len(self._patches)), padded, batches):
+            if blended is None:
+                blended = torch.zeros((len(logits), len(self._reference)), device=padded.device)
+            blended[:, self._patches[number].rows] += logits * self._patches[number].weight
+            if kept is not None:
+                kept.add(number, logits)
+        assert blended is not None  # every voxel lies in a patch
+        return blended
+
+    def _read(self, numbers: Sequence[int], padded: Tensor, batches: Batches) -> Iterator[tuple[int, Tensor]]:
+        """The logits of the target's voxels (K, n) in some patches, by their numbers; all at once fill the memory."""
+        done = 0
+        while done < len(numbers):
+            boxes = [self._patches[number].box for number in numbers[done:]]
+            size = batches.size_for(padded[(slice(None), *boxes[0])])  # it may shrink on the way
+            output = batches.run([padded[(slice(None), *box)] for box in boxes[:size]])
+            self._classes = output.shape[1]
+            for number, logits in zip(numbers[done : done + size], output, strict=True):
+                yield number, self._patches[number].read(self._of_interest(logits))
+            done += size
+
+    def _of_interest(self, logits: Tensor) -> Tensor:
+        """Of logits (K, ...) the channels that the scores look at."""
+        return logits if self._channels is None else logits[self._channels]
+
+    def _unperturbed_logits(self, numbers: Iterable[int]) -> dict[int, Tensor]:
+        """What some patches say unperturbed, kept or computed again."""
+        logits = {number: self._kept[number] for number in dict.fromkeys(numbers)}
+        missing = [number for number, kept in logits.items() if kept is None]
+        for number, again in self._read(missing, self._volume, self._batches):
+            logits[number] = again
+            self._kept.add(number, again)
+        self.forwards += len(missing)
+        return {number: known for number, known in logits.items() if known is not None}
 
     def _bounds(self) -> Box:
         """The box, in the volume's indices, that holds all that the target's patches see of the volume."""
@@ -337,16 +429,28 @@ class Scorer:
         self, jobs: list[tuple[_Pending, int]], finish: Callable[[_Pending], Tensor]
     ) -> list[tuple[int, Tensor | tuple[float, ...]]]:
         """Run one batch of (perturbation, patch) jobs; returns the perturbations that it finishes."""
+        before = self._unperturbed_logits(number for _, number in jobs)
         output = self._batches.run([self._perturbed(self._patches[number].box, pending) for pending, number in jobs])
         self.forwards += len(jobs)
         finished: list[tuple[int, Tensor | tuple[float, ...]]] = []
         for (pending, number), logits in zip(jobs, output, strict=True):
             patch = self._patches[number]
-            pending.changes[number] = (patch.read(logits) - patch.logits) * patch.weight
-            if len(pending.changes) == len(pending.patches):
+            self._change(pending, number, (patch.read(self._of_interest(logits)) - before[number]) * patch.weight)
+            if pending.done == len(pending.patches):
                 finished.append((pending.index, finish(pending)))
-                pending.content = None
+                pending.content = pending.logits = None
         return finished
+
+    def _change(self, pending: _Pending, number: int, change: Tensor) -> None:
+        """Add what a patch changes to a perturbation's logits: of each patch its own would be many times as much."""
+        pending.done += 1
+        if len(pending.patches) == 1:
+            pending.logits = self._logits.index_select(1, self._patches[number].rows) + change
+            return
+        rows, places = self._union(pending.patches)
+        if pending.logits is None:
+            pending.logits = self._logits.index_select(1, rows)
+        pending.logits.index_add_(1, places[number], change)
 
     def _perturbed(self, box: Box, pending: _Pending) -> Tensor:
         """The patch at ``box`` (padded indices) of the perturbed volume."""
@@ -377,7 +481,9 @@ class Scorer:
     # --- scores -----------------------------------------------------------------------------------
 
     def _values(self, kind: Score, logits: Tensor) -> Tensor:
-        return voxel_values(kind, logits, self.target.label, self.activation).to(self._exact)
+        at_once = max(1, VALUES_AT_ONCE // len(logits))
+        parts = [voxel_values(kind, part, self._label, self.activation) for part in logits.split(at_once, 1)]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(self._exact)
 
     def _before(self, kind: Score) -> _Unperturbed:
         if kind not in self._unperturbed:
@@ -389,15 +495,10 @@ class Scorer:
 
     def _changed(self, pending: _Pending) -> tuple[Tensor, Tensor]:
         """Rows of the target that a perturbation's patches hold, and their logits (K, rows) with its changes."""
+        assert pending.logits is not None
         if len(pending.patches) == 1:
-            (number,) = pending.patches
-            rows = self._patches[number].rows
-            return rows, self._logits.index_select(1, rows) + pending.changes[number]
-        rows, places = self._union(pending.patches)
-        logits = self._logits.index_select(1, rows)
-        for number, change in pending.changes.items():
-            logits.index_add_(1, places[number], change)
-        return rows, logits
+            return self._patches[pending.patches[0]].rows, pending.logits
+        return self._union(pending.patches)[0], pending.logits
 
     def _losses(self, pending: _Pending, kinds: Sequence[Score]) -> Tensor:
         """What the changes of a perturbation cost, by each score; only the rows that they hold are looked at."""
@@ -438,14 +539,13 @@ class Scorer:
 
     def _try_reduced(self) -> None:
         """Turn to half precision where it says of the most important perturbation what full precision says."""
-        reference = torch.nonzero(self.target.reference)
-        ends = zip(reference.amin(0).tolist(), reference.amax(0).tolist(), strict=True)
-        hidden = [Perturbation(tuple(slice(a, b + 1) for a, b in ends))]
+        hidden = [Perturbation(bounds(self.target.reference))]
         ((_, (full,)),) = [pair for batch in self.lost_by(hidden, (self.kind,)) for pair in batch]
-        kept = [patch.logits for patch in self._patches]
+        kept = self._kept
         try:
             self._batches.reduced = True
-            self._run_unperturbed(self._patches)
+            self._kept = _Kept(self._most_kept())
+            self._blended(self._volume, self._batches, self._kept)
             ((_, (reduced,)),) = [pair for batch in self.lost_by(hidden, (self.kind,)) for pair in batch]
             self.reduced = abs(reduced - full) <= PRECISION_ERROR * abs(full)
             reason = "" if self.reduced else f"it gets {reduced:.3f} where full precision gets {full:.3f}"
@@ -456,8 +556,7 @@ class Scorer:
         self.forwards = 0
         if not self.reduced:
             self._batches.reduced = False
-            for patch, logits in zip(self._patches, kept, strict=True):
-                patch.logits = logits
+            self._kept = kept
             self.warnings.append(f"Half precision was not used: {reason}.")
 
     # --- gradients --------------------------------------------------------------------------------
@@ -527,35 +626,22 @@ class Scorer:
         for patch in self._patches:
             with torch.inference_mode(False), torch.no_grad():
                 values = padded[(slice(None), *patch.box)].clone()
-                cotangent = torch.zeros((len(by_logits), values[0].numel()), device=values.device)
-                cotangent[:, patch.inside] = by_logits[:, patch.rows] * patch.weight
+                cotangent = torch.zeros((self._classes, values[0].numel()), device=values.device)
+                of_interest = slice(None) if self._channels is None else torch.tensor(self._channels)[:, None]
+                cotangent[of_interest, patch.inside] = by_logits[:, patch.rows] * patch.weight
             yield patch.box, values, cotangent.reshape(-1, *values.shape[1:])
 
     def _differentiable(self, logits: Tensor) -> Tensor:
         kind: Score = "soft dice" if self.kind == "hard dice" else self.kind
-        return target_score(kind, logits, self._reference.clone(), self.target.label, self.activation)
+        return target_score(kind, logits, self._reference.clone(), self._label, self.activation)
 
     @torch.inference_mode()
     def _logits_of(self, volume: Tensor | None) -> Tensor:
         """Blended logits (K, n) of the target's voxels in a volume (C, X, Y, Z); None: the unperturbed one."""
         if volume is None:
             return self._logits
-        blended = torch.zeros_like(self._logits)
         full = Batches(self.forward, self._volume.device, self.batch_in_use)
-        for patch, logits in _read(self._patches, self.tiling.pad(volume.to(self._volume)), full):
-            blended[:, patch.rows] += logits * patch.weight
-        return blended
-
-
-def _read(patches: list[_Patch], padded: Tensor, batches: Batches) -> Iterator[tuple[_Patch, Tensor]]:
-    """Each patch with its target voxels' logits in a padded volume; the logits of all would fill the memory."""
-    done = 0
-    while done < len(patches):
-        size = batches.size_for(padded[(slice(None), *patches[done].box)])  # it may shrink on the way
-        part = patches[done : done + size]
-        output = batches.run([padded[(slice(None), *patch.box)] for patch in part])
-        yield from ((patch, patch.read(logits)) for patch, logits in zip(part, output, strict=True))
-        done += len(part)
+        return self._blended(self.tiling.pad(volume.to(self._volume)), full)
 
 
 def union_of_rows(rows: Mapping[int, Tensor]) -> tuple[Tensor, dict[int, Tensor]]:

@@ -6,16 +6,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import SimpleITK as sitk
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 from XAICLIPLib import anatomy
 from XAICLIPLib.errors import OTHER_TARGET, SAY_TARGET, InputError
 from XAICLIPLib.imaging.masks import MaskSource, is_mask
-from XAICLIPLib.scoring.scores import decided
+from XAICLIPLib.imaging.nearness import within
 from XAICLIPLib.segmentation.prediction import Prediction
 from XAICLIPLib.segmentation.segmenter import Segmenter
 
@@ -65,8 +63,8 @@ class Target:
         rim_mm
             Width of the rim.
         """
-        distance = ndimage.distance_transform_edt(~reference.cpu().numpy(), sampling=spacing_mm)
-        return cls(name, label, reference, torch.from_numpy(np.asarray(distance) <= rim_mm))
+        near = within(reference.cpu().numpy(), rim_mm, spacing_mm)
+        return cls(name, label, reference, torch.from_numpy(near))
 
 
 def class_of(prompt: str, target: str | MaskSource | None, segmenter: Segmenter) -> tuple[str, tuple[int, ...]]:
@@ -140,8 +138,7 @@ def what_is_drawn(
     classes = classes_of(prediction.segmenter)
     if group is None or not group.members or name in (classes.get(label) for label in labels):
         return name, labels, ()
-    activation = prediction.segmenter.activation
-    present = tuple(label for label in labels if bool(decided(prediction.logits, (label,), activation).any()))
+    present = tuple(label for label in labels if bool(prediction.drawn((label,)).any()))
     absent = anatomy.members_without(group, {label: classes[label] for label in present})
     if not present or not absent:
         return name, present or labels, ()
@@ -178,14 +175,14 @@ def make_target(
             raise InputError(
                 "Nothing of the target lies in the part of the volume that the network sees: give another mask."
             )
-        decision = decided(prediction.logits, labels, prediction.segmenter.activation).cpu()
+        decision = prediction.drawn(labels)
         if not bool((decision & target_voxels).any()):
             raise InputError(
                 f"The network calls nothing {name} in the {'box' if box else 'mask'} of the target{unsuited}: "
                 "give another one, or another prompt."
             )
         return Target(name, labels, decision & target_voxels if box else target_voxels, target_voxels)
-    reference = decided(prediction.logits, labels, prediction.segmenter.activation).cpu()
+    reference = prediction.drawn(labels)
     if not bool(reference.any()):
         raise InputError(
             f"The network finds no {name} in this volume, so there is nothing to explain{unsuited}: {OTHER_TARGET}.",

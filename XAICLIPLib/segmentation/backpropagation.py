@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from XAICLIPLib.errors import InputError, MethodUnsuited
-from XAICLIPLib.segmentation.batching import out_of_memory, run_batch
+from XAICLIPLib.segmentation.batching import run_batch
+from XAICLIPLib.system.memory import out_of_memory
 
 ANOTHER_METHOD = "choose a method that needs no gradient, such as occlusion."
 

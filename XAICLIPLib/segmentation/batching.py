@@ -10,19 +10,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from XAICLIPLib.system.memory import out_of_memory
+
 USUAL_PATCH = 96**3
 """Voxels of a usual patch. On a CPU four such patches are computed together: more take memory and save no time."""
 
+OUTPUT_BYTES = 2**29
+"""What the logits of a batch may take on a CPU. A hundred classes of four usual patches are 1.5 GB, beside what the
+network itself holds."""
+
 LARGEST_BATCH, MEMORY_SHARE = 64, 0.7
 """Upper bounds of a batch on a GPU: patches, and the share of the free memory."""
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out; only CUDA has an exception class for it."""
-    text = str(error).lower()
-    words = ("out of memory", "not enough memory", "can't allocate memory", "cudnn_status_alloc_failed")
-    cudnn = ("unable to find a valid cudnn algorithm", "unable to find an engine")
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(w in text for w in (*words, *cudnn))
 
 
 def run_batch(forward: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
@@ -91,6 +89,8 @@ class Batches:
         holds. It is halved, for good, where memory runs out.
     reduced
         Run in half precision; the logits come out in float32 all the same.
+    channels
+        K, where it is known: on a CPU so few patches are chosen that their logits stay small.
 
     Attributes
     ----------
@@ -104,13 +104,18 @@ class Batches:
     device: torch.device
     size: int | None = None
     reduced: bool = False
+    channels: int | None = None
     forwards: int = field(init=False, default=0)
     warnings: list[str] = field(init=False, default_factory=list)
 
     def size_for(self, patch: Tensor) -> int:
         """How many patches like this one (C, *size) are computed together; on a GPU, runs it to measure its memory."""
         if self.size is None:
-            self.size = self._batch_size_for_memory(patch) if self.device.type == "cuda" else usual_size(patch)
+            self.size = (
+                self._batch_size_for_memory(patch)
+                if self.device.type == "cuda"
+                else usual_size(patch, self.channels or 1)
+            )
         return self.size
 
     def run(self, patches: Sequence[Tensor]) -> Tensor:
@@ -148,7 +153,12 @@ class Batches:
         return max(1, min(LARGEST_BATCH, int(MEMORY_SHARE * free / each)))
 
 
-def usual_size(patch: Tensor) -> int:
-    """Patches (C, *size) computed together where nothing is measured: four of the usual size, fewer of larger ones."""
+def usual_size(patch: Tensor, channels: int = 1) -> int:
+    """Patches (C, *size) computed together where nothing is measured: four of the usual size, fewer of larger ones.
+
+    Two of the usual size at least, however many channels their logits have: a lone one is run twice (`run_batch`).
+    """
     voxels = math.prod(patch.shape[1:])
-    return 4 if voxels <= USUAL_PATCH else 2 if voxels <= 2 * USUAL_PATCH else 1
+    usual = 4 if voxels <= USUAL_PATCH else 2 if voxels <= 2 * USUAL_PATCH else 1
+    fitting = OUTPUT_BYTES // max(1, 4 * channels * voxels)
+    return min(usual, max(2 if voxels <= USUAL_PATCH else 1, fitting))

@@ -28,9 +28,7 @@ def combined_label_map(logits: Tensor) -> tuple[Tensor, dict[int, tuple[int, ...
     """
     best = logits.max(0)
     numbers = torch.where(best.values > 0, best.indices + 1, 0)
-    count = torch.zeros_like(numbers)
-    for channel in logits:
-        count += channel > 0
+    count = (logits > 0).sum(0)
     overlapping = torch.nonzero(count.flatten() > 1).flatten()
     if not len(overlapping):
         return numbers, {}

@@ -1,10 +1,10 @@
-"""Running a network over a volume: blended logits on the network's grid, and the label map in the input's geometry."""
+"""Running a network over a volume: what it draws, on its own grid and in the input's geometry."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 
 import SimpleITK as sitk
 import torch
@@ -12,9 +12,12 @@ from torch import Tensor
 
 from XAICLIPLib import imaging
 from XAICLIPLib.imaging.boxes import bounds, shift
-from XAICLIPLib.segmentation.overlap import combined_label_map, values_containing
+from XAICLIPLib.segmentation.decision import Decision
+from XAICLIPLib.segmentation.footprint import footprint, refuse_what_does_not_fit, resampled_size, told_as_memory
+from XAICLIPLib.segmentation.overlap import values_containing
 from XAICLIPLib.segmentation.segmenter import Prepared, Segmenter
-from XAICLIPLib.segmentation.sliding_window import Tiling, patch_around, predict_logits
+from XAICLIPLib.segmentation.sliding_window import Tiling, patch_around
+from XAICLIPLib.segmentation.streaming import stream_logits
 
 
 @dataclass(frozen=True)
@@ -41,44 +44,35 @@ class Inference:
 
 @dataclass(frozen=True)
 class Prediction(Inference):
-    """An inference with its unperturbed output.
+    """An inference with what the network draws.
+
+    The logits are not kept: those of a hundred classes are larger than all the rest. What needs some runs the patches
+    that it needs again; `XAICLIPLib.segmentation.sliding_window.predict_logits` gives all of them.
 
     Attributes
     ----------
-    logits
-        (K, X, Y, Z), on the device.
+    decision
+        The label map on the network's grid: (X, Y, Z), uint8 or int32, on the device; values as in `label_values` and
+        ``shared``.
+    shared
+        The values of the label map that stand for several overlapping classes at once, with their channels.
     """
 
-    logits: Tensor
-
-    def without_logits(self) -> Inference:
-        """The same without the logits, which take the most memory, to run the network again."""
-        return Inference(self.segmenter, self.prepared, self.volume, self.tiling)
+    decision: Tensor
+    shared: Mapping[int, tuple[int, ...]]
 
     def label_map(self, image: sitk.Image) -> sitk.Image:
-        """The label map in the geometry of ``image``, with smooth borders; values as in `label_values` and `shared`."""
-        return imaging.resample_labels(self.prepared.as_image(self.decision()), image)
+        """The label map in the geometry of ``image``, with smooth borders."""
+        return imaging.resample_labels(self.prepared.as_image(self.decision), image)
 
-    def decision(self) -> Tensor:
-        """The label map on the network's grid: (X, Y, Z), uint8 or int32, on the device."""
-        if self.segmenter.activation == "softmax":
-            decision = self.logits.argmax(0)
-        else:
-            decision = self._combined[0]
-        return decision.to(torch.uint8) if len(self.logits) + len(self.shared) < 255 else decision.to(torch.int32)
-
-    @property
-    def shared(self) -> dict[int, tuple[int, ...]]:
-        """The values of the label map that stand for several overlapping classes at once, with their channels."""
-        return {} if self.segmenter.activation == "softmax" else self._combined[1]
+    def drawn(self, channels: Iterable[int]) -> Tensor:
+        """Where the network draws any of the channels, overlapping ones included: (X, Y, Z) bool, on the CPU."""
+        values = torch.tensor(self.values_of(channels), dtype=self.decision.dtype, device=self.decision.device)
+        return torch.isin(self.decision, values).cpu()
 
     def values_of(self, channels: Iterable[int]) -> list[int]:
         """All values of the label map that contain any of the channels."""
         return values_of(self.segmenter, self.shared, channels)
-
-    @cached_property
-    def _combined(self) -> tuple[Tensor, dict[int, tuple[int, ...]]]:
-        return combined_label_map(self.logits)
 
 
 def predict(
@@ -100,13 +94,29 @@ def predict(
         Patches computed together; by default as many as fit (`XAICLIPLib.segmentation.batching`).
     advance
         Called with the number of patches done and of all patches.
+
+    Raises
+    ------
+    NotEnoughMemory
+        The scan is too large for the memory that is free, as estimated before the work, or found on the way.
     """
-    prepared = segmenter.prepare(image)
-    volume = prepared.network_input.to(device)
-    tiling = Tiling.of(volume.shape[1:], segmenter.window)
-    with torch.inference_mode():
-        logits = predict_logits(segmenter.logits, volume, tiling, batch_size, advance)
-    return Prediction(segmenter, prepared, volume, tiling, logits)
+    size = resampled_size(segmenter, image)
+    needed = None if size is None else footprint(segmenter, image, size, device)
+    if needed is not None:
+        refuse_what_does_not_fit(needed, image, device)
+    with told_as_memory("while the scan was prepared for the network", needed):
+        prepared = segmenter.prepare(image)
+    needed = footprint(segmenter, image, prepared.tensor.shape[1:], device, resampled=True)
+    refuse_what_does_not_fit(needed, image, device)
+    with told_as_memory("while the network ran over the scan", needed):
+        volume = prepared.network_input.to(device)
+        tiling = Tiling.of(volume.shape[1:], segmenter.window)
+        decision = Decision(volume.shape[1:], segmenter.activation, device)
+        parts = stream_logits(segmenter.logits, volume, tiling, batch_size, advance, channels=len(segmenter.labels))
+        with torch.inference_mode():
+            for box, logits in parts:
+                decision.add(box, logits)
+    return Prediction(segmenter, prepared, volume, tiling, *decision.finished())
 
 
 def network_near(segmenter: Segmenter, tiling: Tiling, voxels: Tensor) -> tuple[Callable[[Tensor], Tensor], Tiling]:

@@ -61,7 +61,9 @@ class Segmenter(Protocol):
     ``sigmoid`` every channel is a structure of its own. ``window`` is None where the network takes whole volumes; then
     it may have an attribute ``reach``, voxels along each axis: the distance beyond which no voxel of its input changes
     a voxel of its output, so that a fully convolutional network need not run on most of the volume; and a method
-    ``logits_within(patches, box)``, correct only inside a box of the patches, where that is less work.
+    ``logits_within(patches, box)``, correct only inside a box of the patches, where that is less work. Where it
+    resamples, an attribute ``spacing_mm`` says to which voxel size along the patient's axes (None: the scan's own), so
+    that what does not fit into memory is refused before.
     """
 
     @property

@@ -10,9 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from XAICLIPLib.errors import Cancelled, InputError, first_line
+from XAICLIPLib.errors import Cancelled, InputError, NotEnoughMemory, first_line
 from XAICLIPLib.system.displaytext import for_terminal
-from XAICLIPLib.system.memory import memory_shortage
+from XAICLIPLib.system.memory import out_of_memory, ran_out
 from XAICLIPLib.worker import protocol
 from XAICLIPLib.worker.protocol import Mask, Request
 
@@ -29,6 +29,8 @@ def failure(error: Exception, request: Request | None, verbose: bool = False) ->
     verbose
         Log the full text of an error even where it may quote paths.
     """
+    if out_of_memory(error) and not isinstance(error, NotEnoughMemory):
+        error = ran_out(error)
     kind, message = _kind_and_message(error)
     if kind == "internal":
         text = _text_without_paths(error, request)
@@ -45,6 +47,8 @@ def failure(error: Exception, request: Request | None, verbose: bool = False) ->
 
 def _kind_and_message(error: Exception) -> tuple[protocol.ErrorKind, str]:
     """The kind of failure and the message for the user; the message of an internal error is empty here."""
+    if isinstance(error, NotEnoughMemory):
+        return "memory", str(error)
     if isinstance(error, InputError):
         return "input", str(error)
     if isinstance(error, Cancelled):
@@ -52,20 +56,10 @@ def _kind_and_message(error: Exception) -> tuple[protocol.ErrorKind, str]:
     if isinstance(error, ImportError):
         reason = first_line(error)
         return "missing package", f"A package is missing or broken ({reason}): install the packages of XAI-CLIP again."
-    if _is_out_of_memory(error):
-        return "memory", memory_shortage(error, "lower the batch size", "choose the CPU")
     if isinstance(error, OSError):
         name = error.filename or "A file"
         return "input", f"{name} cannot be read or written ({error.strerror or error}): check its folder and the disk."
     return "internal", ""
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if "torch" not in sys.modules:  # PyTorch's own error cannot have been raised, and its import would be slow
-        return isinstance(error, MemoryError)
-    from XAICLIPLib.segmentation.batching import out_of_memory
-
-    return out_of_memory(error)
 
 
 def _log(error: BaseException, request: Request | None, verbose: bool) -> None:

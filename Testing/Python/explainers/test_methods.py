@@ -36,7 +36,7 @@ def test_what_is_given_is_taken_and_none_means_the_default() -> None:
 
 
 def test_an_unknown_method_or_parameter_is_named_with_those_there_are() -> None:
-    with pytest.raises(InputError, match=r"no method 'shap': choose one of occlusion, rise"):
+    with pytest.raises(InputError, match=r"no method 'shap': choose one of owen-gradients, occlusion, rise"):
         methods.method("shap")
     with pytest.raises(InputError, match=r"rise has no parameter window_mm: it has cell_mm, samples"):
         methods.method("rise", window_mm=3)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from Testing.Python.test_explanation import BOXES, OBLIQUE, Finder, Network, geometry, mask_of, scan, values
 from XAICLIPLib import imaging, pipeline
-from XAICLIPLib.errors import Cancelled, InputError
+from XAICLIPLib.errors import Cancelled, InputError, NotEnoughMemory
 from XAICLIPLib.explainers import methods
 from XAICLIPLib.explainers.methods import METHODS
 from XAICLIPLib.explanation import Explanation
@@ -311,7 +311,7 @@ def test_no_memory_for_a_single_patch_is_an_error_and_no_result(method: str) -> 
             return super().logits(patches)
 
     seen: list[Progress] = []
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(NotEnoughMemory, match="memory of the GPU ran out while the scan was explained"):
         explained(method, model=Full(ByIntensity()), region="guided", on_progress=seen.append)
 
 

@@ -19,7 +19,7 @@ from XAICLIPLib.errors import InputError
 from XAICLIPLib.imaging.boxes import Box
 from XAICLIPLib.scoring.options import SCORES, Score
 from XAICLIPLib.scoring.perturbation import Perturbation
-from XAICLIPLib.scoring.scorer import Scorer
+from XAICLIPLib.scoring.scorer import Scorer, _Kept
 from XAICLIPLib.scoring.scores import decided, probability, target_score
 from XAICLIPLib.scoring.target import Target
 from XAICLIPLib.segmentation.segmenter import Activation
@@ -366,6 +366,53 @@ def test_scores_are_the_same_when_memory_runs_out(limit: int) -> None:
     (warning,) = scorer.warnings
     assert warning == f"Memory ran out: batches were cut from 8 to {scorer.batch_in_use} patches."
     assert case.sizes.count(8) == 1, "what failed is not tried again"
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("kept_bytes", [0, 40_000])
+def test_scores_are_the_same_where_little_is_kept_of_the_unperturbed_logits(
+    activation: Activation, kept_bytes: int
+) -> None:
+    case = make_case(segresnet, (30, 26, 21), (12, 12, 10))
+    case.activation = activation
+    perturbations = mixed_perturbations((30, 26, 21))
+    everything, little = case.scorer(), case.scorer()
+    little._kept = _Kept(kept_bytes)
+    assert losses(little, perturbations) == pytest.approx(losses(everything, perturbations), abs=1e-6)
+    kept = list(little._kept._logits.values())
+    assert sum(logits.numel() * logits.element_size() for logits in kept) <= kept_bytes
+    assert bool(kept) == bool(kept_bytes)
+    assert little.forwards > everything.forwards, "what is not kept is computed again, and counted"
+
+
+def test_of_overlapping_classes_only_the_targets_own_are_kept() -> None:
+    case = make_case(segresnet, (24, 20, 18), (12, 12, 10))
+    softmax = case.scorer()
+    case.activation = "sigmoid"
+    sigmoid = case.scorer()
+    classes = len(softmax._logits)
+    assert classes > 1 and len(sigmoid._logits) == 1
+    assert {len(logits) for logits in sigmoid._kept._logits.values()} == {1}
+    perturbations = mixed_perturbations((24, 20, 18))
+    assert losses(sigmoid, perturbations) == pytest.approx(case.full_losses(perturbations), abs=1e-5)
+    (_, _, cotangent), *_ = sigmoid.cotangents()
+    assert len(cotangent) == classes, "gradients are taken by all that the network says"
+
+
+def test_a_perturbation_waits_with_one_sum_and_not_with_one_change_for_each_patch() -> None:
+    case = make_case(segresnet, (30, 26, 21), (12, 12, 10))
+    scorer, sizes = case.scorer(2), []
+    change = scorer._change
+
+    def watched(pending: Any, number: int, own: Tensor) -> None:
+        change(pending, number, own)
+        sizes.append((pending.done, pending.logits.shape[1]))
+
+    scorer._change = watched  # type: ignore[method-assign]
+    everything = Perturbation(tuple(slice(0, n) for n in (30, 26, 21)))
+    losses(scorer, [everything])
+    voxels = int(case.target.voxels.sum())
+    assert sizes == [(n + 1, voxels) for n in range(scorer.patches_of_target)] and len(sizes) > 4
 
 
 def test_memory_that_holds_no_patch_at_all_is_an_error() -> None:

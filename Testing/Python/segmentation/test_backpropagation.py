@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from Testing.Python.scoring.test_scorer import CASES, Case, convolutions_of_two_channels, make_case, segresnet, unet
-from XAICLIPLib.errors import InputError
+from XAICLIPLib.errors import InputError, MethodUnsuited
 from XAICLIPLib.scoring.options import SCORES, Score
 from XAICLIPLib.scoring.scores import target_score
 from XAICLIPLib.segmentation.backpropagation import vector_jacobian_product
@@ -114,7 +114,7 @@ def test_memory_that_holds_no_graph_at_all_is_an_error() -> None:
         result: Tensor = case.network(patches)
         return result
 
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(MethodUnsuited, match="gradients of the network do not fit into the memory: choose a method"):
         case.scorer(4, no_memory).gradient()
 
 

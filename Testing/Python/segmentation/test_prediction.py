@@ -13,6 +13,7 @@ from monai.inferers import sliding_window_inference
 from torch import Tensor
 
 from XAICLIPLib import imaging
+from XAICLIPLib.segmentation.decision import Decision
 from XAICLIPLib.segmentation.prediction import Prediction, label_values, predict
 from XAICLIPLib.segmentation.segmenter import Activation, Prepared
 from XAICLIPLib.segmentation.sliding_window import SlidingWindow, Tiling
@@ -70,7 +71,15 @@ def of_logits(logits: Tensor, image: sitk.Image, activation: Activation = "softm
     volume = torch.zeros((1, *image.GetSize()))
     prepared = Prepared(volume, imaging.ras_affine(image))
     labels = {n: str(n) for n in range(len(logits))}
-    return Prediction(Network(2.0, activation, labels), prepared, volume, Tiling.of(image.GetSize(), None), logits)
+    tiling = Tiling.of(image.GetSize(), None)
+    return Prediction(Network(2.0, activation, labels), prepared, volume, tiling, *decided(logits, activation))
+
+
+def decided(logits: Tensor, activation: Activation = "softmax") -> tuple[Tensor, dict[int, tuple[int, ...]]]:
+    """What a network draws whose logits (K, X, Y, Z) come all at once."""
+    decision = Decision(logits.shape[1:], activation, CPU)
+    decision.add(tuple(slice(0, n) for n in logits.shape[1:]), logits)
+    return decision.finished()
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:
@@ -116,7 +125,7 @@ def test_the_label_map_lies_where_the_structure_does_and_is_smooth(
     inside = torch.from_numpy(np.ascontiguousarray(sitk.GetArrayFromImage(coarse).transpose(2, 1, 0)))
     logits = torch.stack([0.5 - inside, inside - 0.5])
     prepared = Prepared(inside[None], imaging.ras_affine(coarse))
-    prediction = Prediction(Network(), prepared, inside[None], Tiling.of(inside.shape, None), logits)
+    prediction = Prediction(Network(), prepared, inside[None], Tiling.of(inside.shape, None), *decided(logits))
     found = prediction.label_map(image)
     stairs = sitk.GetArrayFromImage(imaging.resample_like(coarse, image, "nearest")) > 0
     assert imaging.same_geometry(found, image, 1e-9)
@@ -133,7 +142,7 @@ def test_predicting_is_monais_sliding_window(direction: tuple[float, ...]) -> No
         expected = sliding_window_inference(
             found.prepared.tensor[None], (8, 8, 8), 3, network.logits, overlap=0.5, mode="gaussian"
         )[0]
-    assert torch.allclose(found.logits, expected, atol=1e-5)
+    assert torch.equal(found.decision, expected.argmax(0).to(torch.uint8))
     total = len(found.tiling.patches)
     assert told == [(min(done, total), total) for done in range(3, total + 3, 3)]
     label_map = sitk.GetArrayFromImage(found.label_map(image))
@@ -156,7 +165,8 @@ def test_labels_that_touch_leave_no_gap_in_the_label_map() -> None:
     middle = coarse.GetSize()[0] // 2
     logits[1, :middle] = logits[2, middle:] = 1.0
     prepared = Prepared(logits[:1], imaging.ras_affine(coarse))
-    prediction = Prediction(Network(), prepared, logits[:1], Tiling.of(coarse.GetSize(), None), logits)
+    tiling = Tiling.of(coarse.GetSize(), None)
+    prediction = Prediction(Network(), prepared, logits[:1], tiling, *decided(logits))
     assert set(np.unique(sitk.GetArrayFromImage(prediction.label_map(image)))) == {1, 2}
 
 

@@ -34,8 +34,16 @@ def raised(error: BaseException) -> Exception:
         (Cancelled("Cancelled."), "cancelled", "Cancelled."),
         (ModuleNotFoundError("No module named 'monai'", name="monai"), "missing package", "monai"),
         (ImportError("libcudart.so: cannot open\nmore"), "missing package", "libcudart.so: cannot open)"),
-        (MemoryError(), "memory", "lower the batch size"),
-        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "memory", "crop the scan"),
+        (
+            MemoryError(),
+            "memory",
+            "of this computer ran out: give a part of the scan with fewer slices, or",
+        ),
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+            "memory",
+            "memory of the GPU ran out: choose --device cpu, or",
+        ),
         (
             OSError(errno.ENOSPC, "No space left on device", "/out/x"),
             "input",
@@ -111,6 +119,15 @@ def test_verbose_logs_all_of_it(capsys: pytest.CaptureFixture[str]) -> None:
     reply = failure(raised(ValueError(f"cannot use {REQUEST.volume}")), REQUEST, verbose=True)
     assert REQUEST.volume in capsys.readouterr().err
     assert REQUEST.volume not in reply.message
+
+
+def test_no_cpu_is_advised_where_it_is_the_cpu_that_is_full() -> None:
+    host, gpu = (
+        failure(raised(error), REQUEST) for error in (MemoryError(), RuntimeError("CUDA out of memory. Tried 2 GiB"))
+    )
+    assert "cpu" not in host.message and [way["kind"] for way in host.ways or ()] == ["crop"]
+    assert [way["kind"] for way in gpu.ways or ()] == ["device", "crop"]
+    assert all(way["words"] in reply.message for reply in (host, gpu) for way in reply.ways or ())
 
 
 def test_the_ways_out_of_an_error_go_with_it() -> None:

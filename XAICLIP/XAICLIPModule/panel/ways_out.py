@@ -32,6 +32,7 @@ def _words(kind: str, subject: str) -> str:
         "remove": _("choose {subject} and click Remove"),
         "install": _("install {subject} in the Python that computes (see Device and installation)"),
         "target": _("choose another structure in the section What to explain, or draw a segment there"),
+        "crop": _("crop the scan along the body, for instance with Crop Volume"),
         "device": _("choose cpu under Device and installation"),
     }
     return known.get(kind, "").format(subject=subject)

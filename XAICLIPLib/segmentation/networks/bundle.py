@@ -48,6 +48,7 @@ from XAICLIPLib.segmentation.sliding_window import SlidingWindow
 from XAICLIPLib.segmentation.untrusted.configuration import READING_STEPS, Configuration
 from XAICLIPLib.system.checksums import sha256
 from XAICLIPLib.system.mappings import UNREADABLE, read_mapping
+from XAICLIPLib.system.memory import out_of_memory
 from XAICLIPLib.system.weights import NUMPY_ARRAYS, load_into, load_plain
 
 if TYPE_CHECKING:
@@ -170,6 +171,19 @@ class BundleSegmenter:
         return self._window
 
     @property
+    def spacing_mm(self) -> tuple[float | None, float | None, float | None]:
+        """Voxel size to which the preprocessing resamples, along the patient's axes; None where it keeps the scan's."""
+        spacing: tuple[float | None, float | None, float | None] = (None, None, None)
+        for step in _steps(self._transform):
+            pixdim = getattr(getattr(step, "spacing_transform", step), "pixdim", None)
+            if pixdim is not None:
+                sizes = [float(size) for size in np.ravel(pixdim)]
+                sizes = sizes * 3 if len(sizes) == 1 else [*sizes, -1.0, -1.0][:3]
+                x, y, z = (size if size > 0 else before for size, before in zip(sizes, spacing, strict=True))
+                spacing = x, y, z
+        return spacing
+
+    @property
     def provenance(self) -> Mapping[str, str]:
         """Name, version, licence and the checksum of the weights."""
         return {
@@ -199,6 +213,8 @@ class BundleSegmenter:
             with self._code_importable():
                 prepared = self._prepared(imaging.as_metatensor(image))
         except Exception as error:  # whatever the bundle's transforms raise
+            if out_of_memory(error):
+                raise
             raise InputError(
                 f"The preprocessing of the bundle {self.folder} fails on this volume ({_reason(error)})."
             ) from error
@@ -460,6 +476,15 @@ def _unsupported_inferer(folder: Path, name: str) -> UnsupportedBundleError:
         f"The bundle {folder} moves its network by {name}, which is not supported: "
         f"choose one with {', '.join(_INFERERS[:-1])} or {_INFERERS[-1]}."
     )
+
+
+def _steps(transform: Any) -> Iterator[Any]:
+    """The transforms of a preprocessing, one by one."""
+    if isinstance(transform, Compose):
+        for step in transform.transforms:
+            yield from _steps(step)
+    else:
+        yield transform
 
 
 def _images(count: int, what: str = "image") -> str:

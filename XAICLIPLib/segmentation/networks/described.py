@@ -111,6 +111,11 @@ class DescribedSegmenter:
         return self.description.window
 
     @property
+    def spacing_mm(self) -> tuple[float | None, float | None, float | None]:
+        """From the description; None where the scan's own is kept."""
+        return self.description.spacing_mm or (None, None, None)
+
+    @property
     def provenance(self) -> Mapping[str, str]:
         """Name, version, licence and the checksum of the weights."""
         return {

@@ -37,6 +37,7 @@ from XAICLIPLib.segmentation.networks.trained_folders import is_nnunet
 from XAICLIPLib.segmentation.segmenter import Activation, Prepared
 from XAICLIPLib.segmentation.sliding_window import Tiling
 from XAICLIPLib.system.checksums import sha256
+from XAICLIPLib.system.memory import out_of_memory
 
 __all__ = ["NnUNetSegmenter", "closest_canonical", "is_nnunet"]
 
@@ -121,6 +122,12 @@ class NnUNetSegmenter:
         return self._tiling
 
     @property
+    def spacing_mm(self) -> tuple[float | None, float | None, float | None]:
+        """That of the plans; None across the slices of a 2D network."""
+        z, y, x = [None, None, *self._configuration.spacing][-3:]
+        return x, y, z
+
+    @property
     def provenance(self) -> Mapping[str, str]:
         """What was loaded, and which parts of nnU-Net's usual inference are left out."""
         dataset = self.folder.dataset
@@ -177,6 +184,8 @@ class NnUNetSegmenter:
                     self.folder.dataset,
                 )[0]
         except Exception as error:  # whatever nnU-Net's preprocessing raises
+            if out_of_memory(error):
+                raise
             raise InputError(f"The preprocessing of {self.name} fails on this volume ({reason(error)}).") from error
         tensor = torch.from_numpy(np.array(preprocessed, np.float32, order="C"))
         return Prepared(tensor, self._affine(affine, properties, tensor.shape[1:]))

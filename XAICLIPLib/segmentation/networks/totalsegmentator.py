@@ -198,6 +198,11 @@ class TotalSegmenter:
         return self._inner.window
 
     @property
+    def spacing_mm(self) -> tuple[float | None, float | None, float | None]:
+        """That of the plans, which the task's is nearly."""
+        return self._inner.spacing_mm
+
+    @property
     def provenance(self) -> Mapping[str, str]:
         """As for nnU-Net, with the spacing to which the image is resampled."""
         spacing = self.task.spacing_mm

@@ -16,6 +16,7 @@ from XAICLIPLib.pipeline import explain
 from XAICLIPLib.segmentation.bundles.slices import SliceNetwork
 from XAICLIPLib.segmentation.networks.bundle import BundleSegmenter
 from XAICLIPLib.segmentation.prediction import predict
+from XAICLIPLib.segmentation.sliding_window import predict_logits
 
 CPU = torch.device("cpu")
 ARGUMENTS = {"spatial_dims": 2, "in_channels": 1, "out_channels": 3, "channels": [4, 8], "strides": [2]}
@@ -65,13 +66,15 @@ def test_a_slice_inferer_predicts_what_monai_predicts(tmp_path: Path, axis: int)
     with torch.no_grad():
         expected = SliceInferer(roi_size=(16, 16), spatial_dim=axis)(answer.prepared.tensor[None], network())
     assert isinstance(expected, torch.Tensor)
-    torch.testing.assert_close(answer.logits, expected[0], atol=1e-5, rtol=1e-5)
+    logits = predict_logits(segmenter.logits, answer.prepared.tensor, answer.tiling)
+    torch.testing.assert_close(logits, expected[0], atol=1e-5, rtol=1e-5)
+    assert torch.equal(answer.decision, expected[0].argmax(0).to(answer.decision.dtype))
 
 
 @pytest.mark.parametrize("method", ["occlusion", "seg-grad-cam", "integrated-gradients"])
 def test_a_2d_network_is_explained_slice_by_slice(tmp_path: Path, method: str) -> None:
     segmenter = BundleSegmenter(write(tmp_path / "heart"), CPU)
-    answer = predict(segmenter, scan(), CPU).decision()
+    answer = predict(segmenter, scan(), CPU).decision
     drawn = int(torch.bincount(answer.flatten().long(), minlength=3)[1:].argmax()) + 1
     explanation = explain(
         scan(), "liver", model=segmenter, target=segmenter.labels[drawn], region="whole", method=method

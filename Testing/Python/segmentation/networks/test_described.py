@@ -26,6 +26,8 @@ from XAICLIPLib.scoring.scores import target_score
 from XAICLIPLib.scoring.target import Target
 from XAICLIPLib.segmentation.networks.described import from_object, is_described, load_described
 from XAICLIPLib.segmentation.prediction import predict
+from XAICLIPLib.segmentation.segmenter import Segmenter
+from XAICLIPLib.segmentation.sliding_window import Tiling, predict_logits
 
 CPU = torch.device("cpu")
 LABELS = {0: "background", 1: "liver", 2: "spleen"}
@@ -95,6 +97,13 @@ def grid(image: sitk.Image) -> tuple[Any, ...]:
     return tuple(middle - spacing * np.array([59, 49, 39]) / 2), tuple(spacing), image.GetDirection(), -1000.0
 
 
+def logits_of(segmenter: Segmenter, image: sitk.Image) -> Tensor:
+    """All logits (K, X, Y, Z) of an image."""
+    volume = segmenter.prepare(image).network_input
+    with torch.inference_mode():
+        return predict_logits(segmenter.logits, volume, Tiling.of(volume.shape[1:], segmenter.window))
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_monai_network_predicts_what_monai_predicts(tmp_path: Path, scan: sitk.Image, name: str) -> None:
     segmenter = load_described(written(tmp_path, name), CPU)
@@ -106,7 +115,7 @@ def test_a_monai_network_predicts_what_monai_predicts(tmp_path: Path, scan: sitk
     )
     with torch.inference_mode():
         expected = sliding_window_inference(prepared.as_tensor()[None], (64, 64, 32), 2, theirs, 0.5, "gaussian")[0]
-    torch.testing.assert_close(predict(segmenter, scan, CPU).logits, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits_of(segmenter, scan), expected, atol=1e-4, rtol=1e-4)
     assert segmenter.provenance["kind"] == "MONAI network" and len(segmenter.provenance["sha256"]) == 64
 
 
@@ -123,8 +132,6 @@ def test_incremental_scores_are_those_of_full_inference(tmp_path: Path, scan: si
     ((_, lost),) = [pair for batch in scorer.lost([Perturbation(box)]) for pair in batch]
     changed = prediction.volume.clone()
     changed[(slice(None), *box)] = 0
-    from XAICLIPLib.segmentation.sliding_window import predict_logits
-
     with torch.inference_mode():
         full = predict_logits(segmenter.logits, changed, prediction.tiling)
     score = target_score("soft dice", full[:, voxels], torch.ones(int(voxels.sum()), dtype=torch.bool), 1, "softmax")
@@ -133,7 +140,7 @@ def test_incremental_scores_are_those_of_full_inference(tmp_path: Path, scan: si
 
 def test_torchscript_predicts_what_it_was_traced_from(tmp_path: Path, scan: sitk.Image) -> None:
     written(tmp_path, "SegResNet")
-    plain = predict(load_described(tmp_path / "net.yaml", CPU), scan, CPU).logits
+    plain = logits_of(load_described(tmp_path / "net.yaml", CPU), scan)
     kind, arguments = NETWORKS["SegResNet"]
     network = kind(**arguments).eval()
     network.load_state_dict(torch.load(tmp_path / "net.pt", weights_only=True))
@@ -148,7 +155,7 @@ def test_torchscript_predicts_what_it_was_traced_from(tmp_path: Path, scan: sitk
             (folder / "own.yaml").write_text(yaml.safe_dump({**content, "torchscript": "own.ts"}))
         segmenter = load_described(path, CPU)
         assert segmenter.provenance["kind"] == "TorchScript" and segmenter.name == "own"
-        torch.testing.assert_close(predict(segmenter, scan, CPU).logits, plain, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(logits_of(segmenter, scan), plain, atol=1e-4, rtol=1e-4)
 
 
 def test_safetensors_and_several_channels_load(tmp_path: Path, scan: sitk.Image) -> None:
@@ -171,7 +178,7 @@ def test_safetensors_and_several_channels_load(tmp_path: Path, scan: sitk.Image)
     prepared = segmenter.prepare(both)
     expected = NormalizeIntensity(nonzero=True, channel_wise=True)(Orientation("RAS")(imaging.as_metatensor(both)))
     torch.testing.assert_close(prepared.tensor, expected.as_tensor().float())
-    assert predict(segmenter, both, CPU).logits.shape == (2, *prepared.tensor.shape[1:])
+    assert logits_of(segmenter, both).shape == (2, *prepared.tensor.shape[1:])
 
 
 class Bright:

@@ -29,6 +29,7 @@ from XAICLIPLib.scoring.perturbation import Perturbation
 from XAICLIPLib.scoring.scorer import Scorer
 from XAICLIPLib.scoring.scores import target_score
 from XAICLIPLib.scoring.target import Target
+from XAICLIPLib.segmentation.decision import Decision
 from XAICLIPLib.segmentation.networks.nnunet import NnUNetSegmenter, closest_canonical, is_nnunet
 from XAICLIPLib.segmentation.networks.nnunet_folder import _read_checkpoint
 from XAICLIPLib.segmentation.prediction import Prediction
@@ -120,12 +121,15 @@ def write(channels: list[sitk.Image], folder: Path) -> list[str]:
     return paths
 
 
-def run(network: NnUNetSegmenter, image: sitk.Image) -> Prediction:
+def run(network: NnUNetSegmenter, image: sitk.Image) -> tuple[Prediction, Tensor]:
+    """A prediction, and its logits."""
     prepared = network.prepare(image)
     tiling = network.window(tuple(prepared.tensor.shape[1:]))
     with torch.inference_mode():
         logits = predict_logits(network.logits, prepared.tensor, tiling)
-    return Prediction(network, prepared, prepared.tensor, tiling, logits)
+    decision = Decision(logits.shape[1:], network.activation, logits.device)
+    decision.add(tuple(slice(0, n) for n in logits.shape[1:]), logits)
+    return Prediction(network, prepared, prepared.tensor, tiling, *decision.finished()), logits
 
 
 def preprocessed(oracle: Any, paths: list[str]) -> Tensor:
@@ -151,12 +155,12 @@ def test_logits_are_those_of_the_predictor_of_nnunet(name: str, trained: dict[st
     data = preprocessed(oracle, write(channels, tmp_path))
     with in_single_precision():
         expected = oracle.predict_logits_from_preprocessed_data(data)
-    found = run(network, joined(channels))
+    found, logits = run(network, joined(channels))
     # A NIfTI file rounds the spacing and the orientation to single precision.
     assert torch.allclose(found.prepared.tensor, data, atol=1e-5)
-    assert found.logits.shape == expected.shape
+    assert logits.shape == expected.shape
     assert expected.std() > 0.02
-    assert (found.logits - expected).abs().max() < 1e-4
+    assert (logits - expected).abs().max() < 1e-4
     assert len(found.tiling.patches) > 1 or "patch" in name
 
 
@@ -173,10 +177,10 @@ def test_label_map_is_that_of_nnunet_in_the_geometry_of_the_input(
         label_map = oracle.predict_single_npy_array(data, properties)
     reader.write_seg(label_map, str(tmp_path / "expected.nii.gz"), properties)
     expected = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "expected.nii.gz")))
-    found = run(network, joined(channels))
+    found, logits = run(network, joined(channels))
     if network.activation == "sigmoid":  # nnU-Net paints the second region over the first
-        core = found.prepared.as_image((found.logits[1] > 0).to(torch.uint8))
-        either = found.prepared.as_image((found.logits > 0).any(0).to(torch.uint8))
+        core = found.prepared.as_image((logits[1] > 0).to(torch.uint8))
+        either = found.prepared.as_image((logits > 0).any(0).to(torch.uint8))
         for region, there in ((core, expected == 2), (either, expected > 0)):
             drawn = sitk.GetArrayFromImage(resample_labels(region, channels[0])) > 0
             assert 0.02 < there.mean() < 0.98
@@ -231,7 +235,7 @@ def test_canonical_image_is_that_of_nibabel(direction: tuple[float, ...], tmp_pa
 def test_incremental_score_is_that_of_nnunet_on_the_perturbed_volume(variant: str, trained: dict[str, Path]) -> None:
     scan = Scan(variant, (44, 40, 22), (1.5, 1.5, 2.5), oblique(AXIAL))
     network, oracle = segmenter(trained[variant]), predictor(trained[variant])
-    found = run(network, joined(scan.channels(len(network.inputs))))
+    found, _ = run(network, joined(scan.channels(len(network.inputs))))
     shape = found.volume.shape[1:]
     axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in shape), indexing="ij")
     distance = sum((a - n / 2) ** 2 for a, n in zip(axes, shape, strict=True)).sqrt()
