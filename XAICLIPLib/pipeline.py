@@ -58,7 +58,7 @@ from XAICLIPLib.scoring.target import (
     make_target,
     what_is_drawn,
 )
-from XAICLIPLib.segmentation.footprint import footprint, told_as_memory
+from XAICLIPLib.segmentation.footprint import doubt_of_size, footprint, told_as_memory
 from XAICLIPLib.segmentation.networks.described import Predictor, from_object
 from XAICLIPLib.segmentation.prediction import Inference, Prediction, label_values, predict, values_of
 from XAICLIPLib.segmentation.segmenter import Promptable, Segmenter
@@ -521,6 +521,8 @@ def load_models(
         pointed_by = next((name for name, mask in masks.items() if mask is not None), "localizer")
     else:
         class_of(question.prompt, question.target, segmenter)  # refused before a localizer is loaded, or downloaded
+    if doubt := doubt_of_size(scan.volume):
+        run.warn(doubt)
     needed = question.guided or pointed_by == "localizer"
     search = question.search
     flag = suitability.modality_flag(scan.kind, segmenter.name, segmenter.modality)

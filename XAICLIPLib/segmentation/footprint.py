@@ -1,6 +1,6 @@
 """What an explanation takes of memory, estimated before it is begun, so that what does not fit is refused in time.
 
-The numbers of bytes were measured with ``Testing/benchmarks/memory.py``; a test compares them with a process.
+The numbers of bytes were measured with ``Testing/benchmarks/memory.py``, which compares them with a process.
 """
 
 from __future__ import annotations
@@ -154,6 +154,18 @@ def not_a_person(image: sitk.Image) -> bool:
     """Whether a scan is wider along two axes than a person, or longer than one."""
     extents = sorted(count * size for count, size in zip(image.GetSize(), image.GetSpacing(), strict=True))
     return extents[-2] > BODY_MM[0] or extents[-1] > BODY_MM[1]
+
+
+def doubt_of_size(image: sitk.Image) -> str:
+    """A warning of a scan that is larger than a person, whose volumes would be wrong; empty where it is not."""
+    if not not_a_person(image):
+        return ""
+    extents = [f"{count * size / 10:.0f}" for count, size in zip(image.GetSize(), image.GetSpacing(), strict=True)]
+    spacing = " × ".join(f"{size:g}" for size in image.GetSpacing())
+    return (
+        f"The scan measures {' × '.join(extents)} cm, more than a person: check its spacing of {spacing} mm, on which "
+        "all that is told of sizes and volumes depends."
+    )
 
 
 @contextmanager

@@ -70,6 +70,19 @@ def test_what_a_person_could_be_is_not_doubted(monkeypatch: pytest.MonkeyPatch) 
     assert "spacing" not in str(refused.value) and CPU not in refused.value.ways
 
 
+def test_where_there_is_memory_enough_a_scan_larger_than_a_person_is_doubted_before_the_work() -> None:
+    large, said = scan(), []
+    large.SetSpacing((60.0, 60.0, 60.0))
+    options: dict[str, Any] = {"model": Network(), "region": "whole", "device": "cpu", "on_warning": said.append}
+    with_size = explain(large, "liver", window_mm=480.0, stride_mm=480.0, **options)
+    told = "The scan measures 132 × 120 × 96 cm, more than a person: check its spacing of 60 × 60 × 60 mm"
+    assert [sentence.startswith(told) for sentence in said].count(True) == 1
+    assert any(warning.startswith(told) for warning in with_size.warnings)
+    said.clear()
+    explain(scan(), "liver", window_mm=48.0, stride_mm=48.0, **options)
+    assert not any("person" in sentence for sentence in said)
+
+
 def test_a_gpu_that_is_too_small_is_named_and_the_cpu_advised(monkeypatch: pytest.MonkeyPatch) -> None:
     with_free(monkeypatch, 500e9, 2e9)
     body = sitk.Image(512, 512, 600, sitk.sitkUInt8)
