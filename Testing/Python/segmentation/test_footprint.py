@@ -16,7 +16,13 @@ from XAICLIPLib.errors import CPU, InputError, NotEnoughMemory
 from XAICLIPLib.models import catalogue
 from XAICLIPLib.pipeline import explain
 from XAICLIPLib.segmentation import footprint as module
-from XAICLIPLib.segmentation.footprint import footprint, not_a_person, refuse_what_does_not_fit, resampled_size
+from XAICLIPLib.segmentation.footprint import (
+    doubt_of_size,
+    footprint,
+    not_a_person,
+    refuse_what_does_not_fit,
+    resampled_size,
+)
 from XAICLIPLib.segmentation.prediction import predict
 
 HOST = torch.device("cpu")
@@ -70,17 +76,19 @@ def test_what_a_person_could_be_is_not_doubted(monkeypatch: pytest.MonkeyPatch) 
     assert "spacing" not in str(refused.value) and CPU not in refused.value.ways
 
 
-def test_where_there_is_memory_enough_a_scan_larger_than_a_person_is_doubted_before_the_work() -> None:
-    large, said = scan(), []
-    large.SetSpacing((60.0, 60.0, 60.0))
-    options: dict[str, Any] = {"model": Network(), "region": "whole", "device": "cpu", "on_warning": said.append}
-    with_size = explain(large, "liver", window_mm=480.0, stride_mm=480.0, **options)
-    told = "The scan measures 132 × 120 × 96 cm, more than a person: check its spacing of 60 × 60 × 60 mm"
-    assert [sentence.startswith(told) for sentence in said].count(True) == 1
-    assert any(warning.startswith(told) for warning in with_size.warnings)
-    said.clear()
-    explain(scan(), "liver", window_mm=48.0, stride_mm=48.0, **options)
+def test_where_there_is_memory_enough_a_scan_larger_than_a_person_is_doubted_before_the_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told = "The scan measures 186 × 225 × 246 cm, more than a person: check its spacing of 30 × 30 × 30 mm"
+    assert doubt_of_size(wrong_unit()).startswith(told)
+    said: list[str] = []
+    options: dict[str, Any] = {"model": Network(), "region": "whole", "window_mm": 48.0, "stride_mm": 48.0}
+    explain(scan(), "liver", device="cpu", on_warning=said.append, **options)
     assert not any("person" in sentence for sentence in said)
+    monkeypatch.setattr(module, "BODY_MM", (50.0, 100.0))
+    result = explain(scan(), "liver", device="cpu", on_warning=said.append, **options)
+    assert sum("more than a person" in sentence for sentence in said) == 1
+    assert sum("more than a person" in warning for warning in result.warnings) == 1
 
 
 def test_a_gpu_that_is_too_small_is_named_and_the_cpu_advised(monkeypatch: pytest.MonkeyPatch) -> None:
