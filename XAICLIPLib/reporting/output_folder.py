@@ -37,6 +37,17 @@ FILES = (
 )
 """All files that an explanation may have: a reader of the folder takes any of these for a part of it."""
 
+DICOM_FILES = (
+    RECORD,
+    "parametric_map.dcm",
+    "standard_error.dcm",
+    "segmentation.dcm",
+    "structured_report.dcm",
+    "report.dcm",
+    "figure.dcm",
+)
+"""All files of an explanation as DICOM objects (`XAICLIPLib.reporting.dicom`), in a folder of its own."""
+
 LOCK, WORKPLACE = ".xaiclip-lock", ".xaiclip-writing"
 """A file in the folder while a run uses it, and a folder in it while the run replaces files."""
 
@@ -54,7 +65,7 @@ _claimed: dict[tuple[Path, int], int] = {}
 
 
 @contextmanager
-def claimed(folder: Path, inputs: Iterable[object] = ()) -> Iterator[None]:
+def claimed(folder: Path, inputs: Iterable[object] = (), names: Iterable[str] = FILES) -> Iterator[None]:
     """Make a folder, check that it can be written, and keep other runs out of it until the block ends.
 
     Parameters
@@ -63,6 +74,8 @@ def claimed(folder: Path, inputs: Iterable[object] = ()) -> Iterator[None]:
         Where an explanation will be written.
     inputs
         The inputs of the run. No path among them may be that of a file which the run would write.
+    names
+        The files that the run may write.
 
     Raises
     ------
@@ -82,7 +95,7 @@ def claimed(folder: Path, inputs: Iterable[object] = ()) -> Iterator[None]:
         try:
             with _as_input_error(folder):
                 _recover(folder)
-                _check_no_foreign_files(folder, FILES)
+                _check_no_foreign_files(folder, names)
                 _check_inputs(folder, inputs)
             yield
         finally:

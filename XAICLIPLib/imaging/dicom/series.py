@@ -471,7 +471,7 @@ def _read_frames(ordered: list[Slice]) -> sitk.Image:
 def _without_tilt(image: sitk.Image, grid: _Grid) -> sitk.Image:
     """Resample slices that are shifted sideways to a straight grid that holds all of them, as float32."""
     assert grid.shift is not None
-    step, depth = grid.spacing[2], image.GetSize()[2]
+    step = grid.spacing[2]
     tilted = sitk.Cast(image, sitk.sitkFloat32)
     third = grid.axes @ np.array([*grid.shift, step])
     tilted.SetSpacing((*grid.spacing[:2], float(np.linalg.norm(third))))
@@ -485,9 +485,7 @@ def _without_tilt(image: sitk.Image, grid: _Grid) -> sitk.Image:
     return sitk.Resample(tilted, straight, sitk.Transform(3, sitk.sitkIdentity), sitk.sitkLinear, air, sitk.sitkFloat32)
 
 
-def _straight_box(
-    grid: _Grid, size: tuple[int, int, int]
-) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
+def _straight_box(grid: _Grid, size: tuple[int, int, int]) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
     """Size and origin of the straight grid that holds all slices of a tilted one."""
     assert grid.shift is not None
     reach = grid.shift * (size[2] - 1)
