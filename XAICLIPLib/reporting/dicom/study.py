@@ -272,6 +272,8 @@ def _header(path: Path, source: DicomSource, anonymous: bool) -> Dataset:
         if name not in header:
             setattr(header, name, None if name != "PatientName" else PersonName(""))
     header.SpecificCharacterSet = "ISO_IR 192"
+    header.StudyInstanceUID = source.slices[0].study
+    header.SOPClassUID, header.SOPInstanceUID = _ANY_IMAGE, _stand_in_uid(0)  # highdicom tells them a log
     return header
 
 
