@@ -173,6 +173,7 @@ def explanation_of(
             "effect_inside_target": 0.25,
             "effect_inside_target_if_uniform": 0.125,
             "correlation_with_overlap": 0.5,
+            **dict.fromkeys(("perturbations", "patches_computed", "patches_full_inference_would_compute"), 8),
         },
         "models": {
             "segmenter": {"name": "tiny", "version": "0.1.0", "sha256": "ab" * 32},
@@ -184,6 +185,7 @@ def explanation_of(
             "region": "guided",
             "score": "soft dice",
             "baseline": "air",
+            "device": "cpu",
         },
         "timings": {"explain": 1.0},
         "warnings": [],

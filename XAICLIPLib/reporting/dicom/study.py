@@ -103,7 +103,7 @@ class Study:
             "manufacturer": MANUFACTURER,
             "manufacturer_model_name": MODEL,
             "software_versions": __version__,
-            "device_serial_number": self.record["models"]["segmenter"].get("sha256", "")[:64] or "unknown",
+            "device_serial_number": __version__,  # software has no other; of what it ran, `equipment` tells
             "content_date": self.written.date(),
             "content_time": self.written.time(),
             "series_date": self.written.date(),
