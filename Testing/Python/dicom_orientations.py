@@ -31,6 +31,9 @@ SIZE = (7, 6, 5)
 CUE = (5, 1, 3)
 """Column, row and slice of the planted cue."""
 
+REACH_MM = 6.0
+"""How far the island around the cue reaches: over several slices."""
+
 CENTRE = np.array([12.0, -35.0, 130.0])
 OBLIQUE = np.reshape(sitk.Euler3DTransform((0, 0, 0), 0.3, -0.2, 0.4).GetMatrix(), (3, 3))
 
@@ -90,7 +93,7 @@ class Case:
 
 
 def make(lie: Lie, folder: Path) -> Case:
-    """Write a series that lies so, read it as any scan, and write a map of `pattern` and a ball around the cue."""
+    """Write a series that lies so, read it as any scan, and write a map of `pattern` and an island around the cue."""
     steps = lie.axes * lie.spacing
     origin = CENTRE - steps @ ((np.array(SIZE) - 1) / 2)
     cue = origin + steps @ CUE
@@ -104,6 +107,8 @@ def make(lie: Lie, folder: Path) -> Case:
         scan.image.GetSize(),
     )
     target = near(places, cue)
+    filled = [frame for frame in target if frame.any()]
+    assert len(filled) > 1 and not np.array_equal(filled[0], filled[-1]), "a mirror image would not be told"
     explanation = explanation_of(scan, pattern(places), target, np.ones_like(target))
     study = Study.of(explanation.source, explanation.record, anonymous=False)
     made = {
@@ -130,8 +135,9 @@ def make(lie: Lie, folder: Path) -> Case:
 
 
 def near(places: np.ndarray, cue: np.ndarray) -> np.ndarray:
-    """Where a place is within 2 mm of the cue: an island that no mirror image keeps in its place."""
-    return np.linalg.norm(places - cue, axis=-1) < 2.0
+    """Where a place is near the cue and has a value not much below its: an island that no mirror leaves as it is."""
+    inside = (np.linalg.norm(places - cue, axis=-1) < REACH_MM) & (pattern(places) > pattern(cue) - 0.1)
+    return np.asarray(inside)
 
 
 def check_values(places: np.ndarray, values: np.ndarray) -> None:
@@ -140,10 +146,10 @@ def check_values(places: np.ndarray, values: np.ndarray) -> None:
 
 
 def check_mask(places: np.ndarray, mask: np.ndarray, cue: np.ndarray) -> None:
-    """The mask is the ball around the cue, whole and nowhere else."""
+    """The mask is the island around the cue, whole and nowhere else."""
     np.testing.assert_array_equal(mask != 0, near(places, cue))
     assert mask.any()
-    assert (np.linalg.norm(places[mask != 0] - cue, axis=-1) < 2.0).all()
+    assert (np.linalg.norm(places[mask != 0] - cue, axis=-1) < REACH_MM).all()
 
 
 # --- readers ----------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import errno
 import gzip
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ import SimpleITK as sitk
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.imaging import headers, nifti
 from XAICLIPLib.imaging.dicom import zipped
-from XAICLIPLib.imaging.dicom.series import read_series, series_source
+from XAICLIPLib.imaging.dicom.series import read_series, series_source, source_of
 from XAICLIPLib.imaging.dicom.slices import is_dicom
 from XAICLIPLib.imaging.dicom.source import DicomSource
 from XAICLIPLib.imaging.geometry import (
@@ -116,6 +116,24 @@ def read_dicom_source(path: str | Path, series: int | str | None = None) -> Dico
             f"{path} cannot be opened ({error.strerror or 'unknown reason'}): check its access rights."
         ) from error
     source.check(f"The DICOM series in {path}")
+    return source
+
+
+def dicom_source_of(files: Sequence[Path]) -> DicomSource:
+    """Where a volume comes from that was made of just these DICOM files, each of one slice or of many frames.
+
+    Raises
+    ------
+    InputError
+        They cannot be read, form no volume, or nothing can refer to them.
+    """
+    try:
+        source = source_of(files)
+    except OSError as error:
+        raise InputError(
+            f"The DICOM files of the scan cannot be opened ({error.strerror or 'unknown reason'}): load the scan again."
+        ) from error
+    source.check("The DICOM series of the scan")
     return source
 
 

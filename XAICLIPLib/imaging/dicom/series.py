@@ -12,7 +12,7 @@ DICOM PS3.3, C.7.6.2 (Image Plane Module: position, orientation, pixel spacing).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from XAICLIPLib.imaging.dicom.source import DicomSource
 from XAICLIPLib.imaging.geometry import DIRECTION_TOLERANCE, without_metadata
 from XAICLIPLib.imaging.scan import Scan
 
-__all__ = ["MIN_SLICES", "is_dicom", "read_series", "series_files", "series_source"]
+__all__ = ["MIN_SLICES", "is_dicom", "read_series", "series_files", "series_source", "source_of"]
 
 MIN_SLICES = 4
 """A series of fewer slices is a scout view or a report, not a volume."""
@@ -118,6 +118,14 @@ def series_source(source: Path, series: int | str | None = None, name: str | Non
     """What `read_series` says of where a scan comes from, by the headers alone; raises as it does for these."""
     with _named(source, name):
         return _source_of(*_arrange(_choose(source, series)[0], f"The DICOM series in {source}"))
+
+
+def source_of(files: Sequence[Path]) -> DicomSource:
+    """Where a volume comes from that was made of just these files; raises `InputError` where they form none."""
+    slices, _ = read_slices(files)
+    if not slices:
+        raise InputError("The DICOM files of the scan hold no images: load the scan again.")
+    return _source_of(*_arrange(slices, "The DICOM series of the scan"))
 
 
 def series_files(source: Path, series: int | str | None = None) -> list[Path]:
