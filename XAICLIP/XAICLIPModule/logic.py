@@ -287,8 +287,13 @@ class XAICLIPLogic(ScriptedLoadableModuleLogic):
 
     @property
     def isReporting(self) -> bool:
-        """Whether it is a report that is being made, or DICOM objects."""
-        return self._run is not None and self._run.kind in ("report", "dicom")
+        """Whether it is a report that is being made."""
+        return self._run is not None and self._run.kind == "report"
+
+    @property
+    def isWritingDicom(self) -> bool:
+        """Whether it is DICOM objects that are being made."""
+        return self._run is not None and self._run.kind == "dicom"
 
     @property
     def isDownloading(self) -> bool:

@@ -285,8 +285,10 @@ class Panel:
             ui.progressBar.setRange(0, 0)
             if self._isDownloading:
                 self._say(_("Downloading …"))
+            elif self.logic.isWritingDicom:
+                self._say(_("Writing the DICOM objects …"))
             else:
-                self._say(_("Writing …") if self.logic.isReporting else _("Loading the models …"))
+                self._say(_("Writing the report …") if self.logic.isReporting else _("Loading the models …"))
         elif state is State.CANCELLING:
             self._say(_("Ending …") if self._isDownloading else _("Ending with what is known by now …"))
         for name in (
