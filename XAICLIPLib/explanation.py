@@ -206,7 +206,15 @@ class Explanation:
         with tempfile.TemporaryDirectory(prefix="xaiclip-") as place:
             figure = self._save_figure(Path(place) / "figure.png").read_bytes()
         saved = SavedExplanation(
-            self.record, self.saliency, self.prediction, self.region.mask, figure, {}, self.standard_error
+            self.record,
+            self.saliency,
+            self.prediction,
+            self.region.mask,
+            figure,
+            checksums={},
+            standard_error=self.standard_error,
+            sufficient=self.sufficient,
+            necessary=self.necessary,
         )
         return saving.save_objects(saved, self.image, images, Path(folder), anonymous)
 

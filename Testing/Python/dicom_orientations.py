@@ -31,8 +31,8 @@ SIZE = (7, 6, 5)
 CUE = (5, 1, 3)
 """Column, row and slice of the planted cue."""
 
-REACH_MM = 6.0
-"""How far the island around the cue reaches: over several slices."""
+REACH_MM = 6.17
+"""How far the island around the cue reaches: over several slices, and to no voxel exactly."""
 
 CENTRE = np.array([12.0, -35.0, 130.0])
 OBLIQUE = np.reshape(sitk.Euler3DTransform((0, 0, 0), 0.3, -0.2, 0.4).GetMatrix(), (3, 3))

@@ -223,5 +223,7 @@ def save_quickly(explained: Explanation, folder: Path, anonymous: bool = False) 
         file.getvalue(),
         {},
         explained.standard_error,
+        explained.sufficient,
+        explained.necessary,
     )
     return saving.save_objects(saved, None, explained.source, folder, anonymous)

@@ -38,6 +38,12 @@ LARGEST_LOSS = _ours("LARGEST-LOSS", "Largest score lost")
 INSIDE = _ours("INSIDE", "Share of the effect inside the target")
 INSIDE_BY_CHANCE = _ours("INSIDE-CHANCE", "Share of the effect inside the target if uniform")
 OVERLAP = _ours("OVERLAP", "Correlation of score lost with target hidden")
+CREDIT = {
+    "credit_of_organ": _ours("CREDIT-ORGAN", "Score owed to the target itself"),
+    "credit_of_context": _ours("CREDIT-CONTEXT", "Score owed to what lies around the target"),
+    "organ_alone": _ours("ORGAN-ALONE", "Score of the target shown alone"),
+    "context_alone": _ours("CONTEXT-ALONE", "Score of the scan without the target"),
+}
 LEAD = {
     "deletion": _ours("LEAD-DELETION", "Faithfulness: lead in deletion over controls"),
     "insertion": _ours("LEAD-INSERTION", "Faithfulness: lead in insertion over controls"),

@@ -1,4 +1,4 @@
-"""Target and region as segments of one binary Segmentation.
+"""Target, region and what a check found as segments of one binary Segmentation.
 
 References
 ----------
@@ -20,6 +20,9 @@ from XAICLIPLib.reporting.dicom import codes
 from XAICLIPLib.reporting.dicom.study import CREATOR, MANUFACTURER, Study, new_uid
 from XAICLIPLib.reporting.figure import PREDICTION, REGION
 
+PART = "#ffb000"
+"""Colour of the parts that a check found."""
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -32,8 +35,14 @@ class Segment:
     colour: str
 
 
-def segments_of(record: Mapping[str, Any], target: sitk.Image, region: sitk.Image | None) -> list[Segment]:
-    """Target and region of an explanation; what is empty is left out, because no segment can be."""
+def segments_of(
+    record: Mapping[str, Any],
+    target: sitk.Image,
+    region: sitk.Image | None,
+    sufficient: sitk.Image | None = None,
+    necessary: sitk.Image | None = None,
+) -> list[Segment]:
+    """Target and region of an explanation, and the parts that a check found; what is empty is left out."""
     name, models = str(record["target"]["name"]), record["models"]
     drawn = "given" if record["target"]["voxels"] == "given" else "predicted"
     segments = [
@@ -42,6 +51,9 @@ def segments_of(record: Mapping[str, Any], target: sitk.Image, region: sitk.Imag
     if region is not None:
         prompt, drawer = str(record["prompt"]), models.get("localizer") or models["segmenter"]
         segments.append(Segment(region, f'region of "{prompt}"', codes.region_terms(name), drawer, REGION))
+    for part, label in ((sufficient, f"suffices for {name}"), (necessary, f"needed for {name}")):
+        if part is not None:
+            segments.append(Segment(part, label, codes.region_terms(name), models["segmenter"], PART))
     return [segment for segment in segments if (sitk.GetArrayViewFromImage(segment.mask) != 0).any()]
 
 

@@ -123,6 +123,7 @@ def _measurements(record: Mapping[str, Any], saliency: Dataset) -> list[hd.sr.Me
         (codes.INSIDE, measured.get("effect_inside_target"), codes.NO_UNITS, True),
         (codes.INSIDE_BY_CHANCE, measured.get("effect_inside_target_if_uniform"), codes.NO_UNITS, True),
         (codes.OVERLAP, measured.get("correlation_with_overlap"), codes.NO_UNITS, True),
+        *((concept, measured.get(key), codes.NO_UNITS, True) for key, concept in codes.CREDIT.items()),
         *(
             (concept, (faithfulness.get("lead") or {}).get(direction), codes.NO_UNITS, True)
             for direction, concept in codes.LEAD.items()

@@ -132,7 +132,7 @@ def _made(saved: SavedExplanation, scan: sitk.Image | None, source: DicomSource,
         yield "standard_error", spread
         maps.append(_reference(spread))
         del spread
-    drawn = segments_of(record, saved.target, saved.region)
+    drawn = segments_of(record, saved.target, saved.region, saved.sufficient, saved.necessary)
     segments: Any = None
     if drawn:
         segments = segmentation(study, drawn, number=2, description=f"XAI-CLIP segments of {name}: research only")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import shutil
 import subprocess
@@ -17,15 +18,15 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from dicom_orientations import frame_places
-from dicom_study import SECRETS, Series, explanation_of, save_quickly, write_series
+from dicom_study import SECRETS, Series, explanation_of, like, save_quickly, write_series
 from PIL import Image
 
 from XAICLIPLib import imaging
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.evaluation.reliability_flag import ReliabilityFlag
+from XAICLIPLib.evaluation.reliability_flag import FLAG_NAMES, ReliabilityFlag
 from XAICLIPLib.explanation import Explanation
 from XAICLIPLib.reporting import output_folder
-from XAICLIPLib.reporting.dicom import writer
+from XAICLIPLib.reporting.dicom import codes, writer
 from XAICLIPLib.reporting.report import NOTICE
 
 KINDS = {
@@ -309,6 +310,45 @@ def test_the_segments_are_coded_and_automatic(written: Written) -> None:
     for number, image in ((1, written.explanation.prediction), (2, written.explanation.region.mask)):
         volume = made.get_volume(segment_numbers=[number], combine_segments=True)
         assert volume.array.astype(bool).sum() == (sitk.GetArrayViewFromImage(image) != 0).sum()
+
+
+def test_what_suffices_and_what_is_needed_are_segments_too(tmp_path: Path) -> None:
+    series(tmp_path / "scan")
+    explained = explanation(tmp_path / "scan")
+    masks = {}
+    for name, size in (("sufficient", 2), ("necessary", 3)):
+        values = np.zeros(SIZE, np.uint8)
+        values[1 : 1 + size, 1 : 1 + size, 2 : 2 + size] = 1
+        masks[name] = like(explained.image, values)
+    paths = save_quickly(dataclasses.replace(explained, **masks), tmp_path / "dicom")
+    made = hd.seg.segread(paths["segmentation"])
+    assert [segment.SegmentLabel for segment in made.SegmentSequence][2:] == [
+        "suffices for left kidney",
+        "needed for left kidney",
+    ]
+    for number, size in ((3, 2), (4, 3)):
+        volume = made.get_volume(segment_numbers=[number], combine_segments=True)
+        assert (volume.array != 0).sum() == size**3
+
+
+def test_credits_of_organ_and_context_are_measured(tmp_path: Path) -> None:
+    series(tmp_path / "scan")
+    explained = explanation(tmp_path / "scan")
+    measured = {**explained.record["measurements"], "credit_of_organ": 0.625, "credit_of_context": 0.25}
+    explained = dataclasses.replace(explained, record={**explained.record, "measurements": measured})
+    report = hd.sr.srread(save_quickly(explained, tmp_path / "dicom")["structured_report"])
+    (group,) = report.content.get_volumetric_roi_measurement_groups()
+    values = {m.name.value: m.value for m in group.get_measurements()}
+    assert (values["CREDIT-ORGAN"], values["CREDIT-CONTEXT"]) == (0.625, 0.25)
+
+
+def test_every_check_has_a_code_of_its_own() -> None:
+    assert set(codes.FLAGS) == set(FLAG_NAMES)
+    ours = [*codes.FLAGS.values(), *codes.LEAD.values(), *codes.CREDIT.values(), codes.SCORE, codes.INSIDE]
+    values = [concept.value for concept in ours]
+    assert len(set(values)) == len(values)
+    assert all(len(value) <= 16 for value in values)
+    assert all(len(concept.meaning) <= 64 for concept in ours)
 
 
 def test_a_structure_without_a_code_gets_a_generic_one(tmp_path: Path) -> None:
