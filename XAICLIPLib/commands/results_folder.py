@@ -7,13 +7,16 @@ import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from XAICLIPLib import anatomy
 from XAICLIPLib.commands.terminal import Interrupt
 from XAICLIPLib.errors import InputError
-from XAICLIPLib.imaging.dicom.source import DicomSource
 from XAICLIPLib.reporting import output_folder
 from XAICLIPLib.system.files import folder_name
+
+if TYPE_CHECKING:
+    from XAICLIPLib.imaging.dicom.source import DicomSource
 
 
 def folder_argument(argument: str) -> Path:
