@@ -296,6 +296,7 @@ def _explain(options: argparse.Namespace) -> int:
         explanation, written = explain_and_save(options.volume, options.prompt, folder, interrupt, **passed_on)
         objects: dict[str, Path] = {}
         if options.dicom is not None:
+            print_message("Writing the DICOM objects …")
             objects = explanation.save_dicom(options.dicom, anonymous=options.anonymous)
         if options.json:
             # Read from the file, which has null for numbers that are not finite: JSON cannot hold those.

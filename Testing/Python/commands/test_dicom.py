@@ -125,7 +125,7 @@ def test_what_cannot_become_dicom_is_refused_before_the_work(
     before = sorted(path.name for path in here.iterdir())
     assert main.main(line) == 1
     out, err = capsys.readouterr()
-    assert words in err and err.count("\n") == 1 and out == ""
+    assert words in err and err.count("\n") == 1 and out == "", "one sentence, before anything is computed"
     assert began == []
     assert sorted(path.name for path in here.iterdir()) == before, "something was left behind"
     assert [secret for secret in SECRETS if secret in err] == []

@@ -66,7 +66,10 @@ class DicomSource:
         first = self.slices[0]
         for item in self.slices:
             if not all((item.study, item.series, item.instance, item.kind)):
-                raise InputError(f"{name} has images without UIDs, to which no DICOM object can refer: {advice}.")
+                raise InputError(
+                    f"{name} has images without UIDs (were they blanked with the names?), to which no DICOM object can "
+                    f"refer: {advice}."
+                )
             if not item.frame_of_reference:
                 raise InputError(
                     f"{name} does not name its frame of reference (FrameOfReferenceUID), without which no DICOM object "
