@@ -184,6 +184,7 @@ def explanation_of(
             "described": "occlusion, window 20 mm, stride 10 mm",
             "region": "guided",
             "score": "soft dice",
+            "effect": "total",
             "baseline": "air",
             "device": "cpu",
         },

@@ -101,9 +101,11 @@ def _made(saved: SavedExplanation, scan: sitk.Image | None, source: DicomSource,
     record = saved.record
     name = str(record["target"]["name"])
     captions = METHODS[record["parameters"]["method"]].captions
-    label = captions.label.format(score=record["parameters"]["score"].replace("dice", "Dice"))
+    label = captions.of_colours(record["parameters"]["score"], record["parameters"].get("effect", "total"))
     study = Study.of(source, _without_paths(record), anonymous)
-    scale = Scale.of(saved.saliency)
+    credited = "credit_of_organ" in record["measurements"]  # most of it lies in the target, as everybody knows
+    mask = sitk.GetArrayViewFromImage(saved.target) > 0
+    scale = Scale.of(saved.saliency, ~mask) if credited and not mask.all() else Scale.of(saved.saliency)
     limit = scale.limit or 1.0
     saliency = parametric_map(
         study,

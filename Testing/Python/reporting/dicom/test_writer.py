@@ -331,12 +331,19 @@ def test_what_suffices_and_what_is_needed_are_segments_too(tmp_path: Path) -> No
         assert (volume.array != 0).sum() == size**3
 
 
-def test_credits_of_organ_and_context_are_measured(tmp_path: Path) -> None:
+def test_credits_of_organ_and_context_are_measured_and_the_colours_tell_the_context(tmp_path: Path) -> None:
     series(tmp_path / "scan")
     explained = explanation(tmp_path / "scan")
     measured = {**explained.record["measurements"], "credit_of_organ": 0.625, "credit_of_context": 0.25}
-    explained = dataclasses.replace(explained, record={**explained.record, "measurements": measured})
-    report = hd.sr.srread(save_quickly(explained, tmp_path / "dicom")["structured_report"])
+    saliency, target, _ = contents()
+    saliency[target > 0] = 5.0
+    map_ = like(explained.image, saliency.astype(np.float32))
+    record = {**explained.record, "measurements": measured}
+    explained = dataclasses.replace(explained, record=record, saliency=map_)
+    paths = save_quickly(explained, tmp_path / "dicom")
+    window = pydicom.dcmread(paths["parametric_map"]).SharedFunctionalGroupsSequence[0].FrameVOILUTSequence[0]
+    assert 0 < window.WindowWidth < 2, "the colours end at what lies around the structure"
+    report = hd.sr.srread(paths["structured_report"])
     (group,) = report.content.get_volumetric_roi_measurement_groups()
     values = {m.name.value: m.value for m in group.get_measurements()}
     assert (values["CREDIT-ORGAN"], values["CREDIT-CONTEXT"]) == (0.625, 0.25)
