@@ -34,7 +34,6 @@ from XAICLIPLib.reporting.figure import Scale
 from XAICLIPLib.reporting.saved_explanation import SavedExplanation
 from XAICLIPLib.system.files import write_atomically
 
-FORMAT = "XAI-CLIP explanation as DICOM 1"
 WORDS = "RESEARCH ONLY – NOT FOR DIAGNOSIS"
 """Burnt into the picture."""
 
@@ -196,5 +195,5 @@ def _write(made: Dataset, path: Path, folder: Path) -> None:
 
 
 def _write_record(folder: Path) -> None:
-    content = {"format": FORMAT, "written": output_folder.checksums(folder)}
+    content = {"format": output_folder.DICOM_FORMAT, "written": output_folder.checksums(folder)}
     write_atomically(folder / output_folder.RECORD, (json.dumps(content, indent=2) + "\n").encode())

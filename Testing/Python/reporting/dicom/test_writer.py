@@ -584,6 +584,19 @@ def test_files_of_the_user_are_never_replaced(written: Written, tmp_path: Path) 
     assert (tmp_path / "figure.dcm").read_bytes() == b"mine"
 
 
+def test_objects_and_other_results_never_replace_each_other(written: Written, tmp_path: Path) -> None:
+    explained = written.explanation
+    plain = explained.save(tmp_path / "plain")
+    with pytest.raises(InputError, match="holds other results of an earlier explanation"):
+        save_quickly(explained, tmp_path / "plain")
+    assert all(path.is_file() for path in plain.values())
+    folder = written.paths["figure"].parent
+    before = sorted(path.name for path in folder.iterdir())
+    with pytest.raises(InputError, match="holds DICOM objects of an earlier explanation"):
+        explained.save(folder)
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
 def test_objects_of_an_earlier_run_are_replaced_whole_or_not_at_all(
     written: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
