@@ -321,6 +321,11 @@ def _dicom_source(options: argparse.Namespace) -> DicomSource | None:
                 "--anonymous is for DICOM objects, and nothing else names the patient: add --dicom FOLDER."
             )
         return None
+    if options.target is None and anatomy.names_several(options.prompt):
+        raise InputError(
+            "--dicom writes the objects of one explanation, and the prompt names several structures: ask for one at a "
+            "time, or leave --dicom out."
+        )
     from XAICLIPLib import imaging
     from XAICLIPLib.reporting.dicom import saving
 

@@ -89,6 +89,7 @@ def test_anonymous_objects_and_their_paths_as_json(
         ("the other results", "is the folder of the other results"),
         ("a file of the user", "which no explanation wrote"),
         ("not writable", "cannot be written"),
+        ("several structures", "ask for one at a time"),
         ("anonymous alone", "add --dicom FOLDER"),
     ],
 )
@@ -120,6 +121,8 @@ def test_what_cannot_become_dicom_is_refused_before_the_work(
         (here / "objects" / "report.dcm").write_bytes(b"mine")
     elif case == "not writable":
         (here / "objects").write_bytes(b"a file")
+    elif case == "several structures":
+        line[3] = "liver and spleen"
     else:
         line = [*LINE, "--anonymous"]
     before = sorted(path.name for path in here.iterdir())

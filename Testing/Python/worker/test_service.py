@@ -392,6 +392,8 @@ def test_several_structures_are_one_reply_with_all_of_them(tmp_path: Path, monke
     explaining = [n for n, message in enumerate(told) if getattr(message, "stage", "") == "explain" and message.done]
     assert first_end < explaining[-1], "no estimate of the second structure"
     assert sum(kind == ("Progress", "segment") for kind in kinds) <= 2, "segmented once"
+
+
 @pytest.mark.skipif(importlib.util.find_spec("highdicom") is None, reason="highdicom is not installed")
 def test_a_saved_explanation_becomes_objects_of_the_scans_study(tmp_path: Path) -> None:
     """The client names the files of the scan's images, which may lie among others."""
