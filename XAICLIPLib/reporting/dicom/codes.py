@@ -58,6 +58,7 @@ FLAGS: dict[FlagName, CodedConcept] = {
     "unfamiliar intensities": _ours("INTENSITIES", "Warning: unfamiliar intensities"),
     "unfamiliar spacing": _ours("SPACING", "Warning: unfamiliar spacing"),
     "mostly padding": _ours("PADDING", "Warning: mostly padding"),
+    "unusual volume": _ours("VOLUME", "Warning: volume is unusual for an adult"),
     "region disagrees": _ours("REGION", "Warning: region and drawing disagree"),
     "like the null": _ours("LIKE-NULL", "Warning: map no better than chance"),
     "no more than the outline": _ours("OUTLINE", "Warning: map says no more than the outline"),
