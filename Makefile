@@ -52,6 +52,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[networks]' \
 	  || echo "No nnU-Net, SAM or deepbet here (nnunetv2, transformers, deepbet): their tests will be skipped."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  --only-binary pyjpegls -e '.[dicom]' \
+	  || echo "No DICOM objects here (highdicom): their tests will be skipped."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dicom-tools]' \
+	  || echo "No dcmqi and dciodvfy here (dicom3tools): DICOM objects are not read and checked by others."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 	  --only-binary slicer-core,vtk,PySide6-Essentials -e '.[host]' \
 	  || echo "No stand-in for 3D Slicer here (slicer-core, PySide6): the tests of its module will be skipped."
 	@touch $@

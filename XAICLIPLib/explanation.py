@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import SimpleITK as sitk
 
 from XAICLIPLib import imaging
+from XAICLIPLib.errors import InputError
 from XAICLIPLib.explainers import methods
+from XAICLIPLib.imaging.dicom.source import DicomSource
 from XAICLIPLib.localization.region import Region
 from XAICLIPLib.reporting import output_folder, record
+from XAICLIPLib.reporting.saved_explanation import SavedExplanation
 
 _REGION_WORDS = {
     "guided": "guided ",
@@ -67,6 +70,9 @@ class Explanation:
     sufficient, necessary
         uint8, where the map was checked: the places that suffice for most of the score when all else is hidden, and
         those whose hiding costs half of it (`XAICLIPLib.evaluation.key_regions`); else None.
+    source
+        The DICOM images that the input was read from; None where it was none. For `save_dicom` alone: nothing else that
+        is written holds it.
     """
 
     image: sitk.Image
@@ -83,6 +89,7 @@ class Explanation:
     standard_error: sitk.Image | None = None
     sufficient: sitk.Image | None = None
     necessary: sitk.Image | None = None
+    source: DicomSource | None = field(default=None, repr=False, compare=False)
 
     @property
     def warnings(self) -> list[str]:
@@ -110,8 +117,6 @@ class Explanation:
 
     def _write(self, folder: Path, compress: bool) -> dict[str, Path]:
         """Write all files into an empty folder, the record last."""
-        from XAICLIPLib.reporting.figure import save_figure  # matplotlib only when a picture is drawn
-
         written = {
             name: imaging.write_volume(volume, folder / f"{name}.nrrd", compress)
             for name, volume in (
@@ -127,10 +132,18 @@ class Explanation:
             )
             if volume is not None
         }
+        written["figure"] = self._save_figure(folder / "figure.png")
+        kept = {**self.record, "written": output_folder.checksums(folder)}
+        written["explanation"] = record.write(kept, folder / "explanation.json")
+        return written
+
+    def _save_figure(self, path: Path) -> Path:
+        from XAICLIPLib.reporting.figure import save_figure  # matplotlib only when a picture is drawn
+
         parameters = self.record["parameters"]
         captions = methods.METHODS[parameters["method"]].captions
-        written["figure"] = save_figure(
-            folder / "figure.png",
+        return save_figure(
+            path,
             self.image,
             self.saliency,
             self.region.mask,
@@ -147,9 +160,63 @@ class Explanation:
             warnings=self.warnings,
             saliency_label=captions.of_colours(parameters["score"], parameters["effect"]),
         )
-        kept = {**self.record, "written": output_folder.checksums(folder)}
-        written["explanation"] = record.write(kept, folder / "explanation.json")
-        return written
+
+    def save_dicom(
+        self,
+        folder: str | Path,
+        source: str | Path | None = None,
+        series: int | str | None = None,
+        anonymous: bool = False,
+    ) -> dict[str, Path]:
+        """Write it as DICOM objects of the scan's study: maps, segments, structured report, PDF and picture.
+
+        Needs the package highdicom. The UIDs are new each time. The objects name patient and study as the scan does.
+
+        Parameters
+        ----------
+        folder
+            Where the objects are written, all or none; those of an earlier run are replaced.
+        source
+            The DICOM series (folder or zip file), where the scan was not read from it here but has its grid.
+        series
+            Which series of a folder that holds several.
+        anonymous
+            Leave out what the scan's header says of patient, study and scanner. UIDs stay.
+
+        Returns
+        -------
+        dict
+            The path of each object by its name without the ending.
+
+        Raises
+        ------
+        InputError
+            The scan was not read from DICOM and no source is named, nothing can refer to its images, highdicom is
+            missing, the map lies on another grid, or the folder cannot be written.
+        """
+        from XAICLIPLib.reporting.dicom import saving
+
+        saving.require_highdicom()
+        images = self.source if source is None else imaging.read_dicom_source(source, series)
+        if images is None:
+            raise InputError(
+                "The scan was not read from DICOM, so that no DICOM object can refer to it: explain the DICOM series, "
+                "or name it with source=."
+            )
+        with tempfile.TemporaryDirectory(prefix="xaiclip-") as place:
+            figure = self._save_figure(Path(place) / "figure.png").read_bytes()
+        saved = SavedExplanation(
+            self.record,
+            self.saliency,
+            self.prediction,
+            self.region.mask,
+            figure,
+            checksums={},
+            standard_error=self.standard_error,
+            sufficient=self.sufficient,
+            necessary=self.necessary,
+        )
+        return saving.save_objects(saved, self.image, images, Path(folder), anonymous)
 
     def report(self, path: str | Path, pdf: bool = False) -> dict[str, Path]:
         """Write it as one page for a reader; see `XAICLIPLib.reporting.report.save_report`.

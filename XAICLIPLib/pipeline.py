@@ -29,6 +29,7 @@ from XAICLIPLib.explainers.base import Estimate, Method
 from XAICLIPLib.explainers.setting import Setting
 from XAICLIPLib.explanation import Explanation
 from XAICLIPLib.imaging.channels import Volume, read_images, stack, warnings_of
+from XAICLIPLib.imaging.dicom.source import DicomSource
 from XAICLIPLib.imaging.masks import MaskSource, is_mask, parse_box, user_mask
 from XAICLIPLib.imaging.modality import KnownModality, modality_of
 from XAICLIPLib.localization.localizer import Localizer
@@ -437,6 +438,8 @@ class Scan:
         Masks of the user, uint8, in the geometry of the first image; None where none is given.
     warnings
         What the files leave open.
+    source
+        The DICOM images of the first image; None where it is none.
     """
 
     images: Sequence[sitk.Image]
@@ -444,6 +447,7 @@ class Scan:
     target_mask: sitk.Image | None
     region_mask: sitk.Image | None
     warnings: Sequence[str] = ()
+    source: DicomSource | None = None
 
     @property
     def modality(self) -> Modality | None:
@@ -471,6 +475,7 @@ def read_scan(
         user_mask("target", question.target, images[0]),
         user_mask("region", question.region, images[0]),
         [*warnings_of(read), *kind.warnings()],
+        read[0].source,
     )
 
 
@@ -818,6 +823,7 @@ def assemble_explanation(
         standard_error=None if error is None else case.on_scan(error, scan),
         sufficient=_on_scan_or_none(checked, "sufficient", case, scan),
         necessary=_on_scan_or_none(checked, "necessary", case, scan),
+        source=scan.source,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import itertools
 import json
 import re
@@ -15,9 +16,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 import torch
+from dicom_study import write_series
 from dicom_writer import write
 from scipy.special import softmax
 from torch import Tensor
@@ -783,6 +786,23 @@ def test_a_pet_series_is_recorded_as_one_and_is_neither_ct_nor_mr_to_the_localiz
     result.save(tmp_path / "result")
     assert record.read(tmp_path / "result" / "explanation.json")["input"]["modality"] == "PT"
     assert "PT; " in (result.report(tmp_path / "report.html")["html"]).read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("highdicom") is None, reason="highdicom is not installed")
+def test_a_dicom_series_is_answered_in_its_own_study(tmp_path: Path) -> None:
+    """The strongest effect lies at the same place in the patient as in the map that stays here."""
+    axes = np.array([[0.0, 1.0, 0.0], [0.0, 0.0, -1.0], [-1.0, 0.0, 0.0]])
+    series = write_series(tmp_path / "scan", values(scan()).round(), (10, 20, 30), axes, (3, 3, 3))
+    result = run(tmp_path / "scan", window_mm=12.0, stride_mm=6.0)
+    made = pydicom.dcmread(result.save_dicom(tmp_path / "dicom")["parametric_map"])
+    assert (made.StudyInstanceUID, made.FrameOfReferenceUID) == (series.study, series.frame_of_reference)
+    frame, row, column = np.unravel_index(made.pixel_array.argmax(), made.pixel_array.shape)
+    first = made.PerFrameFunctionalGroupsSequence[frame].PlanePositionSequence[0].ImagePositionPatient
+    z, y, x = np.unravel_index(values(result.saliency).argmax(), values(result.saliency).shape)
+    there = result.saliency.TransformIndexToPhysicalPoint((int(x), int(y), int(z)))
+    np.testing.assert_allclose(np.array(first) + axes[:, 0] * 3 * column + axes[:, 1] * 3 * row, there, atol=1e-4)
+    assert values(result.saliency).max() > 0
+    assert "tiny" in [item.ManufacturerModelName for item in made.ContributingEquipmentSequence]
 
 
 def test_what_a_header_leaves_to_guess_is_a_warning_of_the_record(tmp_path: Path) -> None:

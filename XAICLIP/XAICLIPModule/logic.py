@@ -19,6 +19,8 @@ from slicer.ScriptedLoadableModule import ScriptedLoadableModuleLogic
 
 from XAICLIPLib.errors import Cancelled, InputError
 from XAICLIPLib.worker import protocol
+from XAICLIPModule.dicom import database
+from XAICLIPModule.dicom.dicom_question import DicomQuestion
 from XAICLIPModule.display import saliency_display
 from XAICLIPModule.display.slice_views import Shown, SliceViews
 from XAICLIPModule.live.developing_map import DevelopingMap
@@ -79,7 +81,7 @@ class Removal:
 class _Run:
     """One request that is being computed."""
 
-    question: Question | Download | Removal | ReportQuestion
+    question: Question | Download | Removal | ReportQuestion | DicomQuestion
     kind: str
     request: int = 0
     folder: Path | None = None
@@ -129,6 +131,8 @@ class XAICLIPLogic(ScriptedLoadableModuleLogic):
         Emitted with a vtkMRMLSegmentationNode and the worker's warnings, after `startLocalizing`.
     reported
         Emitted with the path of the file, after `startReporting`.
+    dicomWritten
+        Emitted with the folder of the objects, after `startWritingDicom`, and whether they are in the DICOM database.
     downloaded
         Emitted with the name of a model that is on this machine now, after `startDownloading`.
     removed
@@ -154,6 +158,7 @@ class XAICLIPLogic(ScriptedLoadableModuleLogic):
         self.finished, self.regionFound = Signal(), Signal()
         self.reported, self.downloaded, self.removed = Signal(), Signal(), Signal()
         self.failed, self.cancelled, self.warned = Signal(), Signal(), Signal()
+        self.dicomWritten = Signal()
         self._sharesSession = session is None
         self.session: Session = session if session is not None else SHARED.join(self)
         self.views = SliceViews()
@@ -270,10 +275,25 @@ class XAICLIPLogic(ScriptedLoadableModuleLogic):
         """
         self._start(ReportQuestion(nodes, output), "report")
 
+    def startWritingDicom(self, nodes: ExplanationNodes, output: Path) -> None:
+        """Begin to write an explanation as DICOM objects of its scan's study; `dicomWritten` follows.
+
+        Raises
+        ------
+        InputError
+            The scan was not loaded from DICOM, or a computation is going on.
+        """
+        self._start(DicomQuestion(nodes, output), "dicom")
+
     @property
     def isReporting(self) -> bool:
         """Whether it is a report that is being made."""
         return self._run is not None and self._run.kind == "report"
+
+    @property
+    def isWritingDicom(self) -> bool:
+        """Whether it is DICOM objects that are being made."""
+        return self._run is not None and self._run.kind == "dicom"
 
     @property
     def isDownloading(self) -> bool:
@@ -337,7 +357,7 @@ class XAICLIPLogic(ScriptedLoadableModuleLogic):
         for end in self._endObserving:
             end()
 
-    def _start(self, question: Question | Download | Removal | ReportQuestion, kind: str) -> None:
+    def _start(self, question: Question | Download | Removal | ReportQuestion | DicomQuestion, kind: str) -> None:
         if self._run is not None or self.session.isBusy:
             raise InputError(_busy())
         if not isinstance(question, (Download, Removal)):
@@ -471,6 +491,8 @@ class XAICLIPLogic(ScriptedLoadableModuleLogic):
             if reply.kind == "cancelled":
                 return self.cancelled, ()
             return self.failed, (ways_out.sentence(reply.message, getattr(reply, "ways", None)), reply.kind)
+        if isinstance(run.question, DicomQuestion):
+            return self.dicomWritten, (run.question.output, database.add(run.question.output))
         if isinstance(reply, protocol.Reported):
             return self.reported, (Path(next(iter(reply.files.values()))),)
         if isinstance(run.question, Download):

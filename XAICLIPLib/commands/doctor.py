@@ -24,8 +24,9 @@ from XAICLIPLib.system.packages import REQUIREMENTS, installed
 EXTRAS = {
     "transformers": "only for SAM and for localizers with a Hugging Face text tower, such as biomedclip",
     "nnunetv2": "only for nnU-Net and TotalSegmentator",
+    "highdicom": "only for DICOM objects (explain --dicom)",
 }
-"""Optional packages, and which models need them."""
+"""Optional packages, and what needs them."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from XAICLIPLib import anatomy
-from XAICLIPLib.commands.results_folder import folder_argument, results_folder
+from XAICLIPLib.commands.results_folder import dicom_folder, folder_argument, results_folder
 from XAICLIPLib.commands.several import explain_several
 from XAICLIPLib.commands.summary import summary
 from XAICLIPLib.commands.terminal import (
@@ -19,6 +19,7 @@ from XAICLIPLib.commands.terminal import (
     Interrupt,
     output_to_stderr,
     print_json,
+    print_message,
     print_output,
 )
 from XAICLIPLib.errors import Cancelled, InputError
@@ -28,6 +29,7 @@ from XAICLIPLib.system.files import check_exists
 
 if TYPE_CHECKING:
     from XAICLIPLib.explanation import Explanation
+    from XAICLIPLib.imaging.dicom.source import DicomSource
 
 
 PASSED_ON = tuple(
@@ -187,6 +189,18 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "folder in results/, named after the prompt",
     )
     parser.add_argument(
+        "--dicom",
+        type=folder_argument,
+        metavar="FOLDER",
+        help="write DICOM objects of the scan's own study as well, into a folder of their own: maps, segments, "
+        "structured report, PDF and picture; for a scan that is DICOM. They name the patient as the scan does",
+    )
+    parser.add_argument(
+        "--anonymous",
+        action="store_true",
+        help="leave patient, study and scanner out of the --dicom objects; UIDs stay, by which they refer to the scan",
+    )
+    parser.add_argument(
         "--json", action="store_true", help="print the contents of explanation.json on stdout, and nothing else there"
     )
     for name, about in methods.describe().items():
@@ -266,9 +280,11 @@ def _explain(options: argparse.Namespace) -> int:
         with contextlib.suppress(OSError):  # reading it will say why
             check_exists(volume)
     inputs = [*options.volume, options.region, options.target, options.prompts]
+    source = _dicom_source(options)
     with (
         Interrupt(at_once=True) as interrupt,
         results_folder(options.output, options.prompt, interrupt, inputs) as folder,
+        dicom_folder(options.dicom, folder, source, interrupt),
         _nothing_written_yet(interrupt),
         _words_of_options(),
     ):
@@ -278,15 +294,43 @@ def _explain(options: argparse.Namespace) -> int:
         if options.target is None and anatomy.names_several(options.prompt):
             return explain_several(options.volume, options.prompt, folder, interrupt, inputs, options.json, passed_on)
         explanation, written = explain_and_save(options.volume, options.prompt, folder, interrupt, **passed_on)
+        objects: dict[str, Path] = {}
+        if options.dicom is not None:
+            print_message("Writing the DICOM objects …")
+            objects = explanation.save_dicom(options.dicom, anonymous=options.anonymous)
         if options.json:
             # Read from the file, which has null for numbers that are not finite: JSON cannot hold those.
             record = json.loads(written["explanation"].read_text(encoding="utf-8"))
-            print_json(record | {"files": {n: str(p.resolve()) for n, p in written.items()}})
+            files = {"files": {n: str(p.resolve()) for n, p in written.items()}}
+            dicom = {"dicom": {n: str(p.resolve()) for n, p in objects.items()}} if objects else {}
+            print_json(record | files | dicom)
         else:
             print_output(summary(explanation))
             what = "Written" if explanation.complete else "Interrupted; the partial result was written"
             print_output(f"{what} to {folder}: {', '.join(path.name for path in written.values())}")
+            if objects:
+                print_output(f"DICOM objects to {options.dicom}: {', '.join(path.name for path in objects.values())}")
     return 0 if explanation.complete else 130
+
+
+def _dicom_source(options: argparse.Namespace) -> DicomSource | None:
+    """Where the scan comes from, if DICOM objects are asked for; refused before the work if there can be none."""
+    if options.dicom is None:
+        if options.anonymous:
+            raise InputError(
+                "--anonymous is for DICOM objects, and nothing else names the patient: add --dicom FOLDER."
+            )
+        return None
+    if options.target is None and anatomy.names_several(options.prompt):
+        raise InputError(
+            "--dicom writes the objects of one explanation, and the prompt names several structures: ask for one at a "
+            "time, or leave --dicom out."
+        )
+    from XAICLIPLib import imaging
+    from XAICLIPLib.reporting.dicom import saving
+
+    saving.require_highdicom()
+    return imaging.read_dicom_source(options.volume[0], options.series)
 
 
 def _parameter_names() -> set[str]:

@@ -7,12 +7,16 @@ import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from XAICLIPLib import anatomy
 from XAICLIPLib.commands.terminal import Interrupt
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.reporting import output_folder
 from XAICLIPLib.system.files import folder_name
+
+if TYPE_CHECKING:
+    from XAICLIPLib.imaging.dicom.source import DicomSource
 
 
 def folder_argument(argument: str) -> Path:
@@ -42,10 +46,32 @@ def results_folder(
             "--output."
         ) from error
     if interrupt is not None:
-        interrupt.undo[:] = [lambda: output_folder.abandon(folder), lambda: _remove_empty(new_folders)]
+        interrupt.undo += [lambda: output_folder.abandon(folder), lambda: _remove_empty(new_folders)]
     try:
         with output_folder.claimed(folder, inputs):
             yield folder
+    except BaseException:
+        _remove_empty(new_folders)
+        raise
+
+
+@contextlib.contextmanager
+def dicom_folder(
+    folder: Path | None, results: Path, source: DicomSource | None, interrupt: Interrupt
+) -> Iterator[None]:
+    """The folder of the DICOM objects, likewise; nothing where none is asked for."""
+    if folder is None or source is None:
+        yield
+        return
+    from XAICLIPLib.reporting.dicom import saving
+
+    if folder.resolve() == results.resolve():
+        raise InputError(f"{folder} is the folder of the other results: choose one of their own for the DICOM objects.")
+    new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
+    interrupt.undo += [lambda: output_folder.abandon(folder), lambda: _remove_empty(new_folders)]
+    try:
+        with saving.claimed(folder, source):
+            yield
     except BaseException:
         _remove_empty(new_folders)
         raise

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import SimpleITK as sitk
+
+from XAICLIPLib.imaging.dicom.source import DicomSource
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,15 @@ class Scan:
         DICOM's code (0008,0060), such as CT, MR or PT; None where the file has none.
     oriented
         False where the file does not say how its axes are oriented.
+    source
+        The DICOM images that it was read from; None for any other file. It is for DICOM objects alone, see there.
     """
 
     image: sitk.Image
     notes: tuple[str, ...] = ()
     modality: str | None = None
     oriented: bool = True
+    source: DicomSource | None = field(default=None, repr=False, compare=False)
 
     def warnings(self, name: str = "The scan") -> list[str]:
         """The notes as sentences."""

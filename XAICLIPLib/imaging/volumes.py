@@ -6,7 +6,7 @@ import errno
 import gzip
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +17,9 @@ import SimpleITK as sitk
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.imaging import headers, nifti
 from XAICLIPLib.imaging.dicom import zipped
-from XAICLIPLib.imaging.dicom.series import read_series
+from XAICLIPLib.imaging.dicom.series import read_series, series_source, source_of
 from XAICLIPLib.imaging.dicom.slices import is_dicom
+from XAICLIPLib.imaging.dicom.source import DicomSource
 from XAICLIPLib.imaging.geometry import (
     DIRECTION_TOLERANCE,
     nearest_orthonormal,
@@ -87,6 +88,53 @@ def read_scan(path: str | Path, series: int | str | None = None) -> Scan:
     scan = _read(Path(path), series)
     check_volume(scan.image, f"the volume {path}")
     return scan
+
+
+def read_dicom_source(path: str | Path, series: int | str | None = None) -> DicomSource:
+    """Where the scan comes from that `read_scan` would read of a DICOM series, by the headers of its images alone.
+
+    Raises
+    ------
+    InputError
+        As of `read_scan`; it is no DICOM, or nothing can refer to its images.
+    """
+    path = Path(path)
+    try:
+        check_exists(path)
+        if path.is_file() and _suffix(path) == ".zip":
+            with zipped.unpacked(path) as folder:
+                source = replace(series_source(folder, series, name=str(path)), archive=path)
+        elif path.is_dir() or is_dicom(path):
+            source = series_source(path, series)
+        else:
+            raise InputError(
+                f"{path} is no DICOM series, so that no DICOM object can refer to it: give the folder or the zip file "
+                "of the series, or leave the DICOM objects out."
+            )
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be opened ({error.strerror or 'unknown reason'}): check its access rights."
+        ) from error
+    source.check(f"The DICOM series in {path}")
+    return source
+
+
+def dicom_source_of(files: Sequence[Path]) -> DicomSource:
+    """Where a volume comes from that was made of just these DICOM files, each of one slice or of many frames.
+
+    Raises
+    ------
+    InputError
+        They cannot be read, form no volume, or nothing can refer to them.
+    """
+    try:
+        source = source_of(files)
+    except OSError as error:
+        raise InputError(
+            f"The DICOM files of the scan cannot be opened ({error.strerror or 'unknown reason'}): load the scan again."
+        ) from error
+    source.check("The DICOM series of the scan")
+    return source
 
 
 def read_mask(path: str | Path, reference: sitk.Image) -> sitk.Image:
@@ -173,7 +221,8 @@ def _read_any(path: Path, series: int | str | None) -> Scan:
         return read_series(path, series)
     if suffix == ".zip":
         with zipped.unpacked(path) as folder:
-            return read_series(folder, series, name=str(path))
+            scan = read_series(folder, series, name=str(path))
+        return replace(scan, source=scan.source and replace(scan.source, archive=path))
     raise InputError(f"{path} is of a kind that is not read here: give {_FORMATS}.")
 
 

@@ -37,6 +37,20 @@ FILES = (
 )
 """All files that an explanation may have: a reader of the folder takes any of these for a part of it."""
 
+DICOM_FILES = (
+    RECORD,
+    "parametric_map.dcm",
+    "standard_error.dcm",
+    "segmentation.dcm",
+    "structured_report.dcm",
+    "report.dcm",
+    "figure.dcm",
+)
+"""All files of an explanation as DICOM objects (`XAICLIPLib.reporting.dicom`), in a folder of its own."""
+
+DICOM_FORMAT = "XAI-CLIP explanation as DICOM 1"
+"""Format of the record in such a folder, which holds checksums alone."""
+
 LOCK, WORKPLACE = ".xaiclip-lock", ".xaiclip-writing"
 """A file in the folder while a run uses it, and a folder in it while the run replaces files."""
 
@@ -54,7 +68,7 @@ _claimed: dict[tuple[Path, int], int] = {}
 
 
 @contextmanager
-def claimed(folder: Path, inputs: Iterable[object] = ()) -> Iterator[None]:
+def claimed(folder: Path, inputs: Iterable[object] = (), names: Iterable[str] = FILES) -> Iterator[None]:
     """Make a folder, check that it can be written, and keep other runs out of it until the block ends.
 
     Parameters
@@ -63,6 +77,8 @@ def claimed(folder: Path, inputs: Iterable[object] = ()) -> Iterator[None]:
         Where an explanation will be written.
     inputs
         The inputs of the run. No path among them may be that of a file which the run would write.
+    names
+        The files that the run may write.
 
     Raises
     ------
@@ -82,7 +98,8 @@ def claimed(folder: Path, inputs: Iterable[object] = ()) -> Iterator[None]:
         try:
             with _as_input_error(folder):
                 _recover(folder)
-                _check_no_foreign_files(folder, FILES)
+                _check_kind(folder, names)
+                _check_no_foreign_files(folder, names)
                 _check_inputs(folder, inputs)
             yield
         finally:
@@ -134,16 +151,33 @@ def checksums(folder: Path) -> dict[str, str]:
 
 def written_by_us(folder: Path) -> set[str]:
     """Names of the files in a folder that an explanation wrote, according to its record, and that are unchanged."""
-    try:
-        saved_record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return set()
-    if not isinstance(saved_record, dict) or not str(saved_record.get("format")).startswith("XAI-CLIP explanation "):
+    saved_record = _record_of(folder)
+    if not saved_record:
         return set()
     written: Any = saved_record.get("written")
     sums = written if isinstance(written, dict) else {}
     paths = {name: folder / name for name in sums if Path(str(name)).name == name}  # never outside the folder
     return {RECORD} | {name for name, path in paths.items() if path.is_file() and sha256(path) == sums[name]}
+
+
+def _record_of(folder: Path) -> dict[str, Any]:
+    """The record of the explanation in a folder; empty where there is none."""
+    try:
+        content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    ours = isinstance(content, dict) and str(content.get("format")).startswith("XAI-CLIP explanation ")
+    return content if ours else {}
+
+
+def _check_kind(folder: Path, names: Iterable[str]) -> None:
+    """Refuse a folder of the other kind of results, which would be lost: they do not replace each other."""
+    saved_record = _record_of(folder)
+    if saved_record and (saved_record["format"] == DICOM_FORMAT) != (names is DICOM_FILES):
+        kind = "DICOM objects" if saved_record["format"] == DICOM_FORMAT else "other results"
+        raise InputError(
+            f"{folder} holds {kind} of an earlier explanation, which would be lost: choose another folder."
+        )
 
 
 def _check_no_foreign_files(folder: Path, names: Iterable[str]) -> None:

@@ -534,7 +534,9 @@ def _provenance(record: Mapping[str, Any]) -> Section:
     )
 
 
-def _checksums(saved: SavedExplanation) -> Section:
+def _checksums(saved: SavedExplanation) -> Section | None:
+    if not saved.checksums:
+        return None  # it was not saved in files
     return Section("Files of the explanation (SHA-256)", table=Table(list(saved.checksums.items())))
 
 
@@ -588,28 +590,32 @@ def _flat(values: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, st
             yield before + _words(str(key)), "no" if value is False else shown
 
 
+def without_paths(text: str) -> str:
+    """Text without paths, which may name a patient."""
+    return _PATH.sub("(a path)", text)
+
+
 def _clean(document: Document) -> Document:
     """The document without paths, which may name a patient."""
 
-    def clean(text: str) -> str:
-        return _PATH.sub("(a path)", text)
-
     def section(part: Section) -> Section:
-        table = part.table and Table([[clean(cell) for cell in row] for row in part.table.rows], part.table.header)
+        table = part.table and Table(
+            [[without_paths(cell) for cell in row] for row in part.table.rows], part.table.header
+        )
         return Section(
             part.title,
-            [clean(p) for p in part.paragraphs],
+            [without_paths(p) for p in part.paragraphs],
             part.picture,
             table,
-            [clean(b) for b in part.bullets],
+            [without_paths(b) for b in part.bullets],
             part.page,
         )
 
     return Document(
-        clean(document.title),
-        clean(document.subtitle),
+        without_paths(document.title),
+        without_paths(document.subtitle),
         document.notice,
-        [clean(sentence) for sentence in document.cautions],
+        [without_paths(sentence) for sentence in document.cautions],
         document.without_cautions,
         [section(part) for part in document.sections],
     )

@@ -34,6 +34,10 @@ class SavedExplanation:
         The bytes of figure.png; None if there is no such file.
     checksums
         SHA-256 of each file, by name.
+    standard_error
+        Of the map, on the same grid; None where the method is not random.
+    sufficient, necessary
+        Masks of what suffices for the structure and of what it needs, on the same grid; None where it was not checked.
     """
 
     record: Mapping[str, Any]
@@ -42,6 +46,9 @@ class SavedExplanation:
     region: sitk.Image | None
     figure: bytes | None
     checksums: Mapping[str, str]
+    standard_error: sitk.Image | None = None
+    sufficient: sitk.Image | None = None
+    necessary: sitk.Image | None = None
 
 
 def read(folder: str | Path) -> SavedExplanation:
@@ -57,6 +64,9 @@ def read(folder: str | Path) -> SavedExplanation:
     saliency = _image(folder / "saliency.nrrd")
     region = _on_grid_of(saliency, folder / "region.nrrd")
     target = _on_grid_of(saliency, folder / "target.nrrd")
+    further = {
+        name: _on_grid_of(saliency, folder / f"{name}.nrrd") for name in ("standard_error", "sufficient", "necessary")
+    }
     if target is None:
         labels = _on_grid_of(saliency, folder / "segmentation.nrrd")
         if labels is None or content["target"]["voxels"] != "predicted":
@@ -73,7 +83,7 @@ def read(folder: str | Path) -> SavedExplanation:
         checksums = {name: sha256(folder / name) for name in FILES if (folder / name).is_file()}
     except OSError as error:
         raise InputError(f"{folder} cannot be read ({error.strerror or error}): check its files.") from error
-    return SavedExplanation(content, saliency, target, region, figure, checksums)
+    return SavedExplanation(content, saliency, target, region, figure, checksums, **further)
 
 
 def scan_of(saved: SavedExplanation, volume: Volume, series: int | str | None = None) -> sitk.Image:

@@ -38,7 +38,7 @@ from XAICLIPLib.system import scratch
 from XAICLIPLib.system.packages import packages_quiet
 from XAICLIPLib.worker import protocol
 from XAICLIPLib.worker.failures import failure
-from XAICLIPLib.worker.protocol import Describe, Download, Explain, Localize, ProtocolError, Remove, Report
+from XAICLIPLib.worker.protocol import Describe, Download, Explain, Localize, ProtocolError, Remove, Report, SaveDicom
 from XAICLIPLib.worker.service import RequestHandler
 
 GRACE_S = 5.0
@@ -132,7 +132,7 @@ def lines(stream: io.RawIOBase, longest: int = protocol.LONGEST_LINE) -> Iterato
 class Job:
     """A request that needs a computation, and an event that asks it to stop."""
 
-    request: Localize | Explain | Report | Describe | Download | Remove
+    request: Localize | Explain | Report | SaveDicom | Describe | Download | Remove
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
@@ -236,7 +236,7 @@ class Worker:
                 )
             self._send(self._handler.greeting(request.id))
             self._jobs.put(request)
-        elif isinstance(request, (Localize, Explain, Report, Describe, Download, Remove)):
+        elif isinstance(request, (Localize, Explain, Report, SaveDicom, Describe, Download, Remove)):
             self._accept(Job(request))
         elif isinstance(request, protocol.Cancel):
             self._cancel(request)

@@ -20,6 +20,7 @@ explain    volume, further_volumes?, prompt, output?, model?,    progress and es
            device?, precision?, batch_size?, seed?, trust?,
            check?, estimates?
 report     folder, output, volume?, pdf?                         reported
+dicom      folder, output, images, volume?                       reported
 describe   model, device?, trust?                                described
 download   name                                                  progress ..., then downloaded
 remove     name                                                  removed
@@ -52,13 +53,15 @@ shutdown                                                         bye, and the wo
   with several unread ``estimate`` messages reads the file of the last.
 - ``report`` writes the explanation in ``folder`` as a page for a reader, into the file ``output`` (.html or .pdf), with
   slices of the scan where ``volume`` names it; ``pdf`` writes the PDF beside the HTML.
+- ``dicom`` writes the explanation in ``folder`` as DICOM objects into the folder ``output``, for the study of the scan,
+  whose DICOM files are ``images``. A worker from before it answers with an error of kind ``protocol``.
 - ``describe`` loads a network and tells what it draws and takes, for a client that shows it; the next ``explain`` need
   not load it again. A worker from before it answers with an error of kind ``protocol``.
 - ``cancel`` is read while a request is computed. That request then ends with its partial ``explanation``, in which
   ``complete`` is false, or with an error of kind ``cancelled``. For a request that has already ended, the reply is an
   error of kind ``protocol``.
-- One localize, explain, report, describe, remove or download is worked on at a time; another meanwhile gets an error of
-  kind ``protocol``.
+- One localize, explain, report, dicom, describe, remove or download is worked on at a time; another meanwhile gets an
+  error of kind ``protocol``.
 - ``error`` ends the request that it answers. ``kind`` is ``protocol`` (a mistake of the client, or busy), ``input``
   (the user can mend it), ``cancelled``, ``memory``, ``missing package`` or ``internal``; ``message`` is a sentence for
   the user, and ``ways``, where there are any, the ways out that are named in it: each with ``kind`` and ``subject``, as
@@ -216,6 +219,17 @@ class Report(Request):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SaveDicom(Request):
+    """Ask for a saved explanation as DICOM objects, in the study of the scan that ``images`` are."""
+
+    type = "dicom"
+    folder: str = _field(json_values.path)
+    output: str = _field(json_values.path)
+    images: tuple[str, ...] = _field(json_values.paths)
+    volume: str | None = _field(json_values.path, None)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Describe(Request):
     """Ask for the structures that a network draws, and the images that it takes."""
 
@@ -350,7 +364,7 @@ class Explained(Reply):
 
 @dataclass(frozen=True, kw_only=True)
 class Reported(Reply):
-    """Answers `Report`: ``files["html"]``, ``files["pdf"]``, as far as they were asked for."""
+    """Answers `Report` and `SaveDicom` with what was written: ``files["html"]``, ``files["parametric_map"]``, ..."""
 
     type = "reported"
     files: dict[str, str] = _field(json_values.files)
@@ -410,7 +424,8 @@ class Error(Reply):
 
 
 REQUESTS: Mapping[str, type[Request]] = {
-    kind.type: kind for kind in (Hello, Localize, Explain, Report, Describe, Download, Remove, Cancel, Shutdown)
+    kind.type: kind
+    for kind in (Hello, Localize, Explain, Report, SaveDicom, Describe, Download, Remove, Cancel, Shutdown)
 }
 REPLIES: Mapping[str, type[Reply]] = {
     kind.type: kind

@@ -32,6 +32,7 @@ from XAICLIPLib.worker.protocol import (
     Reply,
     Report,
     Request,
+    SaveDicom,
 )
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class RequestHandler:
 
     def compute(
         self,
-        request: Localize | Explain | Report | Describe | Download | Remove,
+        request: Localize | Explain | Report | SaveDicom | Describe | Download | Remove,
         cancelled: Callable[[], bool],
         abandoned: Callable[[], bool],
     ) -> Reply:
@@ -143,6 +144,8 @@ class RequestHandler:
             return self._localize(request, cancelled)
         if isinstance(request, Report):
             return self._report(request)
+        if isinstance(request, SaveDicom):
+            return self._save_dicom(request)
         if isinstance(request, Describe):
             return self._describe(request)
         # A mistake in the method's parameters is reported at once, and not after PyTorch and the models were loaded.
@@ -264,6 +267,18 @@ class RequestHandler:
         from XAICLIPLib.reporting.report import save_report
 
         files = save_report(request.folder, request.output, volume=request.volume, pdf=bool(request.pdf))
+        return protocol.Reported(id=request.id, files={name: str(path.resolve()) for name, path in files.items()})
+
+    def _save_dicom(self, request: SaveDicom) -> protocol.Reported:
+        from XAICLIPLib import imaging
+        from XAICLIPLib.reporting import saved_explanation
+        from XAICLIPLib.reporting.dicom import saving
+
+        saving.require_highdicom()
+        source = imaging.dicom_source_of([Path(path) for path in request.images])
+        saved = saved_explanation.read(request.folder)
+        scan = None if request.volume is None else saved_explanation.scan_of(saved, request.volume)
+        files = saving.save_objects(saved, scan, source, Path(request.output))
         return protocol.Reported(id=request.id, files={name: str(path.resolve()) for name, path in files.items()})
 
     def _describe(self, request: Describe) -> protocol.Described:

@@ -124,7 +124,8 @@ def test_a_region_is_a_word_a_mask_or_a_box(value: Any) -> None:
         ({"estimates": "yes"}, "true or false"),
         (
             {"type": "explode"},
-            "'explode': the types are hello, localize, explain, report, describe, download, remove, cancel, shutdown",
+            "'explode': the types are hello, localize, explain, report, dicom, describe, download, remove, cancel, "
+            "shutdown",
         ),
         ({"type": ["explain"]}, "the types are"),
         ({"type": "progress"}, "the types are"),

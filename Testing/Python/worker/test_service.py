@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import itertools
 import json
@@ -13,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 import torch
+from dicom_study import explanation_of, write_series
 
-from XAICLIPLib import pipeline
+from XAICLIPLib import imaging, pipeline
 from XAICLIPLib.errors import Cancelled
 from XAICLIPLib.models import catalogue
 from XAICLIPLib.models.entry import Entry, Remote
@@ -389,3 +392,25 @@ def test_several_structures_are_one_reply_with_all_of_them(tmp_path: Path, monke
     explaining = [n for n, message in enumerate(told) if getattr(message, "stage", "") == "explain" and message.done]
     assert first_end < explaining[-1], "no estimate of the second structure"
     assert sum(kind == ("Progress", "segment") for kind in kinds) <= 2, "segmented once"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("highdicom") is None, reason="highdicom is not installed")
+def test_a_saved_explanation_becomes_objects_of_the_scans_study(tmp_path: Path) -> None:
+    """The client names the files of the scan's images, which may lie among others."""
+    values = np.random.default_rng(0).integers(-900, 900, (5, 6, 7))
+    series = write_series(tmp_path / "scan", values, (0, 0, 0), np.eye(3), (1, 1, 2))
+    write_series(tmp_path / "other", values, (0, 0, 0), np.eye(3), (1, 1, 2))
+    images = sorted((tmp_path / "scan").rename(tmp_path / "moved").iterdir())
+    target = np.zeros(values.shape)
+    target[2:4, 2:4, 2:5] = 1
+    explained = explanation_of(imaging.read_scan(tmp_path / "moved"), target * 0.1, target, target)
+    explained.save(tmp_path / "saved")
+    request = protocol.SaveDicom(
+        id=1,
+        folder=str(tmp_path / "saved"),
+        output=str(tmp_path / "objects"),
+        images=tuple(map(str, reversed(images))),
+    )
+    files = RequestHandler(tmp_path, lambda reply: None).compute(request, lambda: False, lambda: False).files
+    assert pydicom.dcmread(files["parametric_map"]).StudyInstanceUID == series.study
+    assert {Path(path).parent for path in files.values()} == {tmp_path / "objects"}

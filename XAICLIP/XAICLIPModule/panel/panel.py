@@ -246,6 +246,7 @@ class Panel:
             (logic.finished, self._onFinished),
             (logic.regionFound, self._onRegionFound),
             (logic.reported, self._onReported),
+            (logic.dicomWritten, self._onDicomWritten),
             (logic.downloaded, self._onDownloaded),
             (logic.removed, self._onRemoved),
             (logic.failed, self._onFailed),
@@ -284,6 +285,8 @@ class Panel:
             ui.progressBar.setRange(0, 0)
             if self._isDownloading:
                 self._say(_("Downloading …"))
+            elif self.logic.isWritingDicom:
+                self._say(_("Writing the DICOM objects …"))
             else:
                 self._say(_("Writing the report …") if self.logic.isReporting else _("Loading the models …"))
         elif state is State.CANCELLING:
@@ -348,6 +351,13 @@ class Panel:
 
     def _onReported(self, path: Path) -> None:
         self._say(_("The report was written to {path}").format(path=path))
+
+    def _onDicomWritten(self, folder: Path, isInDatabase: bool) -> None:
+        if isInDatabase:
+            text = _("The DICOM objects were written to {folder} and added to the DICOM database.")
+        else:
+            text = _("The DICOM objects were written to {folder}")
+        self._say(text.format(folder=folder))
 
     def _onDownloaded(self, name: str) -> None:
         self._say(_("{name} is on this machine now.").format(name=name))

@@ -13,6 +13,7 @@ from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
 from XAICLIPLib.errors import InputError
+from XAICLIPModule.dicom import database
 from XAICLIPModule.display import chosen, saliency_display, surfaces, tables
 from XAICLIPModule.display.layouts import SideBySide, showTable
 from XAICLIPModule.display.saliency_display import SALIENCY_ATTRIBUTE
@@ -80,6 +81,7 @@ class ResultsPanel(VTKObservationMixin):
         ui.resultsCollapsibleButton.connect("contentsCollapsed(bool)", self._showRows)
         ui.saveButton.connect("clicked(bool)", self._onSave)
         ui.reportButton.connect("clicked(bool)", self._onReport)
+        ui.dicomButton.connect("clicked(bool)", self._onDicom)
 
     def close(self) -> None:
         """Let go of the scene."""
@@ -211,6 +213,8 @@ class ResultsPanel(VTKObservationMixin):
         why = "" if nodes is not None else _("There is no finished result: click Apply.")
         for widget in (ui.show3DCheckBox, ui.tableButton, ui.saveButton, ui.reportButton):
             _enable(widget, nodes is not None, why)
+        isFromDicom = nodes is not None and database.isFromDicom(nodes.volume)
+        _enable(ui.dicomButton, isFromDicom, why or _("The scan was not loaded from the DICOM database."))
         surface = self._node.GetNodeReference(SURFACE_ROLE) if self._node is not None else None
         ui.show3DCheckBox.setChecked(surface is not None and bool(surface.GetDisplayVisibility()))
         other = self._compared is not None and self._compared is not self._node
@@ -341,6 +345,21 @@ class ResultsPanel(VTKObservationMixin):
             return
         try:
             self.logic.startReporting(nodes, path)
+        except InputError as error:
+            slicer.util.errorDisplay(shown(error), windowTitle=_("XAI-CLIP"))
+
+    def _onDicom(self, *_clicked: Any) -> None:
+        folder = qt.QFileDialog.getExistingDirectory(self.ui.dicomButton, _("Folder for the DICOM objects"))
+        if folder:
+            self.dicomTo(Path(folder))
+
+    def dicomTo(self, folder: Path) -> None:
+        """Begin to write the explanation that is shown as DICOM objects into a folder of their own."""
+        nodes = self.explanation()
+        if nodes is None:
+            return
+        try:
+            self.logic.startWritingDicom(nodes, folder)
         except InputError as error:
             slicer.util.errorDisplay(shown(error), windowTitle=_("XAI-CLIP"))
 

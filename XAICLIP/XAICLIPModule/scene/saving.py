@@ -43,7 +43,9 @@ def save(nodes: ExplanationNodes, folder: Path, compress: bool = True) -> list[P
 
 def _write(nodes: ExplanationNodes, folder: Path, compress: bool) -> list[Path]:
     """Write all files into an empty folder, the record last."""
-    written = [_saveSaliency(nodes, folder, compress)]
+    written = [_saveVolume(nodes.saliency, folder / "saliency.nrrd", compress)]
+    if nodes.standardError is not None:
+        written.append(_saveVolume(nodes.standardError, folder / "standard_error.nrrd", compress))
     for segment in (
         results.REGION_SEGMENT,
         results.TARGET_SEGMENT,
@@ -74,10 +76,10 @@ def _write(nodes: ExplanationNodes, folder: Path, compress: bool) -> list[Path]:
     return written
 
 
-def _saveSaliency(nodes: ExplanationNodes, folder: Path, compress: bool) -> Path:
-    image = sitk.GetImageFromArray(slicer.util.arrayFromVolume(nodes.saliency))
-    image.CopyInformation(export.grid(nodes.saliency))
-    return imaging.write_volume(image, folder / "saliency.nrrd", compress)
+def _saveVolume(node: object, path: Path, compress: bool) -> Path:
+    image = sitk.GetImageFromArray(slicer.util.arrayFromVolume(node))
+    image.CopyInformation(export.grid(node))
+    return imaging.write_volume(image, path, compress)
 
 
 def _saveTable(tableNode: object, path: Path) -> Path:

@@ -12,7 +12,8 @@ DICOM PS3.3, C.7.6.2 (Image Plane Module: position, orientation, pixel spacing).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,11 @@ from numpy.typing import NDArray
 
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.imaging.dicom.slices import Slice, is_dicom, read_slices
+from XAICLIPLib.imaging.dicom.source import DicomSource
 from XAICLIPLib.imaging.geometry import DIRECTION_TOLERANCE, without_metadata
 from XAICLIPLib.imaging.scan import Scan
 
-__all__ = ["MIN_SLICES", "is_dicom", "read_series", "series_files"]
+__all__ = ["MIN_SLICES", "is_dicom", "read_series", "series_files", "series_source", "source_of"]
 
 MIN_SLICES = 4
 """A series of fewer slices is a scout view or a report, not a volume."""
@@ -74,8 +76,15 @@ def read_series(source: Path, series: int | str | None = None, name: str | None 
         No or several series; slices that are missing, doubled, unevenly spaced, without a position or a spacing, of
         several sizes or orientations; unreadable files.
     """
-    try:
+    with _named(source, name):
         return _read_series(source, series)
+
+
+@contextmanager
+def _named(source: Path, name: str | None) -> Iterator[None]:
+    """Let errors name the source by another name than its path."""
+    try:
+        yield
     except InputError as error:
         if name is None:
             raise
@@ -101,7 +110,22 @@ def _read_series(source: Path, series: int | str | None) -> Scan:
             f"{grid.angle:.1f}°): it was resampled to a straight grid"
         )
     modality = next((item.modality for item in ordered if item.modality not in _UNKNOWN_MODALITIES), "")
-    return Scan(image, tuple(notes), None if modality in _UNKNOWN_MODALITIES else modality)
+    known = None if modality in _UNKNOWN_MODALITIES else modality
+    return Scan(image, tuple(notes), known, source=_source_of(ordered, grid))
+
+
+def series_source(source: Path, series: int | str | None = None, name: str | None = None) -> DicomSource:
+    """What `read_series` says of where a scan comes from, by the headers alone; raises as it does for these."""
+    with _named(source, name):
+        return _source_of(*_arrange(_choose(source, series)[0], f"The DICOM series in {source}"))
+
+
+def source_of(files: Sequence[Path]) -> DicomSource:
+    """Where a volume comes from that was made of just these files; raises `InputError` where they form none."""
+    slices, _ = read_slices(files)
+    if not slices:
+        raise InputError("The DICOM files of the scan hold no images: load the scan again.")
+    return _source_of(*_arrange(slices, "The DICOM series of the scan"))
 
 
 def series_files(source: Path, series: int | str | None = None) -> list[Path]:
@@ -455,17 +479,39 @@ def _read_frames(ordered: list[Slice]) -> sitk.Image:
 def _without_tilt(image: sitk.Image, grid: _Grid) -> sitk.Image:
     """Resample slices that are shifted sideways to a straight grid that holds all of them, as float32."""
     assert grid.shift is not None
-    step, depth = grid.spacing[2], image.GetSize()[2]
+    step = grid.spacing[2]
     tilted = sitk.Cast(image, sitk.sitkFloat32)
     third = grid.axes @ np.array([*grid.shift, step])
     tilted.SetSpacing((*grid.spacing[:2], float(np.linalg.norm(third))))
     tilted.SetDirection(np.stack([*grid.axes.T[:2], third / np.linalg.norm(third)], axis=1).ravel().tolist())
-    reach = grid.shift * (depth - 1)
-    pixels = np.ceil(np.abs(reach) / grid.spacing[:2] - 1e-6).astype(int)
-    corner = np.where(reach < 0, -pixels * grid.spacing[:2], 0.0)
-    straight = sitk.Image([*(np.array(image.GetSize()[:2]) + pixels).tolist(), depth], sitk.sitkUInt8)
+    size, origin = _straight_box(grid, image.GetSize())
+    straight = sitk.Image(size, sitk.sitkUInt8)
     straight.SetSpacing(grid.spacing)
     straight.SetDirection(grid.axes.ravel().tolist())
-    straight.SetOrigin((np.array(grid.origin) + grid.axes[:, :2] @ corner).tolist())
+    straight.SetOrigin(origin)
     air = float(sitk.GetArrayViewFromImage(tilted).min())
     return sitk.Resample(tilted, straight, sitk.Transform(3, sitk.sitkIdentity), sitk.sitkLinear, air, sitk.sitkFloat32)
+
+
+def _straight_box(grid: _Grid, size: tuple[int, int, int]) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
+    """Size and origin of the straight grid that holds all slices of a tilted one."""
+    assert grid.shift is not None
+    reach = grid.shift * (size[2] - 1)
+    pixels = np.ceil(np.abs(reach) / grid.spacing[:2] - 1e-6).astype(int)
+    corner = np.where(reach < 0, -pixels * grid.spacing[:2], 0.0)
+    x, y, z = (np.array(grid.origin) + grid.axes[:, :2] @ corner).tolist()
+    return (size[0] + int(pixels[0]), size[1] + int(pixels[1]), size[2]), (x, y, z)
+
+
+def _source_of(ordered: list[Slice], grid: _Grid) -> DicomSource:
+    size, origin = (*ordered[0].size, len(ordered)), tuple(map(float, grid.origin))
+    if grid.shift is not None:
+        size, origin = _straight_box(grid, size)
+    return DicomSource(
+        tuple(ordered),
+        size,
+        (origin[0], origin[1], origin[2]),
+        grid.spacing,
+        np.asarray(grid.axes, dtype=np.float64),
+        grid.shift is not None,
+    )

@@ -56,6 +56,8 @@ class Slice:
         Slope and intercept that GDCM applies to it, those of the file's first frame.
     highest_storable
         The highest value that can be stored, from which GDCM subtracts those of MONOCHROME1; -1 for signed values.
+    kind, instance, frame_of_reference
+        UIDs of the kind of object, of the object, and of the space that its position is in; "" where there is none.
     """
 
     path: Path
@@ -75,6 +77,9 @@ class Slice:
     rescale: tuple[float, float] = (1.0, 0.0)
     applied_rescale: tuple[float, float] = (1.0, 0.0)
     highest_storable: int = -1
+    kind: str = field(default="", repr=False)
+    instance: str = field(default="", repr=False)
+    frame_of_reference: str = field(default="", repr=False)
 
     @property
     def has_position(self) -> bool:
@@ -118,6 +123,7 @@ def read_slices(files: Sequence[Path]) -> tuple[list[Slice], int]:
 
 _TAGS = [
     *("SOPClassUID", "Modality", "SeriesInstanceUID", "StudyInstanceUID", "SeriesNumber", "NumberOfFrames"),
+    *("SOPInstanceUID", "FrameOfReferenceUID"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "ImagerPixelSpacing"),
     *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "PixelRepresentation"),
     *("BitsAllocated", "BitsStored", "HighBit", "RescaleSlope", "RescaleIntercept", "PixelData"),
@@ -179,6 +185,9 @@ def _planes(path: Path, dataset: Any) -> list[Slice]:
         rescale=rescale,
         applied_rescale=rescale,
         highest_storable=-1 if signed else 2**stored - 1,
+        kind=kind,
+        instance=str(dataset.get("SOPInstanceUID") or ""),
+        frame_of_reference=str(dataset.get("FrameOfReferenceUID") or ""),
     )
     _check_pixels(plane, dataset, frames)
     return [plane] if frames == 1 else _frames(plane, dataset, frames)
