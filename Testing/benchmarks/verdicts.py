@@ -1,8 +1,8 @@
 """What ``--check`` says of maps whose region is right, and of maps whose region is elsewhere.
 
 ``python Testing/benchmarks/verdicts.py [--subjects totalseg] [--organs "left kidney,spleen"] [--methods occlusion]``
-explains each organ twice: with the shipped localizer, and with the same localizer displaced by 80 mm along the patient's
-left-right axis. It prints, as Markdown, where region and prediction agree, and which checks are passed: a map must not
+explains each organ twice: with the shipped localizer, and with the same localizer displaced by 80 mm towards the
+patient's right. It prints, as Markdown, where region and prediction agree, and which checks are passed: a map must not
 pass where the words were found elsewhere than the network draws, and must not be called worse than noise where it beats
 it. Rows are kept in ``--work``, and the program goes on where it was stopped.
 """
