@@ -20,12 +20,13 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from XAICLIPLib import anatomy, imaging
+from XAICLIPLib import anatomy
 from XAICLIPLib.anatomy import Structure
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.localization import learned_prompts
 from XAICLIPLib.localization.crops import crop_embeddings
 from XAICLIPLib.localization.dense import dense_embeddings, has_patch_tokens
+from XAICLIPLib.localization.layout import slices_around_body
 from XAICLIPLib.localization.learned_prompts import BACKGROUND, LearnedPrompts
 from XAICLIPLib.localization.openclip import ImageTextModel
 from XAICLIPLib.localization.slices import Modality, prepare_slices
@@ -55,6 +56,9 @@ class Settings:
         Distance of the axial slices.
     field_of_view
         Edge of the square slice over the larger extent of the body.
+    usual_width_mm
+        Width of a usual body, for CTs whose sides cut through the body (`XAICLIPLib.localization.layout`); 0: what is
+        visible fills the slice.
     shifts
         Passes per axis, each moved by a fraction of a patch: finer maps for more time.
     smoothing_mm
@@ -74,6 +78,7 @@ class Settings:
     contrasts: tuple[str, ...] = CONTRASTS
     slice_mm: float = 5.0
     field_of_view: float = 1.1
+    usual_width_mm: float = 0.0
     shifts: int = 1
     smoothing_mm: float = 5.0
     threshold: float = 0.5
@@ -101,7 +106,14 @@ class Settings:
     def _checked(self) -> Settings:
         """These settings; a ValueError names the first invalid one."""
         whole = {"shifts": 1, "batch_size": 1, "wordings": 1}
-        least = {"slice_mm": 0.1, "field_of_view": 0.1, "smoothing_mm": 0.0, "threshold": 0.0, "certain": 0.01} | whole
+        least = {
+            "slice_mm": 0.1,
+            "field_of_view": 0.1,
+            "usual_width_mm": 0.0,
+            "smoothing_mm": 0.0,
+            "threshold": 0.0,
+            "certain": 0.01,
+        } | whole
         for name, low in least.items():
             value, high = getattr(self, name), 1.0 if name in ("threshold", "certain") else math.inf
             kinds = (int,) if name in whole else (int, float)
@@ -251,7 +263,10 @@ class ClipLocalizer:
 
     def view(self, image: sitk.Image, modality: Modality | None) -> PreparedVolume:
         """The slices of a volume, prepared for the model."""
-        slices = slices_around_body(image, self.model.side, self.settings.slice_mm, self.settings.field_of_view)
+        s = self.settings
+        # What an unknown modality shows may be a part of the body that is much smaller than a trunk.
+        usual_width_mm = s.usual_width_mm if modality == "CT" else 0.0
+        slices = slices_around_body(image, self.model.side, s.slice_mm, s.field_of_view, usual_width_mm)
         return PreparedVolume(slices, torch.from_numpy(prepare_slices(sitk.GetArrayFromImage(slices), modality)), {})
 
     def probability(
@@ -387,29 +402,3 @@ def _contrast_of_same_meaning(text: Tensor, contrasts: list[Tensor]) -> int | No
     similarity = functional.cosine_similarity(torch.stack(contrasts) - middle, (text - middle)[None], dim=-1)
     best = int(similarity.argmax())
     return best if float(similarity[best]) >= SAME_MEANING else None
-
-
-def slices_around_body(image: sitk.Image, side: int, slice_mm: float, margin: float) -> sitk.Image:
-    """Square axial slices around the body, ``side`` pixels wide, along the whole height of the volume.
-
-    The pixel size depends on the body, so that a child and a heavy adult fill the slice equally. Float32, index axes
-    nearest to left, posterior, superior; outside the volume its lowest value.
-    """
-    coarse = imaging.standard_axial(image, (4.0, 4.0, slice_mm))
-    # A copy, because a view does not keep the image alive.
-    inside = np.argwhere(sitk.GetArrayFromImage(imaging.body_mask(coarse)).any(axis=0))
-    low, high = inside.min(0)[::-1], inside.max(0)[::-1] + 1  # x, y
-    pixel = float((high - low).max()) * 4.0 * margin / side
-    along = (coarse.GetSize()[2] - 1) / 2
-    middle = coarse.TransformContinuousIndexToPhysicalPoint([*((low + high - 1) / 2).tolist(), along])
-    axes = np.reshape(coarse.GetDirection(), (3, 3))
-    turned = sitk.DICOMOrient(image, "LPS")
-    # Enough slices to reach both ends: a voxel beyond the last slice could never belong to a region.
-    count = math.ceil(turned.GetSize()[2] * turned.GetSpacing()[2] / slice_mm - 1e-6)
-    grid = sitk.Image([side, side, count], sitk.sitkUInt8)
-    grid.SetSpacing([pixel, pixel, slice_mm])
-    grid.SetDirection(coarse.GetDirection())
-    half = (np.array([side, side, count]) - 1) / 2 * [pixel, pixel, slice_mm]
-    grid.SetOrigin((np.array(middle) - axes @ half).tolist())
-    lowest = float(sitk.GetArrayViewFromImage(image).min())
-    return imaging.resample_like(image, grid, "linear", lowest, antialias=True)

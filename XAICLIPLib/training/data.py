@@ -6,13 +6,15 @@ The split is that of ``../shared/data/README.md``: ``abdomen_ct`` 00-17 train, 1
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 import torch
 from torch.nn import functional
+
+from XAICLIPLib.localization.layout import body_extent
 
 ORGANS: tuple[str, ...] = (
     "background",
@@ -206,9 +208,12 @@ def random_patch(
 
 
 def random_slice(
-    subject: Subject, side: int, generator: torch.Generator
+    subject: Subject, side: int, generator: torch.Generator, cropped: float = 0.0, usual_width_mm: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[float, float]]:
     """A randomly tilted, scaled axial slice (side, side), rows running A to P and columns R to L as on a screen.
+
+    With the probability ``cropped`` it shows a part of the body only (`random_box`), laid out as the localizer does
+    with a usual body of that width (`XAICLIPLib.localization.layout.body_extent`).
 
     Returns the slice, its labels, and (pixel size in mm, height of the slice in the scan from 0 to 1).
     """
@@ -217,15 +222,90 @@ def random_slice(
     chosen = organs[int(uniform(0, len(organs)))] if organs and uniform(0, 1) < 0.5 else 0
     voxels = subject.foreground[chosen]
     height = float(voxels[int(uniform(0, len(voxels)))][2])
-    body = subject.foreground[0][:, :2].float()
-    low, high = body.min(0).values, body.max(0).values
+    if uniform(0, 1) < cropped:
+        shown, low, high = _part(subject, random_box(subject, chosen, generator), usual_width_mm / SPACING_MM)
+    else:
+        body = subject.foreground[0][:, :2].float()
+        shown, low, high = subject, body.min(0).values, body.max(0).values
     extent = float((high - low).max()) * uniform(0.85, 1.35)
     middle = (low + high) / 2 + torch.tensor([uniform(-0.08, 0.08) * extent for _ in range(2)])
     centre = torch.tensor([float(middle[0]), float(middle[1]), height])
     turn = _rotation((uniform(-5, 5), uniform(-5, 5), uniform(-12, 12)))
     scale = extent / side * torch.tensor([-uniform(0.95, 1.05), -uniform(0.95, 1.05), 1.0])
-    image, label = _sample(subject, centre, turn * scale, (side, side, 1))
+    image, label = _sample(shown, centre, turn * scale, (side, side, 1))
     return image[0, :, :, 0].T, label[:, :, 0].T, (extent / side * SPACING_MM, height / subject.image.shape[2])
+
+
+LEAST_MARGIN_MM = 30.0
+"""The closest that training crops come to an organ."""
+
+
+def random_box(subject: Subject, organ: int, generator: torch.Generator) -> tuple[int, int, int, int]:
+    """Bounds (x0, x1, y0, y1) of a part of the body, in voxels.
+
+    Two times in three it is the box around an organ and a margin, from `LEAST_MARGIN_MM` to the whole body, of another
+    size on each side; else a square field of view of 150 to 320 mm around the body's middle. Without an organ (0) it
+    is always the latter.
+    """
+    uniform = _uniform(generator)
+    size = torch.tensor(subject.image.shape[:2])
+    if organ and uniform(0, 1) < 0.67:
+        voxels = subject.foreground[organ][:, :2]
+        least = LEAST_MARGIN_MM / SPACING_MM
+        common = least * (float(size.max()) / 2 / least) ** (uniform(0, 1) ** 1.5)  # small margins more often
+        margins = [max(least, common * uniform(0.7, 1.3)) for _ in range(4)]
+        low = voxels.min(0).values - torch.tensor(margins[:2])
+        high = voxels.max(0).values + torch.tensor(margins[2:]) + 1
+    else:
+        body = subject.foreground[0][:, :2].float()
+        middle = (body.min(0).values + body.max(0).values) / 2
+        edge = uniform(150, 320) / SPACING_MM
+        middle = middle + torch.tensor([uniform(-0.15, 0.15) * edge for _ in range(2)])
+        low, high = middle - edge / 2, middle + edge / 2
+    x0, y0 = low.round().long().clamp(min=0).tolist()
+    x1, y1 = torch.minimum(high.round().long(), size).tolist()
+    return x0, x1, y0, y1
+
+
+def _part(
+    subject: Subject, box: tuple[int, int, int, int], usual_width: float
+) -> tuple[Subject, torch.Tensor, torch.Tensor]:
+    """The subject with nothing outside the box, and where its body is thought to begin and to end (x and y)."""
+    x0, x1, y0, y1 = box
+    image, label = torch.zeros_like(subject.image), torch.zeros_like(subject.label)
+    image[x0:x1, y0:y1], label[x0:x1, y0:y1] = subject.image[x0:x1, y0:y1], subject.label[x0:x1, y0:y1]
+    body = image[x0:x1, y0:y1] > 0.05
+    if not body.any():
+        body[:] = True
+    low, high = body_extent(body.permute(2, 1, 0).numpy(), usual_width)
+    corner = torch.tensor([x0, y0])
+    return replace(subject, image=image, label=label), torch.from_numpy(low) + corner, torch.from_numpy(high) + corner
+
+
+def add_surroundings(image: torch.Tensor, pixel_mm: float, generator: torch.Generator) -> torch.Tensor:
+    """A table below the body and arms beside it, painted into the air of an axial slice (side, side) in [0, 1]."""
+    uniform = _uniform(generator)
+    body = (image > 0.05).nonzero()
+    if len(body) < 100:
+        return image
+    (top, left), (bottom, right) = body.min(0).values.tolist(), body.max(0).values.tolist()
+    rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in image.shape), indexing="ij")
+    painted = torch.zeros_like(image)
+    if uniform(0, 1) < 0.6:  # a shell of plastic, hollow in its middle
+        sag = uniform(0, 0.0015) * (columns - (left + right) / 2) ** 2
+        depth = (rows - (bottom + uniform(1, 6)) + sag) * pixel_mm
+        inside = (depth > 0) & (depth < uniform(15, 50))
+        painted[inside] = uniform(0.0, 0.1)
+        painted[inside & (depth < uniform(3, 7))] = uniform(0.2, 0.7)
+    if uniform(0, 1) < 0.6:
+        radius = uniform(30, 50) / pixel_mm
+        for column in (left - radius * uniform(0.9, 1.3), right + radius * uniform(0.9, 1.3)):
+            row = (top + bottom) / 2 + uniform(-0.2, 0.3) * (bottom - top)
+            distance = ((rows - row) ** 2 + (columns - column) ** 2).sqrt() / radius
+            painted[distance < 1] = uniform(0.03, 0.15)  # fat, muscle, bone
+            painted[distance < 0.85] = uniform(0.35, 0.5)
+            painted[distance < 0.3] = 1.0
+    return torch.where(image > 0.02, image, torch.maximum(image, painted))
 
 
 def _uniform(generator: torch.Generator) -> Callable[[float, float], float]:

@@ -24,7 +24,8 @@ from XAICLIPLib.anatomy import structure
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.imaging.phantom import Phantom, torso_phantom
 from XAICLIPLib.localization.dense import dense_embeddings
-from XAICLIPLib.localization.localizer import ClipLocalizer, Settings, slices_around_body
+from XAICLIPLib.localization.layout import slices_around_body
+from XAICLIPLib.localization.localizer import ClipLocalizer, Settings
 from XAICLIPLib.localization.openclip import ImageTextModel, import_open_clip
 from XAICLIPLib.localization.region import guided_region
 from XAICLIPLib.models import catalogue
@@ -473,6 +474,7 @@ def test_settings_are_read_from_the_folder_of_the_model(tmp_path: Path) -> None:
         ('{"slice_mm": "5"}', "slice_mm"),
         ('{"slice_mm": NaN}', "slice_mm"),
         ('{"slice_mm": Infinity}', "slice_mm"),
+        ('{"usual_width_mm": -1}', "usual_width_mm"),
         ('{"smoothing_mm": -1}', "smoothing_mm"),
         ('{"shifts": 1.5}', "shifts"),
         ('{"shifts": 0}', "shifts"),
