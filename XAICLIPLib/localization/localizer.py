@@ -73,6 +73,9 @@ class Settings:
         Slices embedded together.
     wordings
         Number of texts for each contrast (for the prompt, all texts are used).
+    unknown_words
+        Phrases of the vocabulary that the model was never taught. They are left out of the texts of their structure,
+        where they would only weaken the others; as prompts they mean their structure all the same.
     """
 
     contrasts: tuple[str, ...] = CONTRASTS
@@ -85,6 +88,7 @@ class Settings:
     certain: float = 0.5
     batch_size: int = 16
     wordings: int = 4
+    unknown_words: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, model: ImageTextModel) -> Settings:
@@ -99,6 +103,8 @@ class Settings:
                 raise ValueError(f"unknown settings {', '.join(sorted(unknown))}")
             if "contrasts" in values:
                 values["contrasts"] = _structures(values["contrasts"])
+            if "unknown_words" in values:
+                values["unknown_words"] = _strings("unknown_words", values["unknown_words"])
             return cls(**values)._checked()
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"{path} cannot be used ({error}).") from error
@@ -304,7 +310,7 @@ class ClipLocalizer:
             rivals = [s for n, s in enumerate(rivals) if n != same]
         else:
             known, rivals = self.classes(prompt)
-            sought = [self.class_embedding(s.name, anatomy.texts(s, modality), modality) for s in known]
+            sought = [self.class_embedding(s.name, self.texts(s, modality), modality) for s in known]
         others = [self.class_embedding(s.name, self.wordings(s, modality), modality) for s in rivals]
         background = self.class_embedding(BACKGROUND, anatomy.background_phrases(), modality)
         is_prompt = torch.zeros(len(sought) + len(others) + 1, dtype=torch.bool, device=self.model.device)
@@ -330,6 +336,11 @@ class ClipLocalizer:
             with torch.inference_mode():
                 self._learned[name] = learned_prompts.embed(self.model, {name: self.prompts.vectors[name]})[0]
         return self._learned[name]
+
+    def texts(self, structure: Structure, modality: Modality | None) -> list[str]:
+        """Hand-written texts of a prompt's structure: every template with every phrase that the model knows."""
+        known = [p for p in structure.phrases if p not in self.settings.unknown_words] or [structure.name]
+        return [text for phrase in known for text in anatomy.texts(phrase, modality)]
 
     def wordings(self, structure: Structure, modality: Modality | None) -> list[str]:
         """Hand-written texts of a contrast."""
@@ -391,9 +402,13 @@ def _pooled(embeddings: Tensor | tuple[Tensor, ...]) -> Tensor:
 
 def _structures(names: Any) -> tuple[str, ...]:
     """The contrasts of a settings file, each once: a structure named twice would weigh twice."""
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError("contrasts is no list of names")
-    return tuple(dict.fromkeys(anatomy.structure(name).name for name in names))
+    return tuple(dict.fromkeys(anatomy.structure(name).name for name in _strings("contrasts", names)))
+
+
+def _strings(setting: str, values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"{setting} is no list of names")
+    return tuple(values)
 
 
 def _contrast_of_same_meaning(text: Tensor, contrasts: list[Tensor]) -> int | None:
