@@ -158,7 +158,9 @@ class Rows:
 
 def region_of(localizer: ClipLocalizer, view: View, prepared: PreparedVolume, structure: Structure) -> Region | None:
     """The region of a structure; None where the localizer says that there is none."""
-    probability = localizer.probability(prepared, *localizer.class_embeddings(structure, view.modality))
+    probability = localizer.probability(
+        prepared, *localizer.class_embeddings(structure, view.modality), least_peak=localizer.least_peak(structure)
+    )
     try:
         return guided_region(view.image, probability, None, structure.name, threshold=localizer.threshold)
     except InputError:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 import numpy as np
@@ -76,6 +76,8 @@ class Settings:
     unknown_words
         Phrases of the vocabulary that the model was never taught. They are left out of the texts of their structure,
         where they would only weaken the others; as prompts they mean their structure all the same.
+    least_peak
+        By structure, the smoothed probability that it must reach somewhere: below it, the structure is not in the scan.
     """
 
     contrasts: tuple[str, ...] = CONTRASTS
@@ -89,6 +91,7 @@ class Settings:
     batch_size: int = 16
     wordings: int = 4
     unknown_words: tuple[str, ...] = ()
+    least_peak: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: ImageTextModel) -> Settings:
@@ -105,6 +108,8 @@ class Settings:
                 values["contrasts"] = _structures(values["contrasts"])
             if "unknown_words" in values:
                 values["unknown_words"] = _strings("unknown_words", values["unknown_words"])
+            if "least_peak" in values:
+                values["least_peak"] = _peaks(values["least_peak"])
             return cls(**values)._checked()
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"{path} cannot be used ({error}).") from error
@@ -249,9 +254,15 @@ class ClipLocalizer:
         volume = hashlib.sha256(prepared.grey.numpy().tobytes()).digest()
         if volume != self._volume:
             self._volume, self._embedding_maps = volume, {}
-        return self.probability(
-            PreparedVolume(prepared.slices, prepared.grey, self._embedding_maps), classes, is_prompt, advance
-        )
+        prepared = PreparedVolume(prepared.slices, prepared.grey, self._embedding_maps)
+        return self.probability(prepared, classes, is_prompt, advance, self.least_peak(prompt))
+
+    def least_peak(self, prompt: Structure | str) -> float:
+        """Smoothed probability that a prompt must reach somewhere to be in the scan; of several parts the lowest."""
+        if isinstance(prompt, str):
+            return 0.0
+        known, _ = self.classes(prompt)
+        return min(self.settings.least_peak.get(s.name, 0.0) for s in known)
 
     def with_prompts(self, prompts: LearnedPrompts | None) -> ClipLocalizer:
         """The same localizer with other learned prompts, or with none."""
@@ -276,9 +287,17 @@ class ClipLocalizer:
         return PreparedVolume(slices, torch.from_numpy(prepare_slices(sitk.GetArrayFromImage(slices), modality)), {})
 
     def probability(
-        self, view: PreparedVolume, classes: Tensor, is_prompt: Tensor, advance: Advance = lambda done, total: None
+        self,
+        view: PreparedVolume,
+        classes: Tensor,
+        is_prompt: Tensor,
+        advance: Advance = lambda done, total: None,
+        least_peak: float = 0.0,
     ) -> sitk.Image:
-        """Relative probability of the prompt's classes (see `class_embeddings`) in a volume, as `locate` gives it."""
+        """Relative probability of the prompt's classes (see `class_embeddings`) in a volume, as `locate` gives it.
+
+        It is 0 everywhere where the probability nowhere reaches ``least_peak``.
+        """
         slices, count = view.slices, len(view.grey)
         self._embedding_maps = view.embedding_maps
         maps: list[Tensor] = []
@@ -288,7 +307,8 @@ class ClipLocalizer:
         # A finite kernel: ITK's recursive filter leaves [0, 1], and needs four slices.
         sigma = self.settings.smoothing_mm / np.array(slices.GetSpacing()[::-1])
         smooth = ndimage.gaussian_filter(torch.cat(maps).numpy(), sigma, mode="nearest")
-        relative = smooth / max(float(smooth.max()), self.settings.certain)
+        peak = float(smooth.max())
+        relative = smooth / max(peak, self.settings.certain) if peak >= least_peak else np.zeros_like(smooth)
         stacked = sitk.GetImageFromArray(np.clip(relative, 0, 1).astype(np.float32))
         stacked.CopyInformation(slices)
         return stacked
@@ -403,6 +423,15 @@ def _pooled(embeddings: Tensor | tuple[Tensor, ...]) -> Tensor:
 def _structures(names: Any) -> tuple[str, ...]:
     """The contrasts of a settings file, each once: a structure named twice would weigh twice."""
     return tuple(dict.fromkeys(anatomy.structure(name).name for name in _strings("contrasts", names)))
+
+
+def _peaks(values: Any) -> dict[str, float]:
+    if not isinstance(values, dict):
+        raise ValueError("least_peak names no structures")
+    for name, peak in values.items():
+        if isinstance(peak, bool) or not isinstance(peak, (int, float)) or not 0 <= peak <= 1:
+            raise ValueError(f"least_peak of {name} is {peak!r}, no probability")
+    return {anatomy.structure(name).name: float(peak) for name, peak in values.items()}
 
 
 def _strings(setting: str, values: Any) -> tuple[str, ...]:

@@ -374,6 +374,18 @@ def test_a_peak_below_certain_stays_below_one_and_one_above_becomes_one() -> Non
         assert found <= 1
 
 
+def test_a_structure_below_its_least_peak_is_not_in_the_scan() -> None:
+    peak = probability_of(flat(replace(SETTINGS, certain=1.0), liver=1.0, spleen=1.05), "liver")
+
+    def found(least: float, prompt: str) -> float:
+        settings = replace(SETTINGS, least_peak={"liver": least})
+        return probability_of(flat(settings, liver=1.0, spleen=1.05), prompt)
+
+    assert found(peak - 0.01, "liver") == found(0.0, "liver") > 0
+    assert found(peak + 0.01, "liver") == 0
+    assert found(peak + 0.01, "spleen") == found(0.0, "spleen") > 0
+
+
 def test_what_is_nowhere_likely_stays_below_the_threshold() -> None:
     localizer = flat(SETTINGS, spleen=1.0)
     assert probability_of(localizer, "liver") < 0.01
@@ -494,6 +506,9 @@ def test_settings_are_read_from_the_folder_of_the_model(tmp_path: Path) -> None:
         ('{"batch_size": true}', "batch_size"),
         ('{"wordings": null}', "wordings"),
         ('{"unknown_words": "gaster"}', "unknown_words"),
+        ('{"least_peak": ["liver"]}', "least_peak"),
+        ('{"least_peak": {"liver": 2}}', "least_peak"),
+        ('{"least_peak": {"no such organ": 0.2}}', "no such organ"),
         ('{"slices_around_body": 0}', "slices_around_body"),
         ('{"threshold": 1.5}', "threshold"),
         ('{"certain": 0}', "certain"),
