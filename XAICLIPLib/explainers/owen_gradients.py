@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from XAICLIPLib.explainers.setting import Setting
+    from XAICLIPLib.imaging.boxes import Box
     from XAICLIPLib.scoring.scorer import Scorer
 else:
     np, torch = lazy("numpy"), lazy("torch")
@@ -100,9 +101,9 @@ class Structures:
         numbers = {name: parts[number] for number, name in setting.names.items() if number not in of_target}
         return cls(setting.labels, numbers, math.prod(setting.spacing_mm) / 1000)
 
-    def credits(self, credit: Tensor, context: Tensor) -> list[dict[str, Any]]:
-        """Credit (X, Y, Z) of the part of the context that each structure holds."""
-        labels = self.labels.to(credit.device)[context].long()
+    def credits(self, credit: Tensor, context: Tensor, box: Box) -> list[dict[str, Any]]:
+        """Credit of the part of the context that each structure holds in a box, where both lie."""
+        labels = self.labels[box].to(credit.device)[context].long()
         count = int(labels.max()) + 1 if len(labels) else 1
         sums = torch.bincount(labels, credit[context].double(), count).tolist()
         sizes = torch.bincount(labels, minlength=count).tolist()
@@ -174,15 +175,19 @@ def owen_gradients(
       change before scaling and after it;
     - ``context_credits``, what each structure in the context is owed by the gradients, the largest first.
     """
-    baseline = fixed_baseline(scorer, "Owen gradients")
-    device = scorer.volume.device
+    box, device = scorer.sees, scorer.volume.device  # beyond it nothing matters, and a large scan is not held again
+    here = (slice(None), *box)
+    baseline = fixed_baseline(scorer, "Owen gradients")[here]
     organ, context = organ.to(device) & changeable.to(device), changeable.to(device) & ~organ.to(device)
-    difference = scorer.volume - baseline
+    running = _OwenMap(organ, context, box, in_voxels(detail_mm, spacing_mm), even_share, structures)
+    organ, context = organ[box], context[box]
+    difference = scorer.volume[here] - baseline
     nothing, fixed = torch.zeros_like(organ), ~(organ | context)  # what cannot change is always shown
     shown = {"nothing": nothing, "organ": organ, "context": context, "all": organ | context}
-    running = _OwenMap(organ, context, in_voxels(detail_mm, spacing_mm), even_share, structures)
+    changed = scorer.volume.clone()
     for name, mask in shown.items():
-        running.scores[name] = scorer.differentiable_score(torch.where(mask | fixed, scorer.volume, baseline))
+        changed[here] = torch.where(mask | fixed, scorer.volume[here], baseline)
+        running.scores[name] = scorer.differentiable_score(changed)
     few = max(2, steps // 2)
     # What is shown step by step, what beside it all the while, at how many points, and from which score to which.
     plans = (
@@ -204,8 +209,8 @@ def owen_gradients(
     # From the middle of each path outwards, so that a running estimate knows something of all.
     points.sort(key=lambda point: point[:2])
     for done, (_, _, path, moving, beside, at, weight) in enumerate(points, 1):
-        volume = baseline + difference * (at * moving + (beside | fixed).to(difference.dtype))
-        path.credit += weight * (scorer.gradient(volume) * difference * moving).sum(0)
+        changed[here] = baseline + difference * (at * moving + (beside | fixed).to(difference.dtype))
+        path.credit += weight * (scorer.gradient(changed)[here] * difference * moving).sum(0)
         path.covered += weight
         yield Estimate(done, len(points), running)
 
@@ -251,6 +256,8 @@ class _OwenMap(RunningMap):
     ----------
     organ, context
         (X, Y, Z) bool: the unions.
+    box
+        Where the credit of the paths lies in the volume.
     cube
         Voxels along each axis over which credit is summed.
     even_share
@@ -265,6 +272,7 @@ class _OwenMap(RunningMap):
 
     organ: Tensor
     context: Tensor
+    box: Box
     cube: tuple[int, ...]
     even_share: float
     structures: Structures | None = None
@@ -272,17 +280,28 @@ class _OwenMap(RunningMap):
     scores: dict[str, float] = field(default_factory=dict)
 
     def credit(self) -> Tensor:
-        """(X, Y, Z), on the device: of each voxel the mean of its two paths, the organ's spread as asked."""
+        """(X, Y, Z) of the box, on the device: of each voxel the mean of its two paths, the organ's spread as asked."""
         credit = sum((path.scaled() for path in self.paths), torch.zeros_like(self.paths[0].credit)) / 2
-        if bool(self.organ.any()):
-            even = credit[self.organ].mean()
-            credit = torch.where(self.organ, torch.lerp(credit, even.expand_as(credit), self.even_share), credit)
+        organ = self.organ[self.box]
+        if bool(organ.any()):
+            even = credit[organ].mean()
+            credit = torch.where(organ, torch.lerp(credit, even.expand_as(credit), self.even_share), credit)
         return credit
 
     def saliency(self) -> Tensor:
-        credit = self.credit().cpu().numpy().astype(np.float64)
-        both = sum(self._around(credit, union.cpu().numpy()) for union in (self.organ, self.context))
-        return torch.from_numpy(np.asarray(both, np.float32))
+        # Beyond the box there is no credit, but there are voxels that a cube at its border counts.
+        shape = tuple(self.organ.shape)
+        wider = tuple(
+            slice(max(0, s.start - n), min(extent, s.stop + n))
+            for s, n, extent in zip(self.box, self.cube, shape, strict=True)
+        )
+        inner = tuple(slice(s.start - w.start, s.stop - w.start) for s, w in zip(self.box, wider, strict=True))
+        credit = np.zeros([w.stop - w.start for w in wider])
+        credit[inner] = self.credit().cpu().numpy()
+        both = sum(self._around(credit, union[wider].cpu().numpy()) for union in (self.organ, self.context))
+        saliency = torch.zeros(shape)
+        saliency[wider] = torch.from_numpy(np.asarray(both, np.float32))
+        return saliency
 
     def _around(self, credit: NDArray[np.float64], union: NDArray[np.bool_]) -> NDArray[np.float64]:
         """(X, Y, Z): credit of the cube around each voxel of a union, as of a cube that lies wholly in it."""
@@ -300,7 +319,9 @@ class _OwenMap(RunningMap):
 
     def findings(self) -> dict[str, Any]:
         credit = self.credit()
-        placed = {name: float(credit[union].sum(dtype=torch.float64)) for name, union in self.unions().items()}
+        placed = {
+            name: float(credit[union[self.box]].sum(dtype=torch.float64)) for name, union in self.unions().items()
+        }
         # Each union's Owen value is the mean of what it adds beside the other and without it: of scores, exactly.
         context, organ, context_alone, organ_alone = (path.gain for path in self.paths)
         exact = {"organ": (organ + organ_alone) / 2, "context": (context + context_alone) / 2}
@@ -324,6 +345,6 @@ class _OwenMap(RunningMap):
         """The context's credit by structure, where the structures are known; with what the gradients did not place."""
         if self.structures is None:
             return {}
-        rows = self.structures.credits(credit, self.context)
+        rows = self.structures.credits(credit, self.context[self.box], self.box)
         rows.append({"structure": UNTOLD, "volume_ml": 0.0, "credit": untold})
         return {"context_credits": sorted(rows, key=lambda row: -abs(row["credit"]))}

@@ -231,6 +231,11 @@ class Scorer:
         """How many of the network's patches meet the target: what a perturbation of everything costs."""
         return len(self._patches)
 
+    @property
+    def sees(self) -> Box:
+        """The box, in the volume's indices, beyond which nothing matters: all that the target's patches see."""
+        return self._useful
+
     def touched(self, perturbation: Perturbation) -> list[int]:
         """Which of the target's patches a perturbation changes: what its evaluation costs."""
         return [n for n, patch in enumerate(self._patches) if self.tiling.meets(patch.box, perturbation.box)]

@@ -15,6 +15,7 @@ from XAICLIPLib.errors import InputError
 from XAICLIPLib.explainers.base import Estimate, final
 from XAICLIPLib.explainers.owen_gradients import owen_gradients
 from XAICLIPLib.scoring.scorer import Scorer
+from XAICLIPLib.segmentation.sliding_window import SlidingWindow
 
 SPACING = (1.0, 1.0, 1.0)
 
@@ -144,3 +145,19 @@ def test_the_even_share_moves_credit_within_the_organ_alone() -> None:
     assert torch.allclose(rough[~organ], even[~organ])
     assert float(even[organ].std()) < 1e-6 < float(rough[organ].std())
     assert float(rough[organ].sum()) == pytest.approx(float(even[organ].sum()), rel=1e-4)
+
+
+def test_a_scan_far_longer_than_the_patches_of_the_target_gives_the_same_and_nothing_beyond() -> None:
+    """Only the box that these patches see is kept: an end that none of them sees changes nothing, and gets nothing."""
+    windows = SlidingWindow((16, 16, 16), 0.5)
+    case = make_case(segresnet, (60, 26, 21), (12.0, 12.0, 10.0), windows)
+    scorer = case.scorer()
+    end = scorer.sees[0].stop
+    assert end < 60
+    whole = explained(scorer, detail_mm=3.0, steps=4)
+    case.volume[:, end:] = torch.randn_like(case.volume[:, end:])
+    other = explained(case.scorer(), detail_mm=3.0, steps=4)
+    assert torch.equal(whole.saliency(), other.saliency())
+    assert whole.findings() == other.findings()
+    assert not whole.saliency()[end:].any() and whole.saliency()[:end].abs().max() > 1e-3
+    assert whole.map.paths[0].credit.shape[0] == end, "nothing is held of the rest"
