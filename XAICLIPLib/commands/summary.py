@@ -81,11 +81,15 @@ def summary(explanation: Explanation) -> str:
         )
     record = explanation.record
     regions = record.get("key_regions") or {}
-    for kind, words in (("sufficient", "shown alone keep {keeps:.0%} of"), ("necessary", "hidden cost {costs:.0%} of")):
+    kinds = (
+        ("sufficient", "Enough:   ", "shown alone keep {keeps:.0%}"),
+        ("necessary", "Needed:   ", "hidden cost {costs:.0%}"),
+    )
+    for kind, heading, words in kinds:
         if regions and (by_map := regions[kind]["map"]) is not None:
             outline = regions[kind]["outline"]
             beside = f"; in the order of the outline it takes {outline['volume_ml']:.0f} ml" if outline else ""
-            lines.append(f"Enough:    {by_map['volume_ml']:.0f} ml {words.format(**regions)} the score{beside}")
+            lines.append(f"{heading} {by_map['volume_ml']:.0f} ml {words.format(**regions)} of the score{beside}")
     if record.get("faithfulness") or record.get("stability"):
         lines += ["Checked:"] + [
             f"           {'passed' if not flag['raised'] else 'FAILED'}: {flag['sentence']}"

@@ -821,6 +821,17 @@ def test_the_summary_tells_what_came_of_the_check() -> None:
     assert summary(found).count("passed: It leads.") == 1
 
 
+def test_the_summary_does_not_call_enough_what_is_needed() -> None:
+    found = explained()
+    regions = {
+        kind: {"map": {"volume_ml": ml}, "outline": None} for kind, ml in (("sufficient", 448), ("necessary", 21))
+    }
+    found.record["key_regions"] = {"keeps": 0.9, "costs": 0.5, **regions}
+    lines = summary(found).splitlines()
+    assert "Enough:    448 ml shown alone keep 90% of the score" in lines
+    assert "Needed:    21 ml hidden cost 50% of the score" in lines
+
+
 def test_the_summary_of_no_effect_claims_none() -> None:
     text = summary(
         explained(
