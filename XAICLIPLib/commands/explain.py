@@ -180,7 +180,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--check",
         action="store_true",
         help="test the map when it is done: against maps that know nothing of the network, and with a little noise in "
-        "the scan; takes about as long again",
+        "the scan; takes about three times as long in all",
     )
     parser.add_argument(
         "--output",

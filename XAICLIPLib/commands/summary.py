@@ -44,6 +44,8 @@ def summary(explanation: Explanation) -> str:
             f"Effect:    hiding a part of it lowers the score of {values['score_unperturbed']:.3f} by up to "
             f"{max(0.0, values['largest_score_lost']):.3f} ({captions.value})",
         ]
+    elif "credit_of_organ" in values:
+        lines.append(f"Tried:     the {name} and all around it, each with the other and without it, by gradients")
     else:
         lines.append("Tried:     nothing was hidden: gradients over all that the network sees around the target")
     if "credit_of_organ" in values:
@@ -68,7 +70,7 @@ def summary(explanation: Explanation) -> str:
             f"           {values['effect_inside_target']:.0%} of all that was lost went with {name} itself; were all "
             f"structures alike, {values['effect_inside_target_if_uniform']:.0%} would"
         )
-    else:
+    elif "credit_of_organ" not in values:  # the two credits say it already
         lines.append(
             f"           {values['effect_inside_target']:.0%} of the effect lies inside the structure; spread evenly, "
             f"{values['effect_inside_target_if_uniform']:.0%} would"
