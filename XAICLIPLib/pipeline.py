@@ -779,9 +779,12 @@ def assemble_explanation(
     flags = in_reading_order([*case.suitability, *reliability.reliability_flags(evidence)])
     run.warnings[:0] = [flag.sentence for flag in flags if flag.raised]
     if not complete:
+        captions = question.method.captions
         run.warnings.append(
             f"Cancelled after {last.done} of {last.planned} perturbations: the saliency is incomplete, and 0 also "
             "where nothing was tried yet; probed.nrrd tells where something was."
+            if captions.value
+            else f"Cancelled after {last.done} of {last.planned} {captions.counted}: the saliency is a rough one."
         )
     numbers = label_values(models.ready)
     names = {numbers[channel]: structure for channel, structure in models.ready.labels.items()}

@@ -604,6 +604,24 @@ def test_cancelling_before_the_first_score_raises() -> None:
     assert seen[-1].stage == "explain"
 
 
+def test_cancelled_gradients_are_not_called_perturbations() -> None:
+    seen: list[Progress] = []
+    result = explain(
+        scan(),
+        "liver",
+        model=Network(),
+        localizer=Finder(),
+        method="owen-gradients",
+        device="cpu",
+        on_progress=seen.append,
+        cancelled=lambda: seen[-1].stage == "explain" and seen[-1].done > 3,
+    )
+    done, planned = result.measurements["perturbations"], result.measurements["perturbations_planned"]
+    assert 3 < done < planned and not result.complete
+    assert f"Cancelled after {done} of {planned} gradients: the saliency is a rough one." in result.warnings
+    assert not any("perturbations" in warning for warning in result.warnings)
+
+
 def test_cancelling_while_perturbing_gives_what_is_known() -> None:
     seen: list[Progress] = []
     result = run(

@@ -114,7 +114,9 @@ def device() -> Diagnosis:
         remedy = "an explanation takes minutes on a CPU, and seconds on a CUDA GPU"
         if shutil.which("nvidia-smi"):
             remedy += "; here is an NVIDIA driver, but this PyTorch cannot use the GPU: see https://pytorch.org"
-        found = f"CPU, {torch.get_num_threads()} threads on {os.cpu_count()} cores; no GPU that PyTorch can use"
+        threads, cores = torch.get_num_threads(), os.cpu_count() or 1
+        found = f"CPU, {threads} thread{'s' * (threads != 1)} on {cores} core{'s' * (cores != 1)}"
+        found += "; no GPU that PyTorch can use"
         return Diagnosis("device", found, False, remedy, optional=True)
     try:
         float(torch.ones(8, device=chosen).sum())

@@ -123,8 +123,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--effect",
         choices=options.PARTS,
         default="total",
-        help="of the score lost where places are hidden: all of it (total, the default), what was lost elsewhere "
-        "(remote: what did the network need this place for?), or what was lost there (local)",
+        help="for methods that hide places, of the score lost: all of it (total, the default), what was lost elsewhere "
+        "(remote: what did the network need this place for?), or what was lost there (local). With remote or local "
+        f"and no --method, the method is {methods.FALLBACK}",
     )
     parser.add_argument(
         "--baseline",
@@ -179,7 +180,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--check",
         action="store_true",
         help="test the map when it is done: against maps that know nothing of the network, and with a little noise in "
-        "the scan; takes about as long again",
+        "the scan; takes about three times as long in all",
     )
     parser.add_argument(
         "--output",

@@ -68,8 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="xaiclip",
-        description="Why did a segmentation network draw an organ where it did? Hides one small part of the scan after "
-        "the other and shows where that changes what the network draws. Research software, not for diagnosis.",
+        description="Why did a segmentation network draw an organ where it did? Takes the scan away and brings it "
+        "back, part by part, and shows what the network leaned on, in the organ and around it. Research software, not "
+        "for diagnosis.",
         epilog='Start with: xaiclip explain scan.nii.gz --prompt "left kidney"',
     )
     parser.add_argument("--version", action="version", version=f"xaiclip {XAICLIPLib.__version__}")

@@ -44,6 +44,8 @@ def summary(explanation: Explanation) -> str:
             f"Effect:    hiding a part of it lowers the score of {values['score_unperturbed']:.3f} by up to "
             f"{max(0.0, values['largest_score_lost']):.3f} ({captions.value})",
         ]
+    elif "credit_of_organ" in values:
+        lines.append(f"Tried:     the {name} and all around it, each with the other and without it, by gradients")
     else:
         lines.append("Tried:     nothing was hidden: gradients over all that the network sees around the target")
     if "credit_of_organ" in values:
@@ -68,7 +70,7 @@ def summary(explanation: Explanation) -> str:
             f"           {values['effect_inside_target']:.0%} of all that was lost went with {name} itself; were all "
             f"structures alike, {values['effect_inside_target_if_uniform']:.0%} would"
         )
-    else:
+    elif "credit_of_organ" not in values:  # the two credits say it already
         lines.append(
             f"           {values['effect_inside_target']:.0%} of the effect lies inside the structure; spread evenly, "
             f"{values['effect_inside_target_if_uniform']:.0%} would"
@@ -81,11 +83,15 @@ def summary(explanation: Explanation) -> str:
         )
     record = explanation.record
     regions = record.get("key_regions") or {}
-    for kind, words in (("sufficient", "shown alone keep {keeps:.0%} of"), ("necessary", "hidden cost {costs:.0%} of")):
+    kinds = (
+        ("sufficient", "Enough:   ", "shown alone keep {keeps:.0%}"),
+        ("necessary", "Needed:   ", "hidden cost {costs:.0%}"),
+    )
+    for kind, heading, words in kinds:
         if regions and (by_map := regions[kind]["map"]) is not None:
             outline = regions[kind]["outline"]
             beside = f"; in the order of the outline it takes {outline['volume_ml']:.0f} ml" if outline else ""
-            lines.append(f"Enough:    {by_map['volume_ml']:.0f} ml {words.format(**regions)} the score{beside}")
+            lines.append(f"{heading} {by_map['volume_ml']:.0f} ml {words.format(**regions)} of the score{beside}")
     if record.get("faithfulness") or record.get("stability"):
         lines += ["Checked:"] + [
             f"           {'passed' if not flag['raised'] else 'FAILED'}: {flag['sentence']}"

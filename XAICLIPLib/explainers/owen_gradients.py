@@ -46,7 +46,7 @@ class OwenGradients(Method):
 
     name: ClassVar[str] = "owen-gradients"
     captions: ClassVar[Captions] = Captions(
-        "gradients", "", "credit of the cube around a place (share of the {score})", "Region of interest"
+        "gradients", "", "credit of the cube around a place (part of the {score})", "Region of interest"
     )
 
     detail_mm: float = parameter(12.0, "edge of the cube over which a place's credit is summed", 1, 100, "mm")

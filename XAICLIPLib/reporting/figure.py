@@ -508,6 +508,8 @@ def save_figure(
         decimals = 2 - int(np.floor(np.log10(max(-extremes[0], extremes[1]))))
         low, high = (_number(round(value, decimals) + 0.0) for value in extremes)
         notes.append(f"Saliency {low} to {high} in the whole volume" + (", each row on its own scale" if apart else ""))
+    if extremes[0] < 0 < extremes[1]:
+        notes.append("Warm: speaks for what the network drew; blue: against it")
     outlines: list[tuple[str, sitk.Image, Style]] = []
     for name, part, colour, dashes in (
         (region_label, region, REGION, (0, (4, 2.5))),

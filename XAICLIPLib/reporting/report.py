@@ -211,6 +211,11 @@ def _summary(record: Mapping[str, Any]) -> Section:
             f"{inside:.0%} of all that was lost by removing structures went with the {name} itself; were all alike, "
             f"{uniform:.0%} would."
         )
+    elif inside is not None and uniform is not None and "credit_of_organ" in measurements:
+        paragraphs.append(
+            f"Of these two credits, by their size, {inside:.0%} is the {name}'s; it would be {uniform:.0%} if both "
+            "were the same."
+        )
     elif inside is not None and uniform is not None:
         paragraphs.append(
             f"{inside:.0%} of the effect lies inside the {name}; spread evenly over all that was tried, {uniform:.0%} "
@@ -359,7 +364,7 @@ def _context(record: Mapping[str, Any]) -> Section | None:
                     row["structure"],
                     f"{row['volume_ml']:.0f} ml",
                     _signed(row["credit"]),
-                    f"{row['credit'] / whole:+.0%}".replace("-", "−") if whole else "",
+                    f"{_signed(100 * row['credit'] / whole, 1)}%" if whole else "",
                 )
                 for row in rows
             ],
@@ -464,6 +469,14 @@ def _reading(record: Mapping[str, Any]) -> Section:
             f"The colour of a place says how much of the score was lost when it was hidden ({captions.value}). Bright: "
             f"without this, the network would have drawn another {name}. Blue, where there is any: hiding it helped."
         )
+    elif "credit_of_organ" in record["measurements"]:
+        edge = _float(record["parameters"], "detail_mm")
+        first = (
+            f"The colour of a place is the credit of the cube{f' of {edge:g} mm' if edge else ''} around it: how "
+            f"much of the score the network owes to it. The credits of the {name} and of all around it add up to what "
+            "the score would lose with the whole scan. Warm: the place speaks for the drawing; blue: against it. What "
+            f"lies around the {name} is the news, for the {name} itself is nearly always owed most."
+        )
     else:
         first = (
             "The colours are those of a gradient method: attributions on a scale of their own, and not score lost. "
@@ -487,8 +500,8 @@ def _reading(record: Mapping[str, Any]) -> Section:
             "the patient.",
             tried,
             "Region and drawing come from two models. Where they disagree, one of the two is wrong.",
-            f"Colour beside the {name} is context that the network uses. Within about half the size of what was hidden "
-            "it may also be blur of the method.",
+            f"Colour beside the {name} is context that the network uses. Within about half the size of "
+            f"{'what was hidden' if captions.value else 'a cube'} it may also be blur of the method.",
             "Compare numbers with what chance would give: both are told wherever there are both.",
         ],
     )
@@ -565,8 +578,9 @@ def _areas(curves: Mapping[str, Any]) -> tuple[str, str]:
     return f"{curves['deletion']['area']:.3f}", f"{curves['insertion']['area']:.3f}"
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−")
+def _signed(value: float, decimals: int = 3) -> str:
+    rounded = round(value, decimals)
+    return f"{rounded:+.{decimals}f}".replace("-", "−") if rounded else f"{0:.{decimals}f}"  # no zero has a sign
 
 
 def _float(values: Mapping[str, Any], key: str) -> float | None:

@@ -139,6 +139,19 @@ def test_a_gpu_that_fails_is_no_note(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "--device cpu" in check.remedy
 
 
+@pytest.mark.parametrize(
+    ("threads", "cores", "words"), [(1, 2, "1 thread on 2 cores;"), (4, 1, "4 threads on 1 core;")]
+)
+def test_threads_and_cores_are_counted_in_words(
+    monkeypatch: pytest.MonkeyPatch, threads: int, cores: int, words: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(doctor.os, "cpu_count", lambda: cores)
+    assert words in doctor.device().found
+
+
 def test_an_nvidia_driver_without_a_cuda_pytorch_is_pointed_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)

@@ -821,6 +821,25 @@ def test_the_summary_tells_what_came_of_the_check() -> None:
     assert summary(found).count("passed: It leads.") == 1
 
 
+def test_the_summary_of_credits_does_not_say_that_nothing_was_hidden() -> None:
+    found = {"credit_of_organ": 0.8, "credit_of_context": 0.1, "organ_alone": 0.85, "context_alone": 0.05}
+    text = summary(explained("owen-gradients", **found))
+    assert "Tried:     the liver and all around it, each with the other and without it, by gradients" in text
+    assert "shown alone, the liver scores 0.850" in text and "nothing was hidden" not in text
+    assert "spread evenly" not in text, "credits are not compared by volume"
+
+
+def test_the_summary_does_not_call_enough_what_is_needed() -> None:
+    found = explained()
+    regions = {
+        kind: {"map": {"volume_ml": ml}, "outline": None} for kind, ml in (("sufficient", 448), ("necessary", 21))
+    }
+    found.record["key_regions"] = {"keeps": 0.9, "costs": 0.5, **regions}
+    lines = summary(found).splitlines()
+    assert "Enough:    448 ml shown alone keep 90% of the score" in lines
+    assert "Needed:    21 ml hidden cost 50% of the score" in lines
+
+
 def test_the_summary_of_no_effect_claims_none() -> None:
     text = summary(
         explained(

@@ -382,6 +382,14 @@ def test_the_liver_and_its_contour_are_drawn_on_the_left(tmp_path: Path, sheets:
                 assert rows.mean() < 0.5 * part.shape[0]  # and superior: at the top
 
 
+def test_it_says_what_warm_and_blue_are_where_both_are(tmp_path: Path, sheets: list[Any]) -> None:
+    scan = torso()
+    save_figure(tmp_path / "a.png", **scan, title="", modality="CT")
+    values = sitk.GetArrayFromImage(scan["saliency"])
+    save_figure(tmp_path / "b.png", **(scan | {"saliency": like(scan["image"], values - values.max() / 2)}), title="")
+    assert ["blue: against it" in words(sheet) for sheet in sheets] == [False, True]
+
+
 def test_the_surroundings_have_a_row_and_a_scale_of_their_own(tmp_path: Path, sheets: list[Any]) -> None:
     """On the organ's scale an effect beside it that is a hundred times smaller would not be seen."""
     scan = torso()

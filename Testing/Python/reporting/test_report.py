@@ -412,6 +412,17 @@ def test_it_tells_what_each_structure_around_is_credited_with(tmp_path: Path) ->
     assert "How much of the scan it takes" not in text, "it was not checked"
 
 
+def test_credits_are_read_as_parts_of_the_score(tmp_path: Path) -> None:
+    result = explain(scan(), "liver", model=Network(), localizer=Finder(), device="cpu")
+    result.save(tmp_path / "owen")
+    text = Page(save_report(tmp_path / "owen")["html"]).text
+    assert "The colour of a place is the credit of the cube of 12 mm around it" in text
+    assert "attributions on a scale of their own" not in text, "the credits add up to the score"
+    assert "spread evenly over all that was tried" not in text, "the share is of two credits, not by volume"
+    assert "it would be 50% if both were the same" in text
+    assert not re.search(r"[+−-]0(\.0+)?(%|\s)", text), "no zero has a sign"
+
+
 @pytest.mark.parametrize(
     "change",
     [
