@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import tempfile
 import traceback
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from pydicom.dataset import Dataset
 from XAICLIPLib import __version__
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.explainers.methods import METHODS
+from XAICLIPLib.imaging.dicom.slices import values_unheard
 from XAICLIPLib.imaging.dicom.source import DicomSource
 from XAICLIPLib.reporting import output_folder, report
 from XAICLIPLib.reporting.dicom import codes
@@ -69,8 +69,7 @@ def write_objects(
         The map lies on another grid than the scan, the scan is gone or changed, or the folder cannot be written or
         holds a file of one of these names that no run wrote.
     """
-    with output_folder.claimed(folder, names=output_folder.DICOM_FILES), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they quote values of the header
+    with output_folder.claimed(folder, names=output_folder.DICOM_FILES), values_unheard():
         with output_folder.replaced(folder) as new:
             names = []
             for name, made in _objects(saved, scan, source, anonymous):
