@@ -99,7 +99,7 @@ def _is_heard(message: logging.LogRecord) -> bool:
 
 @contextmanager
 def values_unheard() -> Iterator[None]:
-    """Within the block, pydicom neither warns of unusual values nor logs them: it quotes them, and they may be names."""
+    """Within the block, pydicom neither warns of unusual values nor logs them: it quotes them."""
     logging.getLogger("pydicom").addFilter(_is_heard)  # the same function is added once
     token = _VALUES_UNHEARD.set(True)
     try:

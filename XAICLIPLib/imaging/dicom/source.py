@@ -19,7 +19,6 @@ from XAICLIPLib.errors import InputError
 from XAICLIPLib.imaging.dicom import zipped
 from XAICLIPLib.imaging.dicom.slices import Slice
 
-
 _UID = re.compile(r"[0-9.]{1,64}")
 """What a UID may consist of (PS3.5, 9.1)."""
 

@@ -255,6 +255,18 @@ def test_a_value_that_no_object_can_hold_is_left_out_and_never_told(tmp_path: Pa
         assert (made.PatientBirthDate, made.StudyTime, made.PatientID) == ("", "", SECRETS[1])
 
 
+def test_a_structure_of_any_name_can_be_written_and_a_path_is_none(tmp_path: Path) -> None:
+    """A network may name its classes as it likes: control characters ended in an error after all the work."""
+    series(tmp_path / "scan")
+    explained = explanation(tmp_path / "scan", structure="li\x1b[31mver\\x\ny /home/doe/jane.nii " + "z" * 80)
+    paths = save_quickly(explained, tmp_path / "dicom")
+    label = pydicom.dcmread(paths["segmentation"]).SegmentSequence[0].SegmentLabel
+    assert label.startswith("li/x1b[31mver/x y (a path) zzz") and len(label) == 64
+    for path in paths.values():
+        assert b"jane" not in path.read_bytes()
+        assert str(pydicom.dcmread(path).SeriesDescription).startswith("XAI-CLIP ")
+
+
 def rewrite(folder: Path, changes: Mapping[tuple[str, str], Any]) -> None:
     """Put elements into all headers of a series, of any value representation and with any value."""
     settings = pydicom.config.settings
