@@ -14,8 +14,8 @@ UNKNOWN = "unknown"
 _FILES = ("LICENSE", "LICENCE", "LICENSE.txt", "LICENCE.txt", "LICENSE.md", "license.txt", "COPYING")
 _FOLDERS = ("", "docs")
 _OPENING, _LONGEST_FILE, _LONGEST_TITLE, _LONGEST_STATED = 1500, 200_000, 80, 500
-"""Characters: of a licence's beginning that are looked at, of a file, of a title that is passed on as it is, and of what
-the metadata say."""
+"""Characters: of a licence's beginning that are looked at, of a file, of a title that is passed on as it is, and of
+what the metadata say."""
 
 _REFERS = re.compile(r"\b(see|refer|licen[cs]e\.(txt|md))\b", re.IGNORECASE)
 """A "licence" in the metadata that only points at a file."""
