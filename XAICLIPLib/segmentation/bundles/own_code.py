@@ -80,9 +80,7 @@ class OwnCode:
     def _take(self) -> dict[str, ModuleType]:
         """Remove the modules of the bundle's names, and of its files, from those that are imported, and return them."""
         taken = [
-            name
-            for name, module in sys.modules.items()
-            if name.partition(".")[0] in self.names or self._is_own(module)
+            name for name, module in sys.modules.items() if name.partition(".")[0] in self.names or self._is_own(module)
         ]
         return {name: sys.modules.pop(name) for name in taken}
 
