@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -125,7 +126,11 @@ class _Places:
 
     def claim(self, names: Sequence[str]) -> None:
         """Make and lock a folder for each structure."""
-        own = {name: self.folder / folder_name(name, "structure") for name in names}
+        own: dict[str, Path] = {}
+        for name in names:  # two names may have the same letters ("T1+", "T1-"), or so many in common
+            called, taken = folder_name(name, "structure"), set(own.values())
+            others = (self.folder / f"{called}-{number}" for number in itertools.count(2))
+            own[name] = next(place for place in itertools.chain([self.folder / called], others) if place not in taken)
         self.folders = own if len(names) > 1 else dict.fromkeys(names, self.folder)
         for place in self.folders.values():
             if place != self.folder:

@@ -31,6 +31,14 @@ def folder_name(words: str, otherwise: str) -> str:
     return name.strip("-")[:LONGEST_NAME].strip("-") or otherwise
 
 
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path is inside a folder, with links and ``..`` resolved."""
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
 def check_exists(path: str | Path) -> None:
     """Raise an `InputError` if a file or folder does not exist, or an `OSError` if that cannot be found out."""
     if not Path(path).exists():

@@ -12,7 +12,8 @@ import SimpleITK as sitk
 from test_explanation import Network, scan
 
 from XAICLIPLib import pipeline
-from XAICLIPLib.commands import main
+from XAICLIPLib.commands import main, several
+from XAICLIPLib.commands.terminal import Interrupt
 from XAICLIPLib.reporting import figure, overview
 
 LINE = "explain scan.nrrd --method occlusion --region whole --device cpu --window 24 --stride 12 --prompt".split()
@@ -133,3 +134,21 @@ def test_a_page_holds_names_as_text(here: Path) -> None:
     page = overview.write(here, 'liver"><script>', [part], {"<b>": "no <u>"}).read_text(encoding="utf-8")
     assert "<script>" not in page and "<b>" not in page and "<u>" not in page and "<i>" not in page
     assert "a &amp; b &lt; c" in page
+
+
+def test_names_with_the_same_letters_get_folders_of_their_own(tmp_path: Path) -> None:
+    """Classes of a user's network ("T1+", "T1-", long ones): the second would have replaced the first."""
+    names = ["T1+", "T1-", "liver", "t1 (2)", "../../liver", "z" * 70 + "a", "z" * 70 + "b"]
+    with several._Places(tmp_path, Interrupt(), ()) as places:
+        places.claim(names)
+        folders = [places.folders[name] for name in names]
+        assert [folder.name for folder in folders] == [
+            "t1",
+            "t1-2",
+            "liver",
+            "t1-2-2",
+            "liver-2",
+            "z" * 60,
+            "z" * 60 + "-2",
+        ]
+        assert {folder.parent for folder in folders} == {tmp_path}

@@ -10,9 +10,12 @@ DICOM PS3.3: C.7.6.2 (Image Plane Module), C.7.6.3 (photometric interpretation),
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -87,6 +90,26 @@ class Slice:
         return self.position is not None and self.row is not None
 
 
+_VALUES_UNHEARD: ContextVar[bool] = ContextVar("values_unheard", default=False)
+
+
+def _is_heard(message: logging.LogRecord) -> bool:
+    return not _VALUES_UNHEARD.get()
+
+
+@contextmanager
+def values_unheard() -> Iterator[None]:
+    """Within the block, pydicom neither warns of unusual values nor logs them: it quotes them."""
+    logging.getLogger("pydicom").addFilter(_is_heard)  # the same function is added once
+    token = _VALUES_UNHEARD.set(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        _VALUES_UNHEARD.reset(token)
+
+
 def is_dicom(path: Path) -> bool:
     """Whether a file begins like a DICOM file, with the preamble or without it (old exports)."""
     try:
@@ -141,8 +164,7 @@ def _read_header(path: Path) -> list[Slice]:
     import pydicom  # not needed for any other format
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom warns of unusual values, which are checked here
+        with values_unheard():
             dataset = pydicom.dcmread(path, force=True, defer_size=1024, specific_tags=_TAGS)
             return _planes(path, dataset)
     except InputError:

@@ -5,6 +5,7 @@ A source lives in memory alone. It names a study, and with that a patient: no re
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,9 @@ from numpy.typing import NDArray
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.imaging.dicom import zipped
 from XAICLIPLib.imaging.dicom.slices import Slice
+
+_UID = re.compile(r"[0-9.]{1,64}")
+"""What a UID may consist of (PS3.5, 9.1)."""
 
 
 def _forgotten() -> None:
@@ -60,7 +64,7 @@ class DicomSource:
         Raises
         ------
         InputError
-            UIDs are missing, or the slices are of several studies or frames of reference.
+            UIDs are missing or none, or the slices are of several studies or frames of reference.
         """
         advice = "export the original series again"
         first = self.slices[0]
@@ -69,6 +73,13 @@ class DicomSource:
                 raise InputError(
                     f"{name} has images without UIDs (were they blanked with the names?), to which no DICOM object can "
                     f"refer: {advice}."
+                )
+            if not all(map(_UID.fullmatch, (item.study, item.series, item.instance, item.kind))) or (
+                item.frame_of_reference and not _UID.fullmatch(item.frame_of_reference)
+            ):
+                raise InputError(
+                    f"{name} has images whose UIDs are none, but other text, which could name the patient and by which "
+                    f"no DICOM object can refer to them: {advice}."
                 )
             if not item.frame_of_reference:
                 raise InputError(

@@ -8,6 +8,9 @@ of a series each.
 from __future__ import annotations
 
 import datetime
+import math
+import re
+import unicodedata
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +25,7 @@ from pydicom.valuerep import STR_VR, PersonName, validate_value
 
 from XAICLIPLib import __version__
 from XAICLIPLib.errors import InputError
+from XAICLIPLib.imaging.dicom.slices import values_unheard
 from XAICLIPLib.imaging.dicom.source import DicomSource
 from XAICLIPLib.reporting.dicom import codes
 from XAICLIPLib.reporting.dicom.frames import Frames, put_in_order
@@ -256,18 +260,20 @@ def _long(text: str) -> str:
 def _header(path: Path, source: DicomSource, anonymous: bool) -> Dataset:
     advice = "give the series that was explained, as it is"
     try:
-        read = pydicom.dcmread(path, force=True, stop_before_pixels=True)
-        instance = str(read.get("SOPInstanceUID") or "")
+        with values_unheard():
+            read = pydicom.dcmread(path, force=True, stop_before_pixels=True)
+            instance = str(read.get("SOPInstanceUID") or "")
     except (OSError, pydicom.errors.InvalidDicomError) as error:
         raise InputError(f"The DICOM series is not there any more, or cannot be read: {advice}.") from error
     if instance != source.slices[0].instance:
         raise InputError(f"The DICOM series was changed since it was read: {advice}.")
     header = Dataset()
-    if anonymous:
-        _copy(read, header, [pydicom.datadict.tag_for_keyword(name) for name in _COMPRESSION if name in read])
-    else:
-        tags = read.keys()  # to iterate over the dataset itself would read all values, also damaged ones
-        _copy(read, header, filter(lambda tag: tag.group in _GROUPS, tags))
+    with values_unheard():
+        if anonymous:
+            _copy(read, header, [pydicom.datadict.tag_for_keyword(name) for name in _COMPRESSION if name in read])
+        else:
+            tags = read.keys()  # to iterate over the dataset itself would read all values, also damaged ones
+            _copy(read, header, filter(lambda tag: tag.group in _GROUPS, tags))
     for name in NEEDED:
         if name not in header:
             setattr(header, name, None if name != "PatientName" else PersonName(""))
@@ -288,13 +294,55 @@ def _copy(read: Dataset, header: Dataset, tags: Iterable[Any]) -> None:
             continue
         try:
             element = read[tag]
-            if element.is_empty or element.VR not in (*STR_VR, "US", "SS", "UL", "FD", "FL"):
+            if element.is_empty or element.VR not in pydicom.datadict.dictionary_VR(tag).split(" or "):
                 continue
             values = list(element.value) if element.VM > 1 else [element.value]
             if element.VR in STR_VR:
                 values = [str(value) for value in values]
-                for value in values:
-                    validate_value(str(element.VR), value, pydicom.config.RAISE)
-            header.add_new(tag, element.VR, values if len(values) > 1 else values[0])
+            elif element.VR not in ("US", "SS", "UL", "FD", "FL"):
+                continue
+            if _may_occur(len(values), pydicom.datadict.dictionary_VM(tag)) and all(
+                _is_valid(element.keyword, str(element.VR), value) for value in values
+            ):
+                header.add_new(tag, element.VR, values if len(values) > 1 else values[0])
         except Exception:  # a value that cannot be read or kept; its text must not come into any message
             continue
+
+
+_BREAKS = frozenset("\t\n\f\r")
+"""The control characters that DICOM allows, in long text only (PS3.5, 6.1.3)."""
+
+
+def _is_valid(name: str, representation: str, value: Any) -> bool:
+    """Whether a value of an attribute is one of its value representation; a `ValueError` where pydicom says it is not.
+
+    pydicom checks lengths and the characters of codes, and neither control characters nor what a date is.
+    """
+    if not isinstance(value, str):
+        return True
+    validate_value(representation, value, pydicom.config.RAISE)
+    controls = {character for character in value if unicodedata.category(character) == "Cc"}
+    if controls - (_BREAKS if representation in ("LT", "ST", "UT") else frozenset()):
+        return False
+    if representation in _PARSED:
+        _PARSED[representation](value)
+    if representation == "DS" and not math.isfinite(float(value)):
+        return False
+    return name not in _TERMS or re.fullmatch(_TERMS[name], value) is not None
+
+
+_TERMS = {"PatientSex": "[MFO]", "LossyImageCompression": "0[01]", "LossyImageCompressionMethod": r"ISO_[0-9_]+"}
+"""Codes of which others would end in an error, or could name the patient where nothing must."""
+
+_PARSED: dict[str, Any] = {
+    "DA": pydicom.valuerep.DA,  # not a range, as a query may hold
+    "TM": pydicom.valuerep.TM,
+    "DT": pydicom.valuerep.DT,
+    "IS": int,
+}
+
+
+def _may_occur(count: int, multiplicity: str) -> bool:
+    """Whether an attribute may have so many values, by the dictionary's "1", "2-3", "1-n" or "2-2n"."""
+    least, _, most = multiplicity.partition("-")
+    return int(least) <= count and (most.endswith("n") or count <= int(most or least))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import tempfile
 import traceback
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from pydicom.dataset import Dataset
 from XAICLIPLib import __version__
 from XAICLIPLib.errors import InputError
 from XAICLIPLib.explainers.methods import METHODS
+from XAICLIPLib.imaging.dicom.slices import values_unheard
 from XAICLIPLib.imaging.dicom.source import DicomSource
 from XAICLIPLib.reporting import output_folder, report
 from XAICLIPLib.reporting.dicom import codes
@@ -32,6 +32,7 @@ from XAICLIPLib.reporting.dicom.study import Study
 from XAICLIPLib.reporting.document import write_pdf
 from XAICLIPLib.reporting.figure import Scale
 from XAICLIPLib.reporting.saved_explanation import SavedExplanation
+from XAICLIPLib.system.displaytext import one_line
 from XAICLIPLib.system.files import write_atomically
 
 WORDS = "RESEARCH ONLY – NOT FOR DIAGNOSIS"
@@ -69,8 +70,7 @@ def write_objects(
         The map lies on another grid than the scan, the scan is gone or changed, or the folder cannot be written or
         holds a file of one of these names that no run wrote.
     """
-    with output_folder.claimed(folder, names=output_folder.DICOM_FILES), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they quote values of the header
+    with output_folder.claimed(folder, names=output_folder.DICOM_FILES), values_unheard():
         with output_folder.replaced(folder) as new:
             names = []
             for name, made in _objects(saved, scan, source, anonymous):
@@ -97,11 +97,11 @@ def _objects(saved: SavedExplanation, scan: sitk.Image | None, source: DicomSour
 
 
 def _made(saved: SavedExplanation, scan: sitk.Image | None, source: DicomSource, anonymous: bool) -> Any:
-    record = saved.record
-    name = str(record["target"]["name"])
+    record = _in_dicom(saved.record)
+    name = record["target"]["name"]
     captions = METHODS[record["parameters"]["method"]].captions
     label = captions.of_colours(record["parameters"]["score"], record["parameters"].get("effect", "total"))
-    study = Study.of(source, _without_paths(record), anonymous)
+    study = Study.of(source, record, anonymous)
     credited = "credit_of_organ" in record["measurements"]  # most of it lies in the target, as everybody knows
     mask = sitk.GetArrayViewFromImage(saved.target) > 0
     scale = Scale.of(saved.saliency, ~mask) if credited and not mask.all() else Scale.of(saved.saliency)
@@ -172,14 +172,23 @@ def _reference(made: Dataset) -> Dataset:
     return reference
 
 
-def _without_paths(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The record with models whose names are no paths, which may name a patient."""
+def _in_dicom(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The record with names that any DICOM object can hold, and with models whose names are no paths.
+
+    A path may name a patient; a prompt or a label of a network may hold any character.
+    """
     models = {
-        role: model
-        and {key: report.without_paths(value) if isinstance(value, str) else value for key, value in model.items()}
+        role: model and {key: _name(value) if isinstance(value, str) else value for key, value in model.items()}
         for role, model in record["models"].items()
     }
-    return {**record, "models": models}
+    target = {**record["target"], "name": _name(record["target"]["name"])}
+    parameters = {**record["parameters"], "described": _name(record["parameters"]["described"])}
+    return {**record, "models": models, "target": target, "prompt": _name(record["prompt"]), "parameters": parameters}
+
+
+def _name(text: Any) -> str:
+    """A text on one line without paths, invisible characters, and backslashes, which separate values in DICOM."""
+    return one_line(report.without_paths(str(text))).replace("\\", "/") or "unknown"
 
 
 def _write(made: Dataset, path: Path, folder: Path) -> None:

@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from XAICLIPLib.system.files import is_inside
+
 UNKNOWN = "unknown"
 
 _FILES = ("LICENSE", "LICENCE", "LICENSE.txt", "LICENCE.txt", "LICENSE.md", "license.txt", "COPYING")
 _FOLDERS = ("", "docs")
-_OPENING, _LONGEST_FILE, _LONGEST_TITLE = 1500, 200_000, 80
-"""Characters: of a licence's beginning that are looked at, of a file, of a title that is passed on as it is."""
+_OPENING, _LONGEST_FILE, _LONGEST_TITLE, _LONGEST_STATED = 1500, 200_000, 80, 500
+"""Characters: of a licence's beginning that are looked at, of a file, of a title that is passed on as it is, and of
+what the metadata say."""
 
 _REFERS = re.compile(r"\b(see|refer|licen[cs]e\.(txt|md))\b", re.IGNORECASE)
 """A "licence" in the metadata that only points at a file."""
@@ -50,9 +53,13 @@ def licence_of(folder: Path, metadata: Mapping[str, Any]) -> str:
     Returns
     -------
     str
-        "unknown" where nothing says it; the first line of a licence file that is none of the well-known ones.
+        "unknown" where nothing says it; the first line of a licence file that is none of the well-known ones. Of a
+        file to which a link leads out of the folder, as in the caches of downloads, no line is passed on: it could be
+        any file of the user's.
     """
     stated = str(metadata.get("license") or metadata.get("licence") or "").strip()
+    if len(stated) > _LONGEST_STATED:  # the text of the licence itself
+        return named_licence(stated)
     if stated and not _REFERS.search(stated):
         return stated
     for file in (folder / inside / name for inside in _FOLDERS for name in _FILES):
@@ -63,22 +70,25 @@ def licence_of(folder: Path, metadata: Mapping[str, Any]) -> str:
         except OSError:
             continue
         if text.strip():
-            return named_licence(text)
+            return named_licence(text, titles=is_inside(file, folder))
     return stated or UNKNOWN
 
 
-def named_licence(text: str) -> str:
-    """The licence of a text by its opening words; where the weights have one of their own, both."""
+def named_licence(text: str, titles: bool = True) -> str:
+    """The licence of a text by its opening words; where the weights have one of their own, both.
+
+    Without ``titles``, what is not well known is "unknown", and never the first line of the text.
+    """
     weights = _WEIGHTS.search(text)
     if weights is None:
-        return _recognised(text)
+        return _recognised(text, titles)
     code, rest = text[: weights.start()], text[weights.end() :]
     while (again := _WEIGHTS.match(rest.lstrip())) is not None:
         rest = rest.lstrip()[again.end() :]
-    return f"{_recognised(code)} (code), {_recognised(rest)} (weights)"
+    return f"{_recognised(code, titles)} (code), {_recognised(rest, titles)} (weights)"
 
 
-def _recognised(text: str) -> str:
+def _recognised(text: str, titles: bool) -> str:
     """The well-known licence that a text begins with, else its first line."""
     opening = " ".join(text[:_OPENING].lower().split())
     if (creative := _CREATIVE_COMMONS.search(opening)) is not None:
@@ -89,5 +99,7 @@ def _recognised(text: str) -> str:
     for name, words in _OPENINGS:
         if re.search(words, opening):
             return name
+    if not titles:
+        return UNKNOWN
     first = next((line.strip(" #*\t") for line in text.splitlines() if line.strip(" #*\t")), UNKNOWN)
     return first if len(first) <= _LONGEST_TITLE else first[:_LONGEST_TITLE] + "…"

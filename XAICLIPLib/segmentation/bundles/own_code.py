@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -77,9 +78,16 @@ class OwnCode:
                 sys.path_importer_cache.pop(str(self._root), None)
 
     def _take(self) -> dict[str, ModuleType]:
-        """Remove the modules of the bundle's names from those that are imported, and return them."""
-        taken = [name for name in sys.modules if name.partition(".")[0] in self.names]
+        """Remove the modules of the bundle's names, and of its files, from those that are imported, and return them."""
+        taken = [
+            name for name, module in sys.modules.items() if name.partition(".")[0] in self.names or self._is_own(module)
+        ]
         return {name: sys.modules.pop(name) for name in taken}
+
+    def _is_own(self, module: ModuleType) -> bool:
+        """Whether a module is a file of the bundle: one may have the name of a standard module that nobody imported."""
+        file = getattr(module, "__dict__", {}).get("__file__")  # without a lazy module's own __getattr__
+        return isinstance(file, str) and file.startswith(f"{self._root}{os.sep}")
 
 
 class MissingPackageError(Exception):

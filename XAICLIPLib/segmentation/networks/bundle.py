@@ -47,6 +47,7 @@ from XAICLIPLib.segmentation.segmenter import Activation, Prepared
 from XAICLIPLib.segmentation.sliding_window import SlidingWindow
 from XAICLIPLib.segmentation.untrusted.configuration import READING_STEPS, Configuration
 from XAICLIPLib.system.checksums import sha256
+from XAICLIPLib.system.files import is_inside
 from XAICLIPLib.system.mappings import UNREADABLE, read_mapping
 from XAICLIPLib.system.memory import out_of_memory
 from XAICLIPLib.system.weights import NUMPY_ARRAYS, load_into, load_plain
@@ -66,7 +67,8 @@ _INFERERS = ("SimpleInferer", "SlidingWindowInferer", "SlidingWindowInfererAdapt
 _LABEL_KEYS = ("label", "labels", "mask", "seg", "segmentation", "pred", "gt")
 """Keys of what a preprocessing reads beside the images."""
 
-_WEIGHTS_NAMED = re.compile(r"[\w.-]+\.(?:pt|pth|safetensors)\b")
+_WEIGHTS_NAMED = re.compile(r"(?<![\w.-])[\w.-]{1,250}\.(?:pt|pth|safetensors)\b")
+"""The name of a file; not longer than file systems allow, and never sought from its middle, which would take long."""
 
 
 class UnsupportedBundleError(NoSegmentationError):
@@ -403,7 +405,7 @@ class BundleSegmenter:
 
     def _load_from_bundle(self, named: str) -> Any:
         """Tensors and arrays that a configuration loads, such as the architecture that a search has found."""
-        inside = [path for path in (Path(named), self.folder / named) if _is_inside(path, self.folder)]
+        inside = [path for path in (Path(named), self.folder / named) if is_inside(path, self.folder)]
         # Bundles may name the path on their authors' machine: the file is also searched where bundles keep models.
         for path in (*inside, self.folder / "models" / Path(named).name):
             if path.is_file():
@@ -493,14 +495,6 @@ def _images(count: int, what: str = "image") -> str:
 
 def _is_on(flag: Any) -> bool:
     return flag is True or (isinstance(flag, list) and True in flag)
-
-
-def _is_inside(path: Path, folder: Path) -> bool:
-    """Whether a path is inside a folder, with links and ``..`` resolved."""
-    try:
-        return path.resolve().is_relative_to(folder.resolve())
-    except (OSError, ValueError, RuntimeError):
-        return False
 
 
 @contextmanager

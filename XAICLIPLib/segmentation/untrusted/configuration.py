@@ -185,7 +185,7 @@ class Configuration:
         for name in key.split("::"):
             if isinstance(part, Mapping) and name in part:
                 part = part[name]
-            elif isinstance(part, list) and name.isdecimal() and int(name) < len(part):
+            elif isinstance(part, list) and name.isdecimal() and len(name) < 10 and int(name) < len(part):
                 part = part[int(name)]
             else:
                 return None
@@ -194,11 +194,13 @@ class Configuration:
     def _plan_of(self, key: str, trail: tuple[str, ...]) -> Any:
         """The plan of the part that a reference names."""
         if key in trail:
-            raise InputError(f"The configuration of the bundle {self._bundle} refers to itself (@{key}).")
+            raise InputError(f"The configuration of the bundle {self._bundle} refers to itself ({_short('@' + key)}).")
         if key not in self._plans:
             part = self._find(key)
             if part is None:
-                raise InputError(f"The configuration of the bundle {self._bundle} lacks what it refers to (@{key}).")
+                raise InputError(
+                    f"The configuration of the bundle {self._bundle} lacks what it refers to ({_short('@' + key)})."
+                )
             self._plans[key] = self._plan(part, key, (*trail, key))
         return self._plans[key]
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from XAICLIPLib.evaluation.reliability_flag import FLAG_NAMES, ReliabilityFlag
 from XAICLIPLib.explanation import Explanation
 from XAICLIPLib.reporting import output_folder
 from XAICLIPLib.reporting.dicom import codes, writer
+from XAICLIPLib.reporting.dicom.study import Study
 from XAICLIPLib.reporting.report import NOTICE
 
 KINDS = {
@@ -251,6 +253,92 @@ def test_a_value_that_no_object_can_hold_is_left_out_and_never_told(tmp_path: Pa
     for path in paths.values():
         made = pydicom.dcmread(path)
         assert (made.PatientBirthDate, made.StudyTime, made.PatientID) == ("", "", SECRETS[1])
+
+
+def test_a_structure_of_any_name_can_be_written_and_a_path_is_none(tmp_path: Path) -> None:
+    """A network may name its classes as it likes: control characters ended in an error after all the work."""
+    series(tmp_path / "scan")
+    explained = explanation(tmp_path / "scan", structure="li\x1b[31mver\\x\ny /home/doe/jane.nii " + "z" * 80)
+    paths = save_quickly(explained, tmp_path / "dicom")
+    label = pydicom.dcmread(paths["segmentation"]).SegmentSequence[0].SegmentLabel
+    assert label.startswith("li/x1b[31mver/x y (a path) zzz") and len(label) == 64
+    for path in paths.values():
+        assert b"jane" not in path.read_bytes()
+        assert str(pydicom.dcmread(path).SeriesDescription).startswith("XAI-CLIP ")
+
+
+def rewrite(folder: Path, changes: Mapping[tuple[str, str], Any]) -> None:
+    """Put elements into all headers of a series, of any value representation and with any value."""
+    settings = pydicom.config.settings
+    modes = settings.reading_validation_mode, settings.writing_validation_mode
+    settings.reading_validation_mode = settings.writing_validation_mode = pydicom.config.IGNORE
+    try:
+        for path in folder.iterdir():
+            made = pydicom.dcmread(path)
+            for (name, representation), value in changes.items():
+                tag = pydicom.tag.Tag(name)
+                made[tag] = pydicom.DataElement(tag, representation, value)
+            made.save_as(path)
+    finally:
+        settings.reading_validation_mode, settings.writing_validation_mode = modes
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {("PatientName", "US"): 5, ("PatientID", "US"): [5, 6], ("ReferringPhysicianName", "US"): 7},
+        {("PatientName", "UT"): "Doe", ("PatientID", "LO"): ["a", "b"], ("AccessionNumber", "SH"): "a\nb"},
+        {("PatientName", "PN"): "Doe\x1b[31m^Jane\x07", ("PatientSex", "CS"): "X", ("PatientBirthDate", "US"): 7},
+        {("PatientSex", "CS"): ["F", "M"], ("ReferringPhysicianName", "PN"): ["a^b", "c^d"]},
+        {("StudyDate", "DA"): ["20260102", "20260103"], ("StudyTime", "LO"): "morning"},
+        {("StudyDate", "DA"): "20260101-20260102", ("StudyID", "LO"): "some study"},
+    ],
+)
+def test_values_of_the_wrong_kind_or_number_are_left_out(changes: dict[tuple[str, str], Any], tmp_path: Path) -> None:
+    """They ended in an error after all the work, or in objects that no archive takes."""
+    series(tmp_path / "scan")
+    rewrite(tmp_path / "scan", changes)
+    paths = save_quickly(explanation(tmp_path / "scan"), tmp_path / "dicom")
+    for path in paths.values():
+        made = pydicom.dcmread(path)
+        assert {name: str(made.get(name) or "") for name, _ in changes} == {name: "" for name, _ in changes}
+        assert made.StudyDescription == "Abdomen"
+
+
+def test_what_is_told_of_compression_is_none_but_its_codes(tmp_path: Path) -> None:
+    lossy = {("LossyImageCompression", "CS"): "01", ("LossyImageCompressionRatio", "DS"): ["10", "5"]}
+    for method, kept in (("ISO_15444_1", "ISO_15444_1"), ("DOE JANE", None)):
+        series(tmp_path / method)
+        rewrite(tmp_path / method, lossy | {("LossyImageCompressionMethod", "CS"): method})
+        read = Study.of(explanation(tmp_path / method).source, {}, anonymous=True).header
+        assert (read.LossyImageCompression, list(read.LossyImageCompressionRatio)) == ("01", [10, 5])
+        assert read.get("LossyImageCompressionMethod") == kept
+
+
+@pytest.mark.parametrize("name", ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID"])
+@pytest.mark.parametrize("value", ["1.2.Doe^Jane", "1." + "2" * 70, ["1.2", "1.3"]])
+def test_uids_that_are_none_are_refused_and_neither_told_nor_logged(
+    name: str, value: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    series(tmp_path / "scan")
+    rewrite(tmp_path / "scan", {(name, "UI"): value, ("SpecificCharacterSet", "CS"): "DOE"})
+    caplog.clear()  # of what the test itself did
+    caplog.set_level(0)
+    with pytest.raises(InputError, match="UIDs") as refused:
+        save_quickly(explanation(tmp_path / "scan"), tmp_path / "dicom", anonymous=True)
+    assert not (tmp_path / "dicom").exists()
+    assert [word for word in ("Doe", "DOE", "222") if word in f"{refused.value}{caplog.text}"] == []
+
+
+def test_pydicom_logs_no_value_of_the_header(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    series(tmp_path / "scan")
+    rewrite(tmp_path / "scan", {("SpecificCharacterSet", "CS"): "DOE", ("ConcatenationUID", "UI"): "1.2.Doe"})
+    caplog.clear()
+    caplog.set_level(0)
+    explained = explanation(tmp_path / "scan")
+    for anonymous in (False, True):
+        Study.of(explained.source, {}, anonymous)
+    assert "doe" not in caplog.text.lower()
 
 
 def test_names_in_other_alphabets_survive(tmp_path: Path) -> None:

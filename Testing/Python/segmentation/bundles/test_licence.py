@@ -48,3 +48,21 @@ def test_a_file_of_any_bytes_is_no_fault(tmp_path: Path) -> None:
     assert len(licence_of(tmp_path, {})) <= 81
     (tmp_path / "LICENSE").write_bytes(b"x" * 300_000)
     assert licence_of(tmp_path, {}) == "unknown"
+
+
+def test_of_a_file_outside_of_the_bundle_no_line_is_passed_on(tmp_path: Path) -> None:
+    """A stranger's link could lead to any file of the user's; downloads are kept as links to files elsewhere, too."""
+    secret, known = tmp_path / "secret.txt", tmp_path / "blob"
+    secret.write_text("Doe^Jane, born 1960\n")
+    known.write_text(MIT)
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "LICENSE").symlink_to(secret)
+    assert licence_of(tmp_path / "bundle", {}) == "unknown"
+    (tmp_path / "bundle" / "LICENSE").unlink()
+    (tmp_path / "bundle" / "LICENSE").symlink_to(known)
+    assert licence_of(tmp_path / "bundle", {}) == "MIT"
+
+
+def test_a_whole_licence_in_the_metadata_is_named(tmp_path: Path) -> None:
+    assert licence_of(tmp_path, {"license": MIT * 20}) == "MIT"
+    assert len(licence_of(tmp_path, {"license": "x" * 300_000})) == 81

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -196,3 +197,16 @@ def test_packages_that_all_else_stands_on_are_not_replaced(tmp_path: Path) -> No
         assert again is json
         assert sys.modules["torch"] is torch
     assert str(tmp_path) not in sys.path
+
+
+def test_a_file_with_the_name_of_a_standard_module_does_not_stay_in_its_place(tmp_path: Path) -> None:
+    assert "tabnanny" not in sys.modules, "one that nothing here imports"
+    values = []
+    for number in (1, 2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "tabnanny.py").write_text(f"VALUE = {number}\n")
+        with OwnCode(folder).importable():
+            values.append(importlib.import_module("tabnanny").VALUE)
+        assert "tabnanny" not in sys.modules
+    assert values == [1, 2]

@@ -7,6 +7,7 @@ import inspect
 import json
 import math
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -663,6 +664,7 @@ def replaced(**parts: Any) -> dict[str, Any]:
         (replaced(network_def={"_target_": "SegResNet", "init_filters": "$8 / 0"}), "does not compute .*division by z"),
         (replaced(network_def="$@nowhere"), "lacks what it refers to"),
         (replaced(network_def="@########a"), "lacks what it refers to"),
+        (replaced(network_def="@imports::" + "9" * 5000), "lacks what it refers to"),  # no number that Python reads
         (replaced(network_def="$@network_def"), "refers to itself"),
         (replaced(inferer={"_target_": "SaliencyInferer", "cam_name": "x"}), "SaliencyInferer, which is not supported"),
         (replaced(inferer={"_target_": "scripts.Mover"}), "scripts.Mover, which is not supported: [^-]*$"),
@@ -679,6 +681,15 @@ def test_a_configuration_that_cannot_be_used_is_refused(tmp_path: Path, content:
 def test_a_folder_without_a_bundle_is_refused(tmp_path: Path) -> None:
     assert not is_bundle(tmp_path)
     assert "is no MONAI bundle" in message(tmp_path)
+
+
+def test_a_very_long_name_of_weights_takes_no_time(tmp_path: Path) -> None:
+    """It was searched from each of its characters on: hours, for a configuration of a megabyte."""
+    loader = {"_target_": "CheckpointLoader", "load_path": "a." * 500_000}
+    folder = write(tmp_path / "bundle", replaced(checkpointloader=loader))
+    begun = time.process_time()
+    assert BundleSegmenter(folder, CPU).weights.name == "model.pt"
+    assert time.process_time() - begun < 5
 
 
 @pytest.mark.parametrize("text", ["{", "[" * 100_000, '{"a": }', "\x00"])
