@@ -9,6 +9,7 @@ what came of it; each step is a function below it, in that order.
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -760,7 +761,8 @@ def assemble_explanation(
     if {"structures", "credit_of_organ"} & set(measurements):  # not by voxels, which would count each by its size
         outside = evidence.outside
         measurements["effect_inside_target"] = None if outside is None else 1 - outside.value
-        measurements["effect_inside_target_if_uniform"] = None if outside is None else 1 - outside.chance
+        uniform = None if outside is None or math.isnan(outside.chance) else 1 - outside.chance
+        measurements["effect_inside_target_if_uniform"] = uniform
     words = question.target if isinstance(question.target, str) and scan.target_mask is None else question.prompt
     bounded = question.score != "logit margin"
     run.warnings += question.method.cautions(setting.spacing_mm)

@@ -8,6 +8,7 @@ the regions that suffice or are necessary, and one more explanation, of the scan
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -110,7 +111,7 @@ def _outside(method: Method, setting: Setting, last: Estimate, saliency: Tensor)
         return Share(float(sum(others)) / total, len(others) / len(rows)) if known else None
     if "credit_of_organ" in findings:  # told apart by the method itself, and not by how many voxels each has
         organ, context = (abs(float(findings[f"credit_of_{part}"])) for part in ("organ", "context"))
-        return Share(context / (organ + context), 0.5) if organ + context else None
+        return Share(context / (organ + context), math.nan) if organ + context else None
     reference = setting.scorer.target.reference.cpu()
     if not bool((saliency != 0).any()) or not bool(reference.any()):
         return None

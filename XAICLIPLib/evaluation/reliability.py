@@ -6,6 +6,7 @@ can be flagged.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,7 +86,8 @@ class Evidence:
     agreement
         Of the localizer's region and the prediction.
     outside
-        Share of the effect outside the organ and a margin, by `XAICLIPLib.evaluation.metrics.outside_share`.
+        Share of the effect outside the organ and a margin, by `XAICLIPLib.evaluation.metrics.outside_share`. Its chance
+        is NaN for the credits of organ and context, of which no map that knows nothing has any.
     saliency, standard_error
         Values of the map at the probed voxels, and their standard errors: both (n,), or both of any other shape.
     faithfulness
@@ -200,15 +202,15 @@ def leans_outside(evidence: Evidence) -> ReliabilityFlag | None:
         return None
     share, chance = evidence.outside.value, evidence.outside.chance
     place = f"more than {evidence.margin_mm:.0f} mm outside" if evidence.margin_mm else "outside"
+    by_chance = "" if math.isnan(chance) else f" (a map that knows nothing would have {chance:.0%} there)"
     return _flag(
         "leans outside",
         share,
         OUTSIDE,
         share > OUTSIDE,
         f"{share:.0%} of the effect lies {place} the {evidence.name}: the network draws it mostly because of other "
-        f"tissue (a map that knows nothing would have {chance:.0%} there).",
-        f"{share:.0%} of the effect lies {place} the {evidence.name} (a map that knows nothing would have "
-        f"{chance:.0%} there).",
+        f"tissue{by_chance}.",
+        f"{share:.0%} of the effect lies {place} the {evidence.name}{by_chance}.",
     )
 
 

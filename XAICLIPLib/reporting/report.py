@@ -211,11 +211,8 @@ def _summary(record: Mapping[str, Any]) -> Section:
             f"{inside:.0%} of all that was lost by removing structures went with the {name} itself; were all alike, "
             f"{uniform:.0%} would."
         )
-    elif inside is not None and uniform is not None and "credit_of_organ" in measurements:
-        paragraphs.append(
-            f"Of these two credits, by their size, {inside:.0%} is the {name}'s; it would be {uniform:.0%} if both "
-            "were the same."
-        )
+    elif inside is not None and "credit_of_organ" in measurements:
+        paragraphs.append(f"Of these two credits, by their size, {inside:.0%} is the {name}'s.")
     elif inside is not None and uniform is not None:
         paragraphs.append(
             f"{inside:.0%} of the effect lies inside the {name}; spread evenly over all that was tried, {uniform:.0%} "

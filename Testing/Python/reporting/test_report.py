@@ -419,7 +419,9 @@ def test_credits_are_read_as_parts_of_the_score(tmp_path: Path) -> None:
     assert "The colour of a place is the credit of the cube of 12 mm around it" in text
     assert "attributions on a scale of their own" not in text, "the credits add up to the score"
     assert "spread evenly over all that was tried" not in text, "the share is of two credits, not by volume"
-    assert "it would be 50% if both were the same" in text
+    assert "by their size" in text and "if both were the same" not in text
+    assert "a map that knows nothing would have" not in text, "of credits it has none"
+    assert result.measurements["effect_inside_target_if_uniform"] is None
     assert not re.search(r"[+−-]0(\.0+)?(%|\s)", text), "no zero has a sign"
 
 
