@@ -609,11 +609,11 @@ def test_a_list_of_nodes_is_kept_with_its_gaps_and_forgets_what_was_removed(slic
     first, second = (slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode") for _ in range(2))
     parameters.volumes = [first, None, second]
     assert wrap(node).volumes == [first, None, second]
-    assert (node.GetParameter("volumes_len"), node.GetNodeReferenceID("volumes_2")) == ("3", second.GetID())
+    assert (node.GetParameter("volumes.len"), node.GetNodeReferenceID("volumes.2")) == ("3", second.GetID())
     slicer.mrmlScene.RemoveNode(second)
     assert parameters.volumes == [first, None, None]
     parameters.volumes = [first]
-    assert parameters.volumes == [first] and not node.HasParameter("volumes_1")
+    assert parameters.volumes == [first] and not node.HasParameter("volumes.1")
     with pytest.raises(TypeError, match="vtkMRMLScalarVolumeNode"):
         parameters.volumes = [node]
 

@@ -143,12 +143,14 @@ def test_the_parameters_that_a_method_takes_are_kept(panel: Any, ready: Any, ses
         ("regionThreshold", "7", 0.5),
         ("regionThreshold", "0.25", 0.25),
         ("regionMargin", "[]", -1.0),
+        ("seed", "", 0),
         ("seed", "1e3", 0),
         ("seed", "9" * 5000, 0),
         ("ownThreshold", "perhaps", False),
         ("checkMap", "perhaps", False),
         ("furtherImages", "-3", 0),
-        ("furtherVolumes_len", "many", []),
+        ("furtherVolumes.len", "many", []),
+        ("furtherVolumes.len", "999999999", []),
         ("method", "no such method", None),
         ("regionSource", "nowhere", None),
     ],
@@ -159,7 +161,7 @@ def test_parameters_of_a_wrong_kind_take_their_default(
     brought(**{name: value})
     assert slot_errors == [] and ready.applyButton.isEnabled(), plain(ready.applyButton.toolTip)
     if kept is not None:
-        assert getattr(panel.logic.getParameterNode(), name.removesuffix("_len")) == kept
+        assert getattr(panel.logic.getParameterNode(), name.removesuffix(".len")) == kept
 
 
 RECORD: dict[str, Any] = {

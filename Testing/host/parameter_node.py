@@ -155,26 +155,26 @@ class Parameter:
 
     def _write_list(self, node: Any, values: list[Any]) -> None:
         """As Slicer lays it out: the length, and each element under a name of its own."""
-        length = f"{self.name}_len"
+        length = f"{self.name}.len"
         before = int(node.GetParameter(length) or 0)
         with slicer.util.NodeModify(node):
             for index, value in enumerate(values):
-                node.SetParameter(f"{self.name}_{index}", "")
-                node.SetNodeReferenceID(f"{self.name}_{index}", value.GetID() if value is not None else None)
+                node.SetParameter(f"{self.name}.{index}", "")
+                node.SetNodeReferenceID(f"{self.name}.{index}", value.GetID() if value is not None else None)
             node.SetParameter(length, str(len(values)))
             for index in range(len(values), before):
-                node.UnsetParameter(f"{self.name}_{index}")
-                node.RemoveNodeReferenceIDs(f"{self.name}_{index}")
+                node.UnsetParameter(f"{self.name}.{index}")
+                node.RemoveNodeReferenceIDs(f"{self.name}.{index}")
 
     def read(self, node: Any) -> Any:
         """The value in the node; the default is put there where there is none."""
         is_list = _node_of_list(self.kind) is not None
-        if not node.HasParameter(f"{self.name}_len" if is_list else self.name):
+        if not node.HasParameter(f"{self.name}.len" if is_list else self.name):
             self.write(node, self.default)
         if is_list:
             return [
-                node.GetNodeReference(f"{self.name}_{index}")
-                for index in range(int(node.GetParameter(f"{self.name}_len")))
+                node.GetNodeReference(f"{self.name}.{index}")
+                for index in range(int(node.GetParameter(f"{self.name}.len")))
             ]
         if _is_node(self.kind):
             return node.GetNodeReference(self.name)

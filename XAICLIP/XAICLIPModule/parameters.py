@@ -76,7 +76,7 @@ class XAICLIPParameterNode:
 
 NUMBERS: dict[str, tuple[type, float, float]] = {
     "furtherImages": (int, 0, 7),
-    "furtherVolumes_len": (int, 0, 7),
+    "furtherVolumes.len": (int, 0, 7),  # under this name Slicer keeps how many a list has
     "seed": (int, 0, 2147483647),
     "regionThreshold": (float, 0, 1),
     "regionMargin": (float, -1, 100),
@@ -90,9 +90,11 @@ def repair(node: Any) -> None:
     A scene may be an older one, or a stranger's; the wrapper would raise wherever such a value is read.
     """
     for name, (kind, least, most) in NUMBERS.items():
-        text = node.GetParameter(name)
+        if not node.HasParameter(name):
+            continue
         try:
-            fits = not text or least <= kind(text) <= most  # what is not a number is in no bounds
+            # What is not a number is in no bounds; nor is an empty text, which the wrapper would read as a number too.
+            fits = least <= kind(node.GetParameter(name)) <= most
         except (ValueError, OverflowError):
             fits = False
         if not fits:
