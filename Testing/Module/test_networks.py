@@ -338,6 +338,7 @@ def test_a_network_of_two_images_is_explained(
     ui.promptLineEdit.setText("lesion")
     pick(ui.regionSourceComboBox, "whole")
     pick(ui.deviceComboBox, "cpu")
+    pick(ui.methodComboBox, "occlusion")
     choices.methodForm.widget("window_mm").setValue(48)
     choices.methodForm.widget("stride_mm").setValue(48)
     assert missing(ui) == "Choose a volume for FLAIR."

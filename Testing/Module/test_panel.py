@@ -288,7 +288,7 @@ def test_what_speaks_against_a_run_is_said_while_it_can_still_be_cancelled(ready
     session.answer("progress", stage="segment", done=0, total=12, warning=warning)
     assert ready.statusLabel.text == f"Segmenting: 0 / 12\n{warning}"
     session.answer("progress", stage="segment", done=1, total=12)
-    assert ready.statusLabel.text == "Segmenting: 1 / 12"
+    assert ready.statusLabel.text == f"Segmenting: 1 / 12\n{warning}", "it stays while it can still be cancelled"
     ready.applyButton.click()
 
 

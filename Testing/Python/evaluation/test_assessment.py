@@ -11,7 +11,7 @@ import torch
 
 from Testing.Python.test_explanation import Finder, Network, scan
 from XAICLIPLib.evaluation import assessment
-from XAICLIPLib.evaluation.assessment import PERTURBATIONS, Assessment, assess_map, faithfulness_record
+from XAICLIPLib.evaluation.assessment import PERTURBATIONS, REGION_CALLS, Assessment, assess_map, faithfulness_record
 from XAICLIPLib.evaluation.controls import random_map
 from XAICLIPLib.evaluation.reliability import reliability_flags
 from XAICLIPLib.explanation import Explanation
@@ -78,7 +78,9 @@ def test_it_takes_as_many_perturbations_as_it_says() -> None:
     seen: list[Progress] = []
     result = run(method="structures", on_progress=seen.append)
     told = [p for p in seen if p.stage == "check"]
-    assert told and {p.total for p in told} == {PERTURBATIONS + result.measurements["perturbations_planned"]}
+    assert told and {p.total for p in told} == {
+        PERTURBATIONS + REGION_CALLS + result.measurements["perturbations_planned"]
+    }
     assert told[-1].done == told[-1].total
     assert "check" in result.record["timings_s"]
 
