@@ -220,8 +220,8 @@ def test_options_reach_the_explanation(here: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(pipeline, "explain", spy)
     line = (
         "explain scan --prompt spleen --model m --localizer l --method occlusion --region r.nrrd --target t --score "
-        "hard-dice --effect remote --labels heart,lung --baseline blur --threshold 0.4 --margin 5 --modality MR --series 2 --window 20 --stride 5 "
-        "--exhaustive --device cpu --precision full --batch-size 7 --seed 3 --trust"
+        "hard-dice --effect remote --labels heart,lung --baseline blur --threshold 0.4 --margin 5 --modality MR "
+        "--series 2 --window 20 --stride 5 --exhaustive --device cpu --precision full --batch-size 7 --seed 3 --trust"
     )
     assert main.main(line.split()) == 1
     for name in ("on_progress", "on_warning", "cancelled"):
