@@ -206,7 +206,8 @@ def test_what_lies_around_it_is_credited_by_name(run: Any, ui: Any) -> None:
     ]
     region = {"volume_ml": 448.0, "in_target_ml": 129.0, "score": 0.84}
     regions = {"sufficient": {"map": region, "outline": {**region, "volume_ml": 916.0}}, "necessary": {"map": None}}
-    run(measurements={"credit_of_context": 0.15, "context_credits": credits}, key_regions=regions)
+    numbers = {"largest_score_lost": 0.0138, "credit_of_context": 0.15, "context_credits": credits}
+    run(measurements=numbers, key_regions=regions)
     assert not ui.structuresTable.isHidden()
     header = [ui.structuresTable.horizontalHeaderItem(column).text() for column in (0, 1)]
     assert header == ["What lies around it", "Credit"]
@@ -220,6 +221,7 @@ def test_what_lies_around_it_is_credited_by_name(run: Any, ui: Any) -> None:
         for row in range(ui.measurementsTable.rowCount)
     }
     assert shown["Credit of what lies around it"] == "0.150"
+    assert shown["Largest credit of a place"] == "0.0138", "nothing was hidden, and no score lost"
     assert shown["Enough of the scan for the structure, in the order of the map"] == "448 ml"
     assert shown["Enough of the scan for the structure, in the order of the outline"] == "916 ml"
 

@@ -52,6 +52,9 @@ def rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     if agreement.get("dice") is not None:
         found.append((_("Overlap of region and prediction (Dice)"), f"{agreement['dice']:.2f}"))
     named = numbers()
+    if isCredited(record):
+        named["largest_score_lost"] = (_("Largest credit of a place"), "{:.4f}")
+        named["smallest_score_lost"] = (_("Smallest credit of a place (below 0: it works against)"), "{:.4f}")
     for key, value in record["measurements"].items():
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             title, form = named.get(key, (key.replace("_", " "), "{:g}"))

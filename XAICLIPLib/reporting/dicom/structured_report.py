@@ -116,10 +116,11 @@ def _measurements(record: Mapping[str, Any], saliency: Dataset) -> list[hd.sr.Me
     source = hd.sr.SourceImageForMeasurement(
         referenced_sop_class_uid=saliency.SOPClassUID, referenced_sop_instance_uid=saliency.SOPInstanceUID
     )
+    lost = None if "credit_of_organ" in measured else measured.get("largest_score_lost")  # credits lose nothing
     rows = [
         (codes.VOLUME, measured.get("target_volume_ml"), codes.MILLILITRE, False),
         (codes.SCORE, measured.get("score_unperturbed"), codes.NO_UNITS, False),
-        (codes.LARGEST_LOSS, measured.get("largest_score_lost"), codes.NO_UNITS, True),
+        (codes.LARGEST_LOSS, lost, codes.NO_UNITS, True),
         (codes.INSIDE, measured.get("effect_inside_target"), codes.NO_UNITS, True),
         (codes.INSIDE_BY_CHANCE, measured.get("effect_inside_target_if_uniform"), codes.NO_UNITS, True),
         (codes.OVERLAP, measured.get("correlation_with_overlap"), codes.NO_UNITS, True),
