@@ -340,7 +340,10 @@ def test_a_prediction_and_a_margin_are_a_region() -> None:
 
 
 def test_a_small_field_of_view_is_searched_where_the_network_draws(shared_data: Path) -> None:
-    """Of a crop of 160 mm around a left kidney, a third of the kidney was searched, and the warning came at the end."""
+    """Of a crop of 160 mm around a left kidney, a third of the kidney was searched, and the warning came at the end.
+
+    The shipped localizer finds more of it since it was tuned on crops; what it still misses is added.
+    """
     path = shared_data / "totalseg" / "example_ct.nii.gz"
     if not path.is_file():
         pytest.skip(f"the real CT is not here ({path})")
@@ -361,7 +364,7 @@ def test_a_small_field_of_view_is_searched_where_the_network_draws(shared_data: 
     models = pipeline.load_models(None, scan, question, device, False, run)
     case = pipeline.find_target(pipeline.predict_scan(models, question, device, run), models, scan, question, run)
     region = pipeline.find_region(models, scan, question, case, None, run)
-    assert region.source == "prediction box"
+    assert region.source == "guided and prediction"
     assert region.agreement is not None and region.agreement.recall == 1
-    assert region.localizer_agreement is not None and region.localizer_agreement.recall < 0.5
-    assert told == region.warnings and "lies where the localizer finds it, so the box around" in told[0]
+    assert region.localizer_agreement is not None and 0.5 < region.localizer_agreement.recall < 0.9
+    assert told == region.warnings and "lies outside the place where the localizer finds it: that was added" in told[0]
