@@ -654,7 +654,7 @@ def test_a_read_that_hangs_ends_at_the_first_signal(tmp_path: Path, name: str, s
         deadline = time.monotonic() + 60
         while not (tmp_path / "results" / "liver").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
-        time.sleep(6 if name == "scan.mha" else 1)  # until it hangs in native code; packages are loaded before
+        time.sleep(6)  # until it hangs: packages are loaded before
         process.send_signal(getattr(signal, sent))
         _, err = process.communicate(timeout=10)
     finally:
