@@ -25,7 +25,7 @@ from torch import Tensor
 
 from XAICLIPLib.evaluation.controls import GRAIN_MM, Spacing, outline_maps
 from XAICLIPLib.evaluation.curves import RankRange, cube_numbers, removal_order
-from XAICLIPLib.imaging.boxes import Box
+from XAICLIPLib.imaging.boxes import bounds
 from XAICLIPLib.scoring.perturbation import Perturbation
 from XAICLIPLib.scoring.scorer import Scorer
 
@@ -55,8 +55,6 @@ class KeyRegion:
         Of those that belong to the target.
     score
         Exact: with all else hidden (sufficient), or with the region hidden (necessary).
-    calls
-        Perturbations that were scored to find it.
     """
 
     kind: Kind
@@ -64,7 +62,6 @@ class KeyRegion:
     volume_ml: float
     in_target_ml: float
     score: float
-    calls: int
 
 
 def key_region(
@@ -77,6 +74,7 @@ def key_region(
     grain_mm: float = GRAIN_MM,
     seed: int = 0,
     between: Callable[[], None] = lambda: None,
+    bare: float | None = None,
 ) -> KeyRegion | None:
     """The shortest beginning of a map's order that keeps `KEPT` of the score, or whose hiding costs `LOST` of it.
 
@@ -90,6 +88,8 @@ def key_region(
         (X, Y, Z) bool: the voxels that can be hidden; all others stay shown.
     between
         Called before each score; an exception in it ends the search.
+    bare
+        The score with everything hidden, where it is known already.
 
     Returns
     -------
@@ -97,8 +97,12 @@ def key_region(
         None where even to hide everything does not cost enough: the network draws what it cannot see.
     """
     shape = tuple(scorer.volume.shape[1:])
+    if bare is None:
+        between()
+        bare = score_with(scorer, changeable.cpu())
+    if bare >= KEPT * scorer.full_score if kind == "sufficient" else bare > (1 - LOST) * scorer.full_score:
+        return None
     cubes = cube_numbers(shape, spacing_mm, grain_mm)
-    blind = False
     ranks, order = removal_order(saliency, shape, changeable, seed, cubes)
     ends = _ends_of_cubes(cubes.ravel()[order])
     on_device = ranks.to(scorer.volume.device)
@@ -111,9 +115,8 @@ def key_region(
             first, end = (0, int(ends[count - 1])) if kind == "necessary" else (int(ends[count - 1]), len(order))
             scores[count] = scorer.full_score
             if first < end:
-                hidden = Perturbation(_box_of(order[first:end], shape), RankRange(on_device, first, end))
-                ((_, (lost,)),) = [pair for batch in scorer.lost_by([hidden], (scorer.kind,)) for pair in batch]
-                scores[count] -= lost
+                box = bounds((on_device >= first) & (on_device < end))
+                scores[count] -= _lost(scorer, Perturbation(box, RankRange(on_device, first, end)))
         return scores[count]
 
     def enough(count: int) -> bool:
@@ -121,12 +124,7 @@ def key_region(
             return score(count) >= KEPT * scorer.full_score
         return score(count) <= (1 - LOST) * scorer.full_score
 
-    low, high = 0, len(ends)
-    if kind == "sufficient":
-        between()
-        blind = score_with(scorer, changeable.cpu()) >= KEPT * scorer.full_score
-    if blind if kind == "sufficient" else not enough(high):
-        return None
+    low, high = 0, len(ends)  # all of it is enough
     while high - low > 1 and high > CLOSE * low:
         middle = min(max(round(math.sqrt(max(low, 1) * high)), low + 1), high - 1)
         low, high = (low, middle) if enough(middle) else (middle, high)
@@ -139,30 +137,26 @@ def key_region(
         float(voxels.sum()) * voxel_ml,
         float((voxels & target).sum()) * voxel_ml,
         score(high),
-        len(scores),
     )
 
 
 def score_with(scorer: Scorer, hidden: Tensor) -> float:
     """Exact score with a mask (X, Y, Z) hidden."""
-    voxels = hidden.cpu().numpy()
-    if not voxels.any():
+    if not bool(hidden.any()):
         return scorer.full_score
-    box = _box_of(np.flatnonzero(voxels), voxels.shape)
-    perturbation = Perturbation(box, hidden[box].float())
+    box = bounds(hidden)
+    return scorer.full_score - _lost(scorer, Perturbation(box, hidden[box].float()))
+
+
+def _lost(scorer: Scorer, perturbation: Perturbation) -> float:
+    """Score lost by one perturbation, whatever part of it the scorer tells the methods."""
     ((_, (lost,)),) = [pair for batch in scorer.lost_by([perturbation], (scorer.kind,)) for pair in batch]
-    return scorer.full_score - lost
+    return lost
 
 
 def _ends_of_cubes(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
     """How many voxels of an order the first one, two, three ... cubes have; a cube's voxels follow each other."""
     return np.append(np.flatnonzero(np.diff(numbers)) + 1, len(numbers))
-
-
-def _box_of(indices: NDArray[np.int64], shape: tuple[int, ...]) -> Box:
-    """The box around voxels that are given by flat indices."""
-    axes = np.unravel_index(indices, shape)
-    return tuple(slice(int(along.min()), int(along.max()) + 1) for along in axes)
 
 
 @dataclass(frozen=True)
@@ -197,9 +191,13 @@ def key_regions(
     """Both regions by the map and by the outline; the parameters are those of `key_region`."""
     changeable, reference = changeable.cpu(), scorer.target.reference.cpu()
     depth = outline_maps(reference, spacing_mm)["depth"]
+    between()
+    bare = score_with(scorer, changeable)  # with everything hidden: the same for every order
 
     def both(order: Tensor) -> dict[Kind, KeyRegion | None]:
-        return {kind: key_region(kind, scorer, order, spacing_mm, changeable, between=between) for kind in KINDS}
+        return {
+            kind: key_region(kind, scorer, order, spacing_mm, changeable, between=between, bare=bare) for kind in KINDS
+        }
 
     return KeyRegions(
         both(saliency),
