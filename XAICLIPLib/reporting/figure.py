@@ -532,15 +532,18 @@ def save_figure(
         name = f"{plane.view.name}   {position_text(plane.view.normal, point[plane.view.normal])}"
         sheet.text(sheet.lefts[column], sheet.tops[0] - 28, name, 13)
         scan = plane.sample(image, outside=np.nan)
-        values, inside = plane.sample(saliency, nearest=pieces), plane.sample(prediction) > 0.5
-        parts = {of_target: _sampled_within(plane, saliency, mask == of_target, pieces) for of_target in (True, False)}
+        inside = plane.sample(prediction) > 0.5
         placed: Style = {"extent": plane.extent, "aspect": "auto"}
         for row in range(len(names)):
             axes = sheet.panel(row, column, point)
             axes.imshow(scan, cmap="gray", vmin=window[0], vmax=window[1], **placed)
             if row:
                 _, scale, of_target = rows[row - 1]
-                shown = values if of_target is None else np.where(inside == of_target, parts[of_target], 0)
+                if of_target is None:
+                    shown = plane.sample(saliency, nearest=pieces)
+                else:
+                    within = _sampled_within(plane, saliency, mask if of_target else ~mask, pieces)
+                    shown = np.where(inside == of_target, within, 0)
                 axes.imshow(scale.colour(shown), **placed)
             for name, part, style in outlines:
                 if name == SUFFICIENT_LABEL and names[row] != "Surroundings":
@@ -607,6 +610,9 @@ def strongest_planes(effect: sitk.Image, target: sitk.Image) -> Point | None:
 
 def _sampled_within(plane: Plane, image: sitk.Image, part: npt.NDArray[np.bool_], nearest: bool) -> Array:
     """Values of a volume in a plane, of the voxels of a part (z, y, x) alone: at its border nothing is mixed in."""
+    near = _around(plane, image)
+    image = image[near]
+    part = part[near[::-1]]
     share, values = (
         sitk.GetImageFromArray(array.astype(np.float32))
         for array in (part, np.where(part, sitk.GetArrayViewFromImage(image), 0))
@@ -616,6 +622,17 @@ def _sampled_within(plane: Plane, image: sitk.Image, part: npt.NDArray[np.bool_]
     weight = plane.sample(share, nearest=nearest)
     sums = plane.sample(values, nearest=nearest)
     return np.asarray(np.where(weight > 0, sums / np.maximum(weight, 1e-6), 0), dtype=np.float32)
+
+
+def _around(plane: Plane, image: sitk.Image) -> tuple[slice, slice, slice]:
+    """Bounds (x, y, z) of the voxels that a plane lies between: a large scan is not worked on for each plane."""
+    size, last = np.array(image.GetSize()), plane.grid.position(np.array(plane.grid.counts[::-1]) - 1)
+    corners = np.array(np.meshgrid(*zip(plane.grid.first, last, strict=True))).reshape(3, -1).T
+    indices = np.array([image.TransformPhysicalPointToContinuousIndex(corner.tolist()) for corner in corners])
+    low = np.clip(np.floor(indices.min(0)) - 1, 0, size - 1).astype(int)
+    high = np.clip(np.ceil(indices.max(0)) + 2, low + 1, size).astype(int)
+    x, y, z = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    return x, y, z
 
 
 def draw_contour(axes: Axes, plane: Plane, mask: sitk.Image, **style: Any) -> None:
