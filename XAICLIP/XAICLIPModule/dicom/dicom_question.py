@@ -4,28 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from slicer.i18n import tr as _
 
 from XAICLIPLib.errors import InputError
 from XAICLIPModule.dicom import database
 from XAICLIPModule.live.turns import Work
-from XAICLIPModule.scene import export, saving
-from XAICLIPModule.scene.results import ExplanationNodes
+from XAICLIPModule.worker.report_question import OutputQuestion
 
 
 @dataclass(frozen=True)
-class DicomQuestion:
+class DicomQuestion(OutputQuestion):
     """An explanation, and the folder that its DICOM objects go to."""
-
-    nodes: ExplanationNodes
-    output: Path
-
-    @property
-    def volumeNode(self) -> Any:
-        """The scan; None where it was deleted."""
-        return self.nodes.volume
 
     def check(self) -> None:
         """Refuse at once what the worker could not write.
@@ -53,8 +43,4 @@ class DicomQuestion:
             They cannot be written.
         """
         images = [str(path) for path in database.imageFiles(self.volumeNode)]
-        saved = folder / "explanation"
-        saved.mkdir()
-        saving.save(self.nodes, saved, compress=False)
-        volume = yield from export.writeVolume(self.volumeNode, folder / "volume.nrrd")
-        return {"folder": str(saved), "output": str(self.output), "images": images, "volume": str(volume)}
+        return {**(yield from self.written(folder)), "images": images}

@@ -17,8 +17,8 @@ ENDINGS = (".html", ".pdf")
 
 
 @dataclass(frozen=True)
-class ReportQuestion:
-    """An explanation, and the file that it is to be told in."""
+class OutputQuestion:
+    """An explanation that is shown, and the place for what is made of it."""
 
     nodes: ExplanationNodes
     output: Path
@@ -28,19 +28,8 @@ class ReportQuestion:
         """The scan; None where it was deleted."""
         return self.nodes.volume
 
-    def check(self) -> None:
-        """Refuse at once what the worker would refuse after a while.
-
-        Raises
-        ------
-        InputError
-            The file has another ending.
-        """
-        if self.output.suffix.lower() not in ENDINGS:
-            raise InputError(_("A report is an .html or a .pdf file: give the name one of these endings."))
-
-    def reportRequest(self, folder: Path) -> Work:
-        """Make the fields of a ``report`` request; explanation and scan are written into the folder.
+    def written(self, folder: Path) -> Work:
+        """Make the fields that every such request has; explanation and scan, if it is there, are written into a folder.
 
         Raises
         ------
@@ -55,3 +44,23 @@ class ReportQuestion:
             volume = yield from export.writeVolume(self.volumeNode, folder / "volume.nrrd")
             asked["volume"] = str(volume)
         return asked
+
+
+@dataclass(frozen=True)
+class ReportQuestion(OutputQuestion):
+    """An explanation, and the file that it is to be told in."""
+
+    def check(self) -> None:
+        """Refuse at once what the worker would refuse after a while.
+
+        Raises
+        ------
+        InputError
+            The file has another ending.
+        """
+        if self.output.suffix.lower() not in ENDINGS:
+            raise InputError(_("A report is an .html or a .pdf file: give the name one of these endings."))
+
+    def reportRequest(self, folder: Path) -> Work:
+        """Make the fields of a ``report`` request: see `written`."""
+        return (yield from self.written(folder))
