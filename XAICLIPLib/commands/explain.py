@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from XAICLIPLib import anatomy
 from XAICLIPLib.commands.results_folder import dicom_folder, folder_argument, results_folder
 from XAICLIPLib.commands.several import explain_several
-from XAICLIPLib.commands.summary import summary
+from XAICLIPLib.commands.summary import for_programs, summary, where_written
 from XAICLIPLib.commands.terminal import (
     Bars,
     Interrupt,
@@ -300,15 +299,11 @@ def _explain(options: argparse.Namespace) -> int:
             print_message("Writing the DICOM objects …")
             objects = explanation.save_dicom(options.dicom, anonymous=options.anonymous)
         if options.json:
-            # Read from the file, which has null for numbers that are not finite: JSON cannot hold those.
-            record = json.loads(written["explanation"].read_text(encoding="utf-8"))
-            files = {"files": {n: str(p.resolve()) for n, p in written.items()}}
             dicom = {"dicom": {n: str(p.resolve()) for n, p in objects.items()}} if objects else {}
-            print_json(record | files | dicom)
+            print_json(for_programs(written) | dicom)
         else:
             print_output(summary(explanation))
-            what = "Written" if explanation.complete else "Interrupted; the partial result was written"
-            print_output(f"{what} to {folder}: {', '.join(path.name for path in written.values())}")
+            print_output(where_written(explanation, written))
             if objects:
                 print_output(f"DICOM objects to {options.dicom}: {', '.join(path.name for path in objects.values())}")
     return 0 if explanation.complete else 130

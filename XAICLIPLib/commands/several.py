@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from XAICLIPLib import anatomy
-from XAICLIPLib.commands.summary import summary
+from XAICLIPLib.commands.summary import for_programs, summary, where_written
 from XAICLIPLib.commands.terminal import (
     INTERRUPTED,
     Bars,
@@ -73,13 +72,11 @@ def explain_several(
                 written = explanation.save(places.place_of(explanation))
             for warning in explanation.warnings:
                 bars.warn(warning)
-            record = json.loads(written["explanation"].read_text(encoding="utf-8"))
-            records.append(record | {"files": {name: str(path.resolve()) for name, path in written.items()}})
+            records.append(for_programs(written))
             complete = complete and explanation.complete
             if not as_json:
                 print_output(summary(explanation))
-                what = "Written" if explanation.complete else "Interrupted; the partial result was written"
-                print_output(f"{what} to {written['figure'].parent}: {', '.join(p.name for p in written.values())}\n")
+                print_output(where_written(explanation, written) + "\n")
             pages.append(overview.Part(explanation.target["name"], summary(explanation), written["figure"]))
             with bars:
                 explanation = next(explanations, None)

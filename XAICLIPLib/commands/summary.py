@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from XAICLIPLib.explainers import methods
 from XAICLIPLib.system.displaytext import one_line
@@ -13,6 +16,21 @@ if TYPE_CHECKING:
 
 LEAST_CREDIT = 0.005
 """A structure with less credit than that is not worth a line."""
+
+
+def where_written(explanation: Explanation, written: Mapping[str, Path]) -> str:
+    """Where the files of an explanation are, and whether they hold all of it."""
+    what = "Written" if explanation.complete else "Interrupted; the partial result was written"
+    return f"{what} to {written['figure'].parent}: {', '.join(path.name for path in written.values())}"
+
+
+def for_programs(written: Mapping[str, Path]) -> dict[str, Any]:
+    """The record of an explanation with the paths of its files, for JSON.
+
+    It is read from the file, which has null for numbers that are not finite: JSON cannot hold those.
+    """
+    record: dict[str, Any] = json.loads(written["explanation"].read_text(encoding="utf-8"))
+    return record | {"files": {name: str(path.resolve()) for name, path in written.items()}}
 
 
 def summary(explanation: Explanation) -> str:
